@@ -1,0 +1,126 @@
+"""Pictures for the page: data URLs, thumbnails, and attention laid over an X-ray.
+
+Everything travels inside the page, so nothing of a case is written to disk. It does not
+know where attention comes from; it is told the values of the patches and their grid.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+# Anchors of cividis (Nuñez et al. 2018), made to look alike with and without colour
+# blindness, and monotone in lightness, so that it also reads in grey.
+CIVIDIS = (
+    "#00224e", "#123570", "#3b496c", "#575d6d", "#707173",
+    "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838",
+)  # fmt: skip
+PREVIEW_PX = 1024
+THUMBNAIL_PX = 176
+
+
+def data_url(pixels: npt.NDArray[np.uint8], *, lossless: bool = True) -> str:
+    """Grey, RGB or RGBA pixels as a PNG (or JPEG) that an ``img`` can hold itself."""
+    file = io.BytesIO()
+    picture = PIL.Image.fromarray(pixels)
+    if lossless:
+        picture.save(file, "PNG", compress_level=3)
+    else:
+        picture.save(file, "JPEG", quality=85)
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def file_url(data: bytes) -> str:
+    """A PNG or JPEG file as it is."""
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def shrink(pixels: npt.NDArray[np.uint8], longest: int) -> npt.NDArray[np.uint8]:
+    """The picture with its longer side at most ``longest`` px; smaller ones unchanged."""
+    rows, columns = pixels.shape[:2]
+    scale = longest / max(rows, columns)
+    if scale >= 1:
+        return pixels
+    size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
+    return np.asarray(PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.LANCZOS))
+
+
+def thumbnail_url(pixels: npt.NDArray[np.uint8]) -> str:
+    """A small JPEG of a picture."""
+    return data_url(shrink(pixels, THUMBNAIL_PX), lossless=False)
+
+
+def preview_url(pixels: npt.NDArray[np.uint8]) -> str:
+    """The display pixels, unchanged up to :data:`PREVIEW_PX` a side and shrunk above."""
+    return data_url(shrink(pixels, PREVIEW_PX))
+
+
+def padded_square(rows: int, columns: int) -> tuple[int, int, int]:
+    """Where the square that the model sees lies on the picture: (top, left, side), in px.
+
+    The model's processor pads the shorter side evenly (the odd pixel goes after the
+    picture, as in LLaVA's ``expand2square``), so ``top`` or ``left`` is negative there.
+    """
+    side = max(rows, columns)
+    return -((side - rows) // 2), -((side - columns) // 2), side
+
+
+def patch_box(
+    row: int, column: int, grid: tuple[int, int], rows: int, columns: int
+) -> tuple[float, float, float, float] | None:
+    """The part of the picture that a patch covers: (top, left, bottom, right), in px.
+
+    None where the patch lies in the padding alone.
+    """
+    top, left, side = padded_square(rows, columns)
+    upper, lower = (top + side * (row + i) / grid[0] for i in (0, 1))
+    start, end = (left + side * (column + i) / grid[1] for i in (0, 1))
+    box = max(upper, 0.0), max(start, 0.0), min(lower, float(rows)), min(end, float(columns))
+    return box if box[0] < box[2] and box[1] < box[3] else None
+
+
+def patches_on_picture(grid: tuple[int, int], rows: int, columns: int) -> npt.NDArray[np.bool_]:
+    """Which patches show any of the picture: bool [grid rows, grid columns]."""
+    return np.array(
+        [
+            [patch_box(y, x, grid, rows, columns) is not None for x in range(grid[1])]
+            for y in range(grid[0])
+        ]
+    )
+
+
+def heat_pixels(values: npt.NDArray[np.floating], top: float) -> npt.NDArray[np.uint8]:
+    """Values from 0 to ``top`` as cividis, more opaque where higher: uint8 [..., RGBA]."""
+    share = np.clip(values / top if top > 0 else np.zeros_like(values), 0.0, 1.0)
+    anchors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in CIVIDIS])
+    places = np.linspace(0.0, 1.0, len(CIVIDIS))
+    channels = [np.interp(share, places, anchors[:, i]) for i in range(3)]
+    return np.stack([*channels, 255 * 0.72 * share], axis=-1).round().astype(np.uint8)
+
+
+def overlay_html(
+    picture: str, shape: tuple[int, int], heat: npt.NDArray[np.uint8], alternative: str
+) -> str:
+    """An X-ray with one pixel of heat per patch stretched over it.
+
+    ``picture`` is the X-ray's URL and ``shape`` its (rows, columns); ``heat`` is RGBA
+    [grid rows, grid columns, 4]. What lies over the padding falls outside the frame.
+    """
+    rows, columns = shape
+    top, left, side = padded_square(rows, columns)
+    place = (
+        f"top:{100 * top / rows:.4f}%;left:{100 * left / columns:.4f}%;"
+        f"height:{100 * side / rows:.4f}%;width:{100 * side / columns:.4f}%"
+    )
+    return (
+        f'<div class="overlay" style="aspect-ratio:{columns}/{rows}">'
+        f'<img class="film" src="{picture}" alt="{html.escape(alternative)}">'
+        f'<img class="heat" src="{data_url(heat)}" style="{place}" alt=""></div>'
+    )

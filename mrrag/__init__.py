@@ -1,0 +1,1 @@
+"""MR-RAG: multimodal relevance-aware retrieval-augmented generation for medical VQA."""

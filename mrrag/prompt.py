@@ -1,0 +1,137 @@
+"""Query and documents → token ids, with the spans known by construction.
+
+The reports come before the question: in a causal decoder only then can question rows
+read report columns, and IFA (which acts on that flow) would otherwise do nothing. Ids
+are built segment by segment, so a span is where its segment landed and never searched
+for, and every branch shares the very same ids for what it has in common.
+
+The template is LLaVA-Med 1.5's ``mistral_instruct``: ``[INST] <image>\\n{text} [/INST]``,
+one BOS, no system prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mrrag.errors import SettingsError
+from mrrag.types import Span
+
+REPORTS_HEADING = "Reports of similar cases:\n"
+MARKERS = ("[INST]", "[/INST]", "<image>")
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that a prompt needs."""
+
+    bos_token_id: int | None
+    all_special_tokens: list[str]
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Text to ids."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids with spans that tile them.
+
+    ``ids[:suffix_start]`` is the prefix (image and reports), which does not depend on
+    the question and so can be prefilled once; the rest is the question and its cue.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    suffix_start: int
+    notes: tuple[str, ...] = ()
+
+    def span(self, name: str) -> Span:
+        """The first span of that name; KeyError where there is none."""
+        for span in self.spans:
+            if span.name == name:
+                return span
+        raise KeyError(name)
+
+    @property
+    def reports(self) -> tuple[Span, ...]:
+        """The report spans, in the order of the documents."""
+        return tuple(s for s in self.spans if s.name.startswith("report "))
+
+
+def plain_text(text: str, special: Sequence[str]) -> str:
+    """Text without the strings that a tokenizer or the template would take for control.
+
+    Repeated until nothing changes, since removing one may put another together.
+    """
+    # Longest first, so that "</s>" is not left as "</" by a shorter token inside it.
+    ordered = sorted({*special, *MARKERS}, key=len, reverse=True)
+    pattern = re.compile("|".join(re.escape(s) for s in ordered))
+    while True:
+        cleaned = pattern.sub(" ", text)
+        if cleaned == text:
+            return " ".join(text.split())
+        text = cleaned
+
+
+def build_prompt(
+    tokenizer: Tokenizer,
+    question: str,
+    reports: Sequence[str],
+    *,
+    image_token_id: int,
+    image_tokens: int,
+    max_report_tokens: int = 256,
+) -> Prompt:
+    """Build the ids of one branch.
+
+    Parameters
+    ----------
+    reports
+        In the order in which the model shall read them; empty for RAG off.
+    image_tokens
+        How many placeholders the checkpoint's vision tower fills (576 for LLaVA-Med
+        1.5); 0 where there is no image.
+    max_report_tokens
+        A longer report is cut there, and a note says so.
+
+    Raises
+    ------
+    SettingsError
+        Where nothing is left of the question.
+    """
+    special = tokenizer.all_special_tokens
+    question = plain_text(question, special)
+    if not question:
+        raise SettingsError("The question is empty. Type a question about the image.")
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    ids: list[int] = []
+    spans: list[Span] = []
+    notes: list[str] = []
+
+    def add(name: str, tokens: Sequence[int]) -> None:
+        if not tokens:
+            return
+        spans.append(Span(name, len(ids), len(ids) + len(tokens)))
+        ids.extend(tokens)
+
+    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    add("other", opening + encode("[INST] "))
+    add("image", [image_token_id] * image_tokens)
+    add("other", encode("\n" + (REPORTS_HEADING if reports else "")))
+    for k, report in enumerate(reports, start=1):
+        tokens = encode(plain_text(report, special))
+        if len(tokens) > max_report_tokens:
+            notes.append(f"Report {k} was cut from {len(tokens)} to {max_report_tokens} tokens.")
+            tokens = tokens[:max_report_tokens]
+        add("other", encode(f"{k}. "))
+        add(f"report {k}", tokens)
+        add("other", encode("\n"))
+    suffix_start = len(ids)
+    add("question", encode(question))
+    add("cue", encode(" [/INST]"))
+    return Prompt(tuple(ids), tuple(spans), suffix_start, tuple(notes))

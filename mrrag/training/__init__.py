@@ -1,0 +1,1 @@
+"""Everything that is learnt, one module and one command each."""

@@ -1,0 +1,146 @@
+"""The MCR adapter: α, β, γ by InfoNCE on D_train; everything else stays frozen.
+
+D_train: for each training question, the model answers once with each candidate document
+alone, and its confidence in the right answer, P(gold) / (P(yes) + P(no)) at the first
+answer token, says how useful the document is. The best is the positive, the worst m are
+the negatives, and the weights are those under which the fused score tells them apart:
+
+    L = −log[ e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s_j⁻/τ}) ],   s = α·c₁ + β·c₂ + γ·c₃
+
+L is convex in (α, β, γ)/τ, so plain gradient descent finds its one minimum. Only the
+ratios matter to ranking and to IFA: the weights are stored with |α| + |β| + |γ| = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mrrag.backbone import score_batch
+from mrrag.evaluation import BATCH, SINGLE, Asked, Ticker, evidence_for, no_ticker, prompt_for
+from mrrag.pipeline import Pipeline
+from mrrag.retrieval import retrieve
+from mrrag.types import Retrieved, Weights
+
+POOL_EACH = 8  # candidates from the top of each single similarity, and as many at random
+NEGATIVES = 12
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """D_train: cosines of each question's positive [Q, 3] and negatives [Q, M, 3]."""
+
+    positive_Q3: npt.NDArray[np.float64]
+    negative_QM3: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Learnt weights with what is known of them; intervals are 95 % bootstrap ones."""
+
+    weights: Weights
+    intervals: tuple[tuple[float, float], ...]
+    temperature: float
+    loss: float
+    validation_loss: float
+    questions: int
+
+
+def candidates(pipeline: Pipeline, item: Asked, rng: np.random.Generator) -> list[Retrieved]:
+    """Documents worth scoring: the top of each similarity, and some at random."""
+    found: dict[str, Retrieved] = {}
+    for weights in SINGLE.values():
+        for r in evidence_for(pipeline, item, weights, POOL_EACH):
+            found.setdefault(r.document.id, r)
+    document = item.case.document
+    drawn = retrieve(
+        pipeline.knowledge_base,
+        item.vectors,
+        Weights(1.0, 1.0, 1.0),
+        POOL_EACH,
+        exclude_patients={document.patient},
+        exclude_studies={document.study},
+        exclude_ids=set(found),
+        noise=POOL_EACH,
+        seed=int(rng.integers(2**31)),
+    )
+    return [*found.values(), *drawn]
+
+
+def build_training_set(
+    pipeline: Pipeline, items: Sequence[Asked], *, seed: int = 0, ticker: Ticker = no_ticker
+) -> TrainingSet:
+    """Score every candidate of every question by the model's confidence with it alone."""
+    rng = np.random.default_rng(seed)
+    positives, negatives = [], []
+    for item in ticker(items, len(items), "D_train"):
+        pool = candidates(pipeline, item, rng)
+        batch = [
+            (item.features, prompt_for(pipeline, item, [r.document.report]), ()) for r in pool
+        ]
+        confidence = np.empty(len(pool))
+        for start in range(0, len(pool), BATCH):
+            part = slice(start, start + BATCH)
+            score = score_batch(pipeline.backbone, batch[part], strength=0.0, layers=())
+            right = score.p_yes if item.gold else score.p_no
+            confidence[part] = right / (score.p_yes + score.p_no)
+        order = np.argsort(-confidence, kind="stable")
+        cosines_N3 = np.array([r.cosines for r in pool])
+        positives.append(cosines_N3[order[0]])
+        negatives.append(cosines_N3[order[-NEGATIVES:]])
+    return TrainingSet(np.array(positives), np.array(negatives))
+
+
+def info_nce(
+    data: TrainingSet, scaled_3: npt.NDArray[np.float64]
+) -> tuple[float, npt.NDArray[np.float64]]:
+    """Mean InfoNCE loss, nats, and its gradient [3], for weights already divided by τ."""
+    difference_QM3 = data.negative_QM3 - data.positive_Q3[:, None]
+    logits_QM = difference_QM3 @ scaled_3
+    top_Q1 = np.maximum(logits_QM.max(1, keepdims=True), 0.0)
+    total_Q1 = np.exp(-top_Q1) + np.exp(logits_QM - top_Q1).sum(1, keepdims=True)
+    loss = float((top_Q1 + np.log(total_Q1)).mean())
+    share_QM = np.exp(logits_QM - top_Q1) / total_Q1
+    return loss, np.einsum("qm,qmd->d", share_QM, difference_QM3) / len(data.positive_Q3)
+
+
+def descend(
+    data: TrainingSet, *, steps: int = 2000, rate: float = 5.0, ridge: float = 1e-4
+) -> npt.NDArray[np.float64]:
+    """Plain gradient descent from equal weights; the ridge keeps the norm bounded."""
+    scaled_3 = np.ones(3)
+    for _ in range(steps):
+        _, gradient = info_nce(data, scaled_3)
+        scaled_3 = scaled_3 - rate * (gradient + ridge * scaled_3)
+    return scaled_3
+
+
+def train_adapter(
+    data: TrainingSet, *, validation_share: float = 0.2, resamples: int = 100, seed: int = 0
+) -> Adapter:
+    """Learn α, β, γ; the last ``validation_share`` of the questions only measures."""
+    cut = round(len(data.positive_Q3) * (1 - validation_share))
+    train = TrainingSet(data.positive_Q3[:cut], data.negative_QM3[:cut])
+    held_out = TrainingSet(data.positive_Q3[cut:], data.negative_QM3[cut:])
+    scaled_3 = descend(train)
+    rng = np.random.default_rng(seed)
+    resampled = []
+    for _ in range(resamples):
+        rows = rng.integers(cut, size=cut)
+        sample = TrainingSet(train.positive_Q3[rows], train.negative_QM3[rows])
+        drawn = descend(sample, steps=300)
+        resampled.append(drawn / np.abs(drawn).sum())
+    low, high = np.percentile(resampled, (2.5, 97.5), axis=0)
+    norm = float(np.abs(scaled_3).sum())
+    alpha, beta, gamma = (float(w) for w in scaled_3 / norm)
+    return Adapter(
+        weights=Weights(alpha, beta, gamma),
+        intervals=tuple((float(a), float(b)) for a, b in zip(low, high, strict=True)),
+        temperature=1 / norm,
+        loss=info_nce(train, scaled_3)[0],
+        validation_loss=info_nce(held_out, scaled_3)[0],
+        questions=cut,
+    )

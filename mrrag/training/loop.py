@@ -1,0 +1,123 @@
+"""The one training loop: warm-up and cosine, checkpoints, a metrics file, exact resume.
+
+What a batch is and what its loss is are the caller's: ``loss_at(step)`` must depend on
+nothing but the step and the seed it was made with, and then a run that was killed and
+started again ends where an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.csv"
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
+    """Linear warm-up to ``peak``, then a cosine down to a twentieth of it."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    phase = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, phase))))
+
+
+def fit(
+    directory: Path,
+    module: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    *,
+    steps: int,
+    peak_lr: float,
+    warmup: int = 100,
+    weight_decay: float = 0.01,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    evaluate_every: int = 500,
+    checkpoint_every: int = 200,
+) -> None:
+    """Train ``module`` in place with AdamW, resuming from ``directory`` where it can.
+
+    Parameters
+    ----------
+    directory
+        The run folder; holds ``checkpoint.pt`` (read with ``weights_only``) and
+        ``metrics.csv``.
+    loss_at
+        Step number to scalar loss.
+    evaluate
+        Figures on held-out data, written to the metrics file.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=peak_lr,
+        betas=(0.9, 0.98),
+    )
+    first = _resume(directory, module, optimizer)
+    mean = 0.0
+    with tqdm(total=steps, initial=first, desc=directory.name, mininterval=5) as bar:
+        for step in range(first, steps):
+            module.train()
+            torch.manual_seed(step)  # dropout, if any, must not depend on where a run resumed
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, peak=peak_lr, warmup=warmup, steps=steps)
+            loss = loss_at(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            mean = loss.item() if step == first else 0.98 * mean + 0.02 * loss.item()
+            bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
+            bar.update()
+            done = step + 1
+            if evaluate is not None and (done % evaluate_every == 0 or done == steps):
+                module.eval()
+                with torch.inference_mode():
+                    figures = dict(evaluate())
+                _log(directory, {"step": done, "loss": mean, **figures})
+            if done % checkpoint_every == 0 or done == steps:
+                _checkpoint(directory, module, optimizer, done)
+    module.eval()
+
+
+def _checkpoint(
+    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    state = {"step": step, "module": module.state_dict(), "optimizer": optimizer.state_dict()}
+    temporary = directory / (CHECKPOINT + ".part")
+    torch.save(state, temporary)
+    os.replace(temporary, directory / CHECKPOINT)  # never a half-written checkpoint
+
+
+def _resume(directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    path = directory / CHECKPOINT
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    step = int(state["step"])
+    logger.info("resuming %s at step %d", directory.name, step)
+    return step
+
+
+def _log(directory: Path, row: Mapping[str, float]) -> None:
+    path = directory / METRICS
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow({k: round(v, 5) for k, v in row.items()})

@@ -1,0 +1,142 @@
+"""The bi-tower, taught by contrast: an image and its own report, against a batch of others.
+
+Two losses, each symmetric InfoNCE over the batch as in CLIP: image ↔ report, and
+question ↔ report, without which the question–report similarity γ would come from a text
+tower that never saw a question. Reports are shown with sentences left out at random
+(ConVIRT samples one), so that the tower cannot live off a report's length or opening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
+
+from mrrag.encoders import BiTower
+from mrrag.training.data import DataSet
+from mrrag.training.loop import fit
+from mrrag.training.vision import jitter
+
+QUESTION_WEIGHT = 0.3
+
+
+def build_tower(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> BiTower:
+    """A randomly initialised small bi-tower, seeing four times the model's pixels."""
+    torch.manual_seed(seed)
+    image = ResNetConfig(
+        num_channels=1,
+        embedding_size=24,
+        hidden_sizes=[32, 64, 128, 192],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+    )
+    text = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=256,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return BiTower(
+        image,
+        text,
+        tokenizer,
+        dimension=128,
+        image_size=128,
+        max_text_tokens=192,
+        name="phantom-bitower",
+    )
+
+
+def drop_sentences(report: str, rng: np.random.Generator, keep: float = 0.7) -> str:
+    """The report without some of its sentences; at least one stays."""
+    sentences = [s for s in report.replace("\n", " ").split(". ") if s]
+    chosen = [s for s in sentences if rng.random() < keep]
+    if not chosen:
+        chosen = [sentences[int(rng.integers(len(sentences)))]]
+    return ". ".join(chosen)
+
+
+def contrast(left_ND: Tensor, right_ND: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE over a batch, nats: row n of one side belongs to row n of the other."""
+    logits_NN = scale * left_ND @ right_ND.T
+    target = torch.arange(len(logits_NN))
+    return 0.5 * (
+        nn.functional.cross_entropy(logits_NN, target)
+        + nn.functional.cross_entropy(logits_NN.T, target)
+    )
+
+
+def train_retriever(
+    directory: Path,
+    tower: BiTower,
+    data: DataSet,
+    pixels: npt.NDArray[np.float16],
+    *,
+    steps: int = 1500,
+    batch: int = 96,
+    seed: int = 0,
+) -> None:
+    """Train the tower in place.
+
+    Figures, on the validation split: recall@10 of a study's own report from its image,
+    among all of the split's, and how often the nearest image of another patient has the
+    same set of problems.
+    """
+    train, validation = data.rows("train"), data.rows("validation")
+    reports = data.reports
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng((seed, step))
+        rows = np.sort(rng.choice(train, size=batch, replace=False))
+        shown = jitter(torch.from_numpy(pixels[rows].astype(np.float32)), rng)
+        texts = [drop_sentences(reports[n], rng) for n in rows]
+        asked = [n for n in range(batch) if data.questions[rows[n]]]
+        questions = [
+            data.questions[rows[n]][int(rng.integers(len(data.questions[rows[n]])))].question
+            for n in asked
+        ]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            v_ND = tower.encode_pixels(shown)
+            t_ND = tower.encode_ids(*tower.tokenize(texts))
+            q_ND = tower.encode_ids(*tower.tokenize(questions))
+        scale = tower.logit_scale.exp().clamp(max=50.0)
+        v_ND, t_ND, q_ND = v_ND.float(), t_ND.float(), q_ND.float()
+        pair = contrast(v_ND, t_ND, scale)
+        return pair + QUESTION_WEIGHT * contrast(q_ND, t_ND[asked], scale)
+
+    def evaluate() -> Mapping[str, float]:
+        v_ND = torch.cat(
+            [
+                tower.encode_pixels(torch.from_numpy(pixels[rows].astype(np.float32)))
+                for rows in np.array_split(validation, max(1, len(validation) // 128))
+            ]
+        )
+        t_ND = torch.from_numpy(tower.texts([reports[n] for n in validation]))
+        order = (v_ND @ t_ND.T).argsort(dim=1, descending=True)
+        rank = (order == torch.arange(len(order))[:, None]).float().argmax(1)
+        alike = v_ND @ v_ND.T
+        patients = data.patients[validation]
+        alike[torch.from_numpy(patients[:, None] == patients[None, :])] = -2.0
+        nearest = alike.argmax(1).numpy()
+        problems = [set(data.cases[n].problems) for n in validation]
+        same = [
+            len(a & problems[j]) / len(a | problems[j])
+            for a, j in zip(problems, nearest, strict=True)
+        ]
+        return {
+            "recall_at_10": float((rank < 10).float().mean()),
+            "neighbour_jaccard": float(np.mean(same)),
+            "scale": float(tower.logit_scale.exp()),
+        }
+
+    fit(directory, tower, loss_at, steps=steps, peak_lr=1e-3, evaluate=evaluate, evaluate_every=250)

@@ -1,0 +1,170 @@
+"""What crosses module borders: frozen dataclasses over numpy, and nothing that computes.
+
+Shape suffixes on array names: L layer, H head, S span, X key position, N documents,
+D embedding, Y/X image rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+# The three answers, in the order in which every table, page and file shows them.
+METHODS: tuple[str, ...] = ("rag_off", "rag", "mr_rag")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A VOI window (DICOM PS3.3 C.11.2), in units of :attr:`Image.values`."""
+
+    name: str
+    center: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Image:
+    """One picture, ready to be shown and read.
+
+    Attributes
+    ----------
+    display : uint8 [rows, columns] or [rows, columns, 3]
+        After modality LUT, VOI LUT or window, and MONOCHROME1 inversion. The encoders,
+        the model and the page all start from this.
+    values : float32 or integer [rows, columns], or None for colour
+        After the modality LUT only, for windowing in a viewer.
+    windows : tuple of Window
+        The header's presets that apply to ``values``; the first one made ``display``.
+    inverted : bool
+        True where low ``values`` are shown bright (MONOCHROME1).
+    frame, frames : int
+        Which frame this is, counted from 0, of how many.
+    tags : mapping
+        Technical attributes from an allow-list; never who the patient is.
+    notes : tuple of str
+        What was done to the file, in sentences a clinician can read.
+    sha256 : str
+        Of the file's bytes.
+    """
+
+    display: npt.NDArray[np.uint8]
+    values: npt.NDArray[np.generic] | None = None
+    windows: tuple[Window, ...] = ()
+    inverted: bool = False
+    frame: int = 0
+    frames: int = 1
+    tags: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a person asks: an image q_i, a question q_t, or both."""
+
+    image: Image | None
+    question: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """One case of a knowledge base: an image d_i and its report d_t."""
+
+    id: str
+    report: str
+    patient: str
+    study: str
+    source: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The MCR weights: α image-report, β image-image, γ question-report."""
+
+    alpha: float
+    beta: float
+    gamma: float
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """A document with why it was chosen.
+
+    ``cosines`` and ``terms`` are ordered as α, β, γ: image-report, image-image,
+    question-report. A term is weight × cosine, after the weights of absent pairs have
+    been shared out, and the three terms sum to ``score`` exactly. An absent pair has
+    cosine NaN and term 0. ``relevance`` is IFA's λ before its strength: (score − min) /
+    (max − min) over the documents retrieved together.
+    """
+
+    document: Document
+    rank: int
+    score: float
+    cosines: tuple[float, float, float]
+    terms: tuple[float, float, float]
+    relevance: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """A named run of prompt tokens, ``start`` included and ``stop`` excluded.
+
+    Names: "image", "report 1" ... "report K", "question", "cue" (the end of the user's
+    turn, from which the answer is read), "other".
+    """
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class AttentionTrace:
+    """What the question's tokens attended to in one branch, reduced while it ran.
+
+    Attributes
+    ----------
+    spans : tuple of Span
+        They tile the prompt; there are several called "other".
+    mass_LHS : float32 [layers, heads, names]
+        Attention probability summed over a span's keys, averaged over question rows.
+        Columns follow ``names`` and sum to 1.
+    names : tuple of str
+        "image", "report 1" ..., "question", "cue", "other": spans of one name together.
+    keys_LX : float32 [layers, prompt tokens]
+        Attention probability on each key, averaged over heads and question rows.
+    grid : (rows, columns)
+        The image span's patches.
+    layers : tuple of int
+        Where the scores were steered; empty in a plain branch.
+    """
+
+    spans: tuple[Span, ...]
+    names: tuple[str, ...]
+    mass_LHS: FloatArray
+    keys_LX: FloatArray
+    grid: tuple[int, int]
+    layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One branch's answer. ``p_yes`` and ``p_no`` are token probabilities, not confidence.
+
+    Both are read at the first answer token, over the whole vocabulary.
+    """
+
+    method: str
+    text: str
+    p_yes: float
+    p_no: float
+    prompt: str
+    tokens: int
+    seconds: float
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,81 @@
+"""The words of the phantom world agree with what was drawn."""
+
+import numpy as np
+
+from mrrag.phantom.report import ABSENT, NAMES, PRESENT, ask, canonical, prevalence, write_report
+from mrrag.phantom.world import FINDINGS, KINDS, Study, draw_studies
+
+STUDIES = draw_studies(600, seed=1)
+RATES = prevalence(STUDIES)
+
+
+def test_every_finding_has_words() -> None:
+    for words in (PRESENT, ABSENT, NAMES):
+        assert set(words) == set(FINDINGS)
+
+
+def test_the_same_seed_gives_the_same_world() -> None:
+    assert draw_studies(20, seed=3) == draw_studies(20, seed=3)
+    assert draw_studies(20, seed=3) != draw_studies(20, seed=4)
+
+
+def test_a_finding_has_only_the_sides_and_zones_of_its_kind() -> None:
+    for study in STUDIES:
+        for finding in study.findings:
+            kind = KINDS[finding.name]
+            assert (finding.side in kind.sides) if kind.sides else finding.side is None
+            assert (finding.zone in kind.zones) if kind.zones else finding.zone is None
+            assert (finding.grade is not None) == kind.graded
+
+
+def test_a_report_asserts_only_what_is_there_and_denies_only_what_is_not() -> None:
+    for study in STUDIES:
+        report = write_report(study)
+        present = {f.name for f in study.findings}
+        assert set(report.asserted) <= present
+        assert not set(report.denied) & present
+
+
+def test_a_report_names_the_side_it_was_drawn_on() -> None:
+    for study in STUDIES:
+        report = write_report(study)
+        for finding in study.findings:
+            if finding.name in report.asserted and finding.name == "pneumothorax":
+                assert f"{finding.side}" in report.findings.lower()
+
+
+def test_reports_are_silent_about_most_normal_findings() -> None:
+    said = np.mean([len(write_report(s).denied) / (12 - len(s.findings)) for s in STUDIES])
+    assert 0.15 < said < 0.45
+
+
+def test_yes_and_no_are_in_balance_for_every_finding() -> None:
+    yes: dict[str, list[bool]] = {name: [] for name in FINDINGS}
+    for study in draw_studies(3000, seed=2):
+        for qa in ask(study, RATES):
+            if qa.answer_type == "closed" and qa.finding:
+                yes[qa.finding].append(qa.answer.startswith("Yes"))
+    for name, answers in yes.items():
+        assert 0.35 < np.mean(answers) < 0.6, name
+
+
+def test_answers_agree_with_the_study() -> None:
+    for study in STUDIES:
+        for qa in ask(study, RATES):
+            if qa.answer_type == "closed" and qa.finding and qa.answer.startswith("Yes"):
+                finding = study.finding(qa.finding)
+                assert finding is not None
+                assert canonical(finding) in qa.answer
+            elif qa.answer_type == "closed" and qa.finding and not qa.answer.startswith("No,"):
+                assert study.finding(qa.finding) is None
+
+
+def test_a_patient_keeps_sex_age_and_chronic_findings() -> None:
+    by_patient: dict[int, list[Study]] = {}
+    for study in STUDIES:
+        by_patient.setdefault(study.patient, []).append(study)
+    for first, *later in by_patient.values():
+        for study in later:
+            assert (study.sex, study.age, study.habitus) == (first.sex, first.age, first.habitus)
+            if first.finding("pacemaker"):
+                assert study.finding("pacemaker") == first.finding("pacemaker")
