@@ -14,6 +14,8 @@ from typing import Any
 from mrrag.errors import ModelError
 from mrrag.types import Weights
 
+PHANTOM_MODEL = "MR-RAG phantom LLaVA"
+
 
 @dataclass(frozen=True)
 class About:
@@ -47,14 +49,15 @@ def read_about(assets: Path) -> About:
     """
     learnt = _read(assets / "learnt.json")
     config = _read(assets / "llava" / "config.json")
+    phantoms_only = (assets / "llava" / "scope.json").exists()
     try:
         return About(
-            model=str(config.get("mrrag_name") or "mr-rag phantom model"),
+            model=PHANTOM_MODEL if phantoms_only else str(config.get("_name_or_path") or "LLaVA"),
             layers=int(config["text_config"]["num_hidden_layers"]),
             weights=Weights(**learnt["weights"]),
             critical=tuple(int(layer) for layer in learnt["layers"]),
             strength=float(learnt["strength"]),
-            phantoms_only=(assets / "llava" / "scope.json").exists(),
+            phantoms_only=phantoms_only,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(

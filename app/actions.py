@@ -34,10 +34,9 @@ from app.pictures import (
     patches_on_picture,
     preview_url,
     shrink,
-    thumbnail_url,
 )
 from mrrag.errors import CorpusError, ImageError, MRRAGError, SettingsError
-from mrrag.images import read_image
+from mrrag.images import MAX_BYTES, read_image, thumbnail
 from mrrag.types import AttentionTrace, FloatArray, Image, Query, Weights
 
 if TYPE_CHECKING:
@@ -51,10 +50,11 @@ MAX_K = 16
 MAX_STRENGTH = 4.0
 WEIGHT_STEP = 0.01
 MAX_QUESTION_CHARACTERS = 1000
-MAX_UPLOAD_BYTES = 64 * 2**20
+MAX_UPLOAD_BYTES = MAX_BYTES
 # Faster than this no one reads, and each update costs the browser a redraw.
 SECONDS_BETWEEN_UPDATES = 0.04
 OVERLAY_PX = 512
+THUMBNAIL_PX = 96
 UNEXPECTED = (
     "Something went wrong on our side, and nothing of your case was kept. Try again; if it "
     "happens again with this picture or question, choose another."
@@ -91,10 +91,11 @@ class Draft:
 
     question: str = ""
     texts: dict[str, str] = field(default_factory=dict)
+    stopped: bool = False
 
     def start(self, question: str = "") -> None:
         """Forget the case before."""
-        self.question, self.texts = question, {}
+        self.question, self.texts, self.stopped = question, {}, False
 
 
 def max_weight(about: About) -> float:
@@ -107,13 +108,15 @@ def max_weight(about: About) -> float:
 
 
 def load_samples(folder: Path) -> tuple[Sample, ...]:
-    """Read ``cases.json`` and its pictures.
+    """Read ``cases.json`` and its pictures; none where there is no such list.
 
     Raises
     ------
     CorpusError
         Where the list cannot be read, or names a file outside its folder.
     """
+    if not (folder / "cases.json").exists():
+        return ()
     try:
         entries = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
         samples = []
@@ -128,7 +131,7 @@ def load_samples(folder: Path) -> tuple[Sample, ...]:
                     question=str(entry["question"]),
                     note=str(entry.get("note", "")),
                     image=image,
-                    thumbnail=thumbnail_url(image.display),
+                    thumbnail=file_url(thumbnail(image, THUMBNAIL_PX)),
                 )
             )
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -173,11 +176,6 @@ def read_upload(samples: Sequence[Sample], data: object) -> Update:
     try:
         if not isinstance(data, bytes) or not data:
             raise ImageError("No file came. Choose a DICOM, PNG or JPEG file.")
-        if len(data) > MAX_UPLOAD_BYTES:
-            raise ImageError(
-                f"The file has {len(data) / 2**20:.0f} MB; {MAX_UPLOAD_BYTES // 2**20} MB are "
-                "allowed. Choose a smaller one."
-            )
         image = read_image(data)
         return cleared() | {
             "image": image,
@@ -292,7 +290,10 @@ def ask(
             yield {"running": True, "status": cards.status("Loading the model", kind="busy")}
         pipeline = engine.result(timeout=120)
         settings = settings_from(about, *controls)
-        yield from _answer(pipeline, about, draft, image, question, settings)
+        for update in _answer(pipeline, about, draft, image, question, settings):
+            if draft.stopped:  # what Stop put on the page stays there
+                return
+            yield update
         draft.start()
     except Exception as error:
         draft.start()
@@ -320,7 +321,7 @@ def _answer(
         "status": cards.status("Answering, three ways at once", kind="busy"),
     }
     last = -math.inf
-    for step in mrrag.answer(pipeline, query, evidence, settings):
+    for step in mrrag.answer(pipeline, query, evidence, settings, cancelled=lambda: draft.stopped):
         if isinstance(step, mrrag.Progress):
             draft.texts = step.texts
             if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES:
@@ -376,15 +377,16 @@ def settings_line(about: About, result: CaseResult) -> str:
     )
 
 
-def stopped(draft: object) -> Update:
-    """What Stop leaves on the page: the answers as far as they came."""
-    update = {
+def stop(draft: object) -> Update:
+    """End the running case; the answers stay as far as they came."""
+    if not isinstance(draft, Draft) or not draft.question:
+        return {"running": False, "status": cards.status("Stopped. Nothing is being answered.")}
+    draft.stopped = True
+    return {
         "running": False,
         "status": cards.status("Stopped. The answers are not complete."),
+        "answers": cards.answer_columns(draft.question, draft.texts, stopped=True),
     }
-    if isinstance(draft, Draft) and draft.question:
-        update["answers"] = cards.answer_columns(draft.question, draft.texts, stopped=True)
-    return update
 
 
 def refuse(error: Exception | str) -> Update:

@@ -104,12 +104,13 @@ def build_page(
     first = about.critical[0] if about.critical else 0
     limit = actions.max_weight(about)
 
-    with gr.Blocks(
+    page = gr.Blocks(
         title="MR-RAG",
         analytics_enabled=False,
         delete_cache=(FILE_SECONDS, FILE_SECONDS),
         fill_width=True,
-    ) as page:
+    )
+    with page:
         image = gr.State(None, time_to_live=CASE_SECONDS)
         shown = gr.State(None, time_to_live=CASE_SECONDS)
         draft = gr.State(actions.Draft(), time_to_live=CASE_SECONDS)
@@ -249,17 +250,17 @@ def build_page(
             concurrency_id="model",
             **quiet,
         )
-        # At once, so that one can also stop waiting for one's turn.
+        # In the browser, at once, so that one can also stop waiting for one's turn.
         gr.on(
             [ask.click, question.submit],
-            lambda: gr.Button(interactive=True),
+            None,
             None,
             stop,
-            queue=False,
+            js="() => ({__type__: 'update', interactive: true})",
             **quiet,
         )
         stop.click(
-            lambda draft: placed(actions.stopped(draft)),
+            lambda draft: placed(actions.stop(draft)),
             draft,
             [stop, status, answers],
             cancels=[asked],

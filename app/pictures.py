@@ -1,4 +1,4 @@
-"""Pictures for the page: data URLs, thumbnails, and attention laid over an X-ray.
+"""Pictures for the page: data URLs, and attention laid over an X-ray.
 
 Everything travels inside the page, so nothing of a case is written to disk. It does not
 know where attention comes from; it is told the values of the patches and their grid.
@@ -21,7 +21,6 @@ CIVIDIS = (
     "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838",
 )  # fmt: skip
 PREVIEW_PX = 1024
-THUMBNAIL_PX = 176
 
 
 def data_url(pixels: npt.NDArray[np.uint8], *, lossless: bool = True) -> str:
@@ -50,11 +49,6 @@ def shrink(pixels: npt.NDArray[np.uint8], longest: int) -> npt.NDArray[np.uint8]
         return pixels
     size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
     return np.asarray(PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.LANCZOS))
-
-
-def thumbnail_url(pixels: npt.NDArray[np.uint8]) -> str:
-    """A small JPEG of a picture."""
-    return data_url(shrink(pixels, THUMBNAIL_PX), lossless=False)
 
 
 def preview_url(pixels: npt.NDArray[np.uint8]) -> str:

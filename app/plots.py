@@ -174,7 +174,11 @@ def heatmap(
         xaxis={
             "tickvals": list(range(count)),
             "ticktext": list(columns),
-            "title": {"text": "report, by rank" if kind else "read from", "standoff": 4, "font": {"size": 11}},
+            "title": {
+                "text": "report, by rank" if kind else "read from",
+                "standoff": 4,
+                "font": {"size": 11},
+            },
             "fixedrange": True,
             "range": [-0.5, count - 0.5],
             "showgrid": False,

@@ -32,7 +32,8 @@ def ticker(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
     """A progress bar on stderr."""
     from tqdm import tqdm
 
-    return tqdm(items, total=total, desc=label, mininterval=2, file=sys.stderr)
+    bar: Iterable[Any] = tqdm(items, total=total, desc=label, mininterval=2, file=sys.stderr)
+    return bar
 
 
 def write_json(path: Path, value: object) -> None:
@@ -112,8 +113,10 @@ def evaluation_text(result: dict[str, Any]) -> str:
     lines = [f"{result['n']} yes/no questions, {result['split']} split, K = {result['k']}", ""]
     lines.append(f"{'':28s}{'accuracy':>26s}{'macro F1':>26s}  unparsed")
     for row in result["methods"]:
-        lines.append(f"{NAMES[row['method']]:28s}{_interval(row, 'accuracy')}"
-                     f"{_interval(row, 'macro_f1')}{row['unparsed']:10d}")
+        lines.append(
+            f"{NAMES[row['method']]:28s}{_interval(row, 'accuracy')}"
+            f"{_interval(row, 'macro_f1')}{row['unparsed']:10d}"
+        )
     lines += ["", "paired tests (McNemar, exact): only the first / only the second right"]
     for row in result["tests"]:
         lines.append(
@@ -148,11 +151,13 @@ def held_out(data: Path | None) -> Path:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """How long the page's steps take."""
+    """Time three answers with their trace against transformers' own generate()."""
     from mrrag.bench import bench as run_bench
     from mrrag.bench import bench_text
 
-    result = run_bench(args.assets, repeats=args.repeats, app=ROOT / "app.py")
+    result = run_bench(
+        args.assets, reports=args.k, new_tokens=args.new_tokens, repeats=args.repeats
+    )
     print(json.dumps(result) if args.json else bench_text(result))
 
 
@@ -231,6 +236,30 @@ def find_layers(args: argparse.Namespace) -> None:
     print(json.dumps(make_layers(args.data, args.runs, args.assets, args.questions, ticker)))
 
 
+def samples(args: argparse.Namespace) -> None:
+    """Choose the sample cases on the held-out split, and write them."""
+    from mrrag.evaluation import read_questions_of
+    from mrrag.phantom.samples import choose, write_samples
+    from mrrag.phantom.world import draw_studies
+    from mrrag.pipeline import load_pipeline
+    from mrrag.training.data import read_data_set
+
+    pipeline = load_pipeline(args.assets)
+    data = read_data_set(args.data)
+    rows = data.rows("test")
+    items = read_questions_of(
+        pipeline,
+        [data.cases[n] for n in rows],
+        [data.questions[n] for n in rows],
+        limit=args.questions,
+        ticker=ticker,
+    )
+    recipe = json.loads((args.assets / "world.json").read_text(encoding="utf-8"))
+    chosen = choose(pipeline, items, ticker=ticker)
+    write_samples(args.directory, chosen, draw_studies(recipe["patients"], recipe["seed"]))
+    print(f"{len(chosen)} sample cases in {args.directory}")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(prog="python -m mrrag", description=__doc__.splitlines()[0])
@@ -261,7 +290,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
 
     sub = command("bench", bench)
-    sub.add_argument("--repeats", type=int, default=15)
+    sub.add_argument("--k", type=int, default=15)
+    sub.add_argument("--new-tokens", type=int, default=64)
+    sub.add_argument("--repeats", type=int, default=5)
     sub.add_argument("--json", action="store_true")
 
     sub = command("phantom", phantom)
@@ -270,9 +301,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=2026)
     sub.add_argument("--size", type=int, default=512, help="rows and columns, px")
 
-    def learning(
-        name: str, run: Callable[[argparse.Namespace], None]
-    ) -> argparse.ArgumentParser:
+    def learning(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         sub = command(name, run)
         sub.add_argument("--data", type=Path, required=True, help="what `phantom` wrote")
         sub.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints, figures")
@@ -287,7 +316,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--reading-steps", type=int, default=1000)
     sub.add_argument("--weighing-steps", type=int, default=2400)
     learning("train-adapter", train_adapter).add_argument("--questions", type=int, default=600)
-    learning("find-layers", find_layers).add_argument("--questions", type=int, default=1500)
+    learning("find-layers", find_layers).add_argument("--questions", type=int, default=1200)
+    sub = learning("samples", samples)
+    sub.add_argument("--directory", type=Path, default=ROOT / "sample_cases")
+    sub.add_argument("--questions", type=int, default=600)
     return top
 
 

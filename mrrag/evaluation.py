@@ -18,7 +18,7 @@ from torch import Tensor
 from mrrag.backbone import encode_images, generate_batch, prefill_batch, score_batch
 from mrrag.corpus import Case, Question
 from mrrag.images import load_image
-from mrrag.metrics import Answers, bootstrap, mcnemar, parse_yes_no, scores
+from mrrag.metrics import UNPARSED, Answers, bootstrap, mcnemar, parse_yes_no, scores
 from mrrag.pipeline import Pipeline
 from mrrag.prompt import Prompt, build_prompt
 from mrrag.retrieval import QueryVectors, retrieve
@@ -92,9 +92,7 @@ def read_questions_of(
             for question in row:
                 gold = parse_yes_no(question.answer)
                 asked.append(
-                    Asked(
-                        question, case, features[n : n + 1], QueryVectors(v_ND[n], t_MD[m]), gold
-                    )
+                    Asked(question, case, features[n : n + 1], QueryVectors(v_ND[n], t_MD[m]), gold)
                 )
                 m += 1
     return asked[:limit]
@@ -134,6 +132,8 @@ def answer_batch(
     items: Sequence[Asked],
     evidence: Sequence[Sequence[Retrieved]],
     settings: Sequence[tuple[float, tuple[int, ...], str]],
+    *,
+    write: bool = True,
 ) -> list[Outcome]:
     """Answer a batch under several steerings, reading image and reports once.
 
@@ -141,6 +141,9 @@ def answer_batch(
     ----------
     settings
         (strength, layers, rows) each; strength 0 is plain RAG.
+    write
+        Whether answers are written and parsed. Without it the most probable first token
+        is taken for the answer's first word, which is all that a sweep needs.
     """
     backbone = pipeline.backbone
     batch = [
@@ -157,16 +160,20 @@ def answer_batch(
         first = score_batch(
             backbone, batch, strength=strength, layers=layers, rows=rows, cache=cache
         )
-        texts = generate_batch(
-            backbone,
-            batch,
-            strength=strength,
-            layers=layers,
-            rows=rows,
-            cache=cache,
-            max_new_tokens=ANSWER_TOKENS,
-        )
-        said = np.array([parse_yes_no(t) for t in texts], dtype=np.int8)
+        if write:
+            texts = generate_batch(
+                backbone,
+                batch,
+                strength=strength,
+                layers=layers,
+                rows=rows,
+                cache=cache,
+                max_new_tokens=ANSWER_TOKENS,
+            )
+            said = np.array([parse_yes_no(t) for t in texts], dtype=np.int8)
+        else:
+            yes, no = np.isin(first.next_id, backbone.yes_ids), np.isin(first.next_id, backbone.no_ids)
+            said = np.where(yes, 1, np.where(no, 0, UNPARSED)).astype(np.int8)
         both = first.p_yes + first.p_no
         p_yes = np.divide(first.p_yes, both, out=np.full_like(both, 0.5), where=both > 0)
         outcomes.append(Outcome(said, p_yes))
@@ -182,6 +189,7 @@ def run(
     k: int,
     noise: int = 0,
     seed: int = 0,
+    write: bool = True,
     label: str = "",
     ticker: Ticker = no_ticker,
 ) -> list[Outcome]:
@@ -196,7 +204,7 @@ def run(
             else evidence_for(pipeline, item, weights, k, noise, seed * 1_000_003 + i)
             for i, item in zip(chunk, rows, strict=True)
         ]
-        parts.append(answer_batch(pipeline, rows, evidence, settings))
+        parts.append(answer_batch(pipeline, rows, evidence, settings, write=write))
     return [
         Outcome(
             np.concatenate([part[s].said for part in parts]),
@@ -223,9 +231,7 @@ def evaluate(
     patients = np.unique([item.case.document.patient for item in items], return_inverse=True)[1]
 
     said: dict[str, Outcome] = {}
-    (said["rag_off"],) = run(
-        pipeline, items, None, [plain], k=k, label="rag_off", ticker=ticker
-    )
+    (said["rag_off"],) = run(pipeline, items, None, [plain], k=k, label="rag_off", ticker=ticker)
     for name, weights in SINGLE.items():
         (said[name],) = run(pipeline, items, weights, [plain], k=k, label=name, ticker=ticker)
     noise: list[dict[str, Any]] = []
@@ -272,9 +278,7 @@ def evaluate(
     }
 
 
-def _figures(
-    gold: Answers, outcome: Outcome, patients: npt.NDArray[np.int64]
-) -> dict[str, Any]:
+def _figures(gold: Answers, outcome: Outcome, patients: npt.NDArray[np.int64]) -> dict[str, Any]:
     accuracy, f1 = bootstrap(gold, outcome.said, patients)
     return {
         **asdict(scores(gold, outcome.said)),

@@ -5,8 +5,8 @@ Standard's pipeline in its order: stored values, modality LUT, VOI LUT or window
 inversion (PS3.4 N.2). This module does not know who the patient is (only the attributes
 listed below are ever parsed), what a model wants as its input, or what is in the picture.
 
-Decoders: Pillow for PNG, JPEG and colour JPEG inside DICOM, pydicom for uncompressed and
-RLE frames, imagecodecs (libjpeg-turbo, CharLS, OpenJPEG) for every other compression.
+Decoders: Pillow for PNG and JPEG files; imagecodecs (libjpeg-turbo, CharLS, OpenJPEG, PackBits)
+for compressed DICOM frames. Neither crashed or hung on thousands of damaged ones.
 """
 
 from __future__ import annotations
@@ -29,32 +29,15 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
-from pydicom import dcmread
-from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom import dcmread, uid
+from pydicom.config import disable_value_validation
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import get_frame, parse_fragments
 from pydicom.filereader import read_dataset
-from pydicom.pixels import apply_color_lut, apply_rescale, apply_windowing, get_decoder
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_rescale, apply_windowing
 from pydicom.pixels.utils import as_pixel_options
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-    UID_dictionary,
-)
+from pydicom.tag import Tag
 from pydicom.valuerep import VR
 
 from mrrag.errors import ImageError
@@ -111,32 +94,11 @@ ATTRIBUTES = (
     *PIXELS,
 )
 
+TAGS = tuple(Tag(keyword) for keyword in ATTRIBUTES)
+
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
-
-# Transfer syntax (PS3.5 annex A) → decoder of one frame; None is pydicom's own.
-DECODERS: dict[str, Callable[[bytes], Array] | None] = {
-    ImplicitVRLittleEndian: None,
-    ExplicitVRLittleEndian: None,
-    ExplicitVRBigEndian: None,
-    DeflatedExplicitVRLittleEndian: None,
-    RLELossless: None,
-    JPEGBaseline8Bit: imagecodecs.jpeg8_decode,
-    JPEGExtended12Bit: imagecodecs.jpeg8_decode,
-    "1.2.840.10008.1.2.4.53": imagecodecs.jpeg8_decode,  # spectral selection, retired
-    "1.2.840.10008.1.2.4.55": imagecodecs.jpeg8_decode,  # full progression, retired
-    JPEGLossless: imagecodecs.jpeg8_decode,
-    JPEGLosslessSV1: imagecodecs.jpeg8_decode,
-    JPEGLSLossless: imagecodecs.jpegls_decode,
-    JPEGLSNearLossless: imagecodecs.jpegls_decode,
-    JPEG2000Lossless: imagecodecs.jpeg2k_decode,
-    JPEG2000: imagecodecs.jpeg2k_decode,
-    HTJ2KLossless: imagecodecs.jpeg2k_decode,
-    HTJ2KLosslessRPCL: imagecodecs.jpeg2k_decode,
-    HTJ2K: imagecodecs.jpeg2k_decode,
-}
-DCT_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
 
 # What people upload by mistake, by the bytes it begins with.
 OTHER_FORMATS = {
@@ -179,9 +141,9 @@ def read_image(data: bytes, *, frame: int = 0) -> Image:
     """
     if len(data) > MAX_BYTES:
         raise _too_many_bytes(f"The file has {len(data):,} bytes.")
-    with _reading, warnings.catch_warnings():
-        # Narrow, since filters belong to the process: were another thread to keep this one,
-        # only these libraries' remarks on odd files would be lost.
+    with _reading, disable_value_validation(), warnings.catch_warnings():
+        # Validation would log values. The filter is narrow, since filters belong to the process:
+        # were another thread to keep it, only these libraries' remarks would be lost.
         warnings.filterwarnings("ignore", module=r"(pydicom|PIL|imagecodecs)\b")
         if _is_dicom(data):
             return _read_dicom(data, frame)
@@ -356,12 +318,14 @@ def _read_dicom(data: bytes, frame: int) -> Image:
         _check_frame(frame, frames)
         _flatten_functional_groups(dataset, frame)
         tags = _read_tags(dataset)
-        notes = _read_notes(dataset, frame, frames)
+        notes = _read_notes(dataset, tags.get("lossy compression") == "yes", frame, frames)
         photometric = str(dataset.PhotometricInterpretation)
     with _refusing(f"The pixel data ({tags['transfer syntax']})"):
         pixels = _decode_frame(dataset, frame, frames)
 
-    values, windows, inverted = None, (), photometric == "MONOCHROME1"
+    values: Array | None = None
+    windows: tuple[Window, ...] = ()
+    inverted = photometric == "MONOCHROME1"
     with _refusing("The DICOM display attributes (palette, modality LUT, VOI LUT, windows)"):
         if photometric in GREY:
             shown = ~_find_padding(pixels, dataset)
@@ -394,24 +358,25 @@ def _read_dicom(data: bytes, frame: int) -> Image:
 
 def _parse(data: bytes) -> Dataset:
     """Parse the attributes on the list, and no others, whatever the transfer syntax."""
-    if data[128:132] == b"DICM":
-        stream = BytesIO(data)
-        stream.seek(132)
-        meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)
-        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            # PS3.5 A.5. Counted first, since pydicom inflates without a limit.
-            inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-            if len(inflater.decompress(stream.read(), MAX_BYTES + 1)) > MAX_BYTES:
-                raise _too_many_bytes("The file inflates to more than is read.")
-    dataset = dcmread(BytesIO(data), force=True, specific_tags=list(ATTRIBUTES))
+    stream = BytesIO(data)
+    stream.seek(132 if data[128:132] == b"DICM" else 0)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)
+    if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:  # PS3.5 A.5
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(), MAX_BYTES + 1)
+        if len(inflated) > MAX_BYTES:
+            raise _too_many_bytes("The file inflates to more than is read.")
+        dataset = read_dataset(BytesIO(inflated), False, True, specific_tags=list(TAGS))
+        dataset.file_meta = FileMetaDataset(meta)
+        return dataset
+    dataset = dcmread(BytesIO(data), force=True, specific_tags=list(TAGS))
     if not dataset.file_meta.get("TransferSyntaxUID"):
         implicit, little = dataset.original_encoding
         dataset.file_meta.TransferSyntaxUID = (
-            ImplicitVRLittleEndian
+            uid.ImplicitVRLittleEndian
             if implicit
-            else ExplicitVRLittleEndian
+            else uid.ExplicitVRLittleEndian
             if little
-            else ExplicitVRBigEndian
+            else uid.ExplicitVRBigEndian
         )
     return dataset
 
@@ -474,9 +439,10 @@ def _flatten_functional_groups(dataset: Dataset, frame: int) -> None:
                         dataset[keyword] = item[keyword]
 
 
-def _uid_name(uid: object) -> str:
-    """Return a registered UID's name, and nothing of an unregistered one."""
-    return UID(str(uid)).name if str(uid) in UID_dictionary else "of an unregistered kind"
+def _uid_name(value: object) -> str:
+    """Return a registered uid.UID's name, and nothing of an unregistered one."""
+    name = uid.UID(str(value)).name
+    return name if name != str(value) else "of an unregistered kind"
 
 
 def _code(value: object) -> str:
@@ -516,13 +482,15 @@ def _read_tags(dataset: Dataset) -> dict[str, str]:
             str(dataset.get("LossyImageCompression")), ""
         ),
     }
+    if dataset.file_meta.TransferSyntaxUID in ALWAYS_LOSSY:
+        tags["lossy compression"] = "yes"
     return {name: value for name, value in tags.items() if value}
 
 
-def _read_notes(dataset: Dataset, frame: int, frames: int) -> list[str]:
+def _read_notes(dataset: Dataset, lossy: bool, frame: int, frames: int) -> list[str]:
     """Say what a reader should know before trusting the picture."""
     notes = [f"Frame {frame + 1} of {frames}."] if frames > 1 else []
-    if dataset.get("LossyImageCompression") == "01":  # PS3.3 C.7.6.1.1.5
+    if lossy:  # PS3.3 C.7.6.1.1.5
         ratio = _number(_as_list(dataset.get("LossyImageCompressionRatio"))[-1:])
         notes.append(
             "The picture was compressed with loss" + (f" ({ratio} to 1)." if ratio else ".")
@@ -535,34 +503,321 @@ def _read_notes(dataset: Dataset, frame: int, frames: int) -> list[str]:
     return notes
 
 
-# DICOM pixels
+# DICOM pixels: one decoder per family of transfer syntaxes, then pydicom for all of them
+
+J2K = b"\xff\x4f\xff\x51"  # SOC and SIZ, with which every JPEG 2000 codestream begins
+MAX_TRAILING_BYTES = 16  # after the end marker: some pad by more than the one byte allowed
 
 
 class _Codestream(NamedTuple):
-    """What a compressed frame says of itself, before it is decoded."""
+    """What a compressed frame says of itself before it is decoded; colour may be unsaid."""
 
     rows: int
     columns: int
     samples: int
     precision: int
+    colour: str = ""
 
 
 def _read_codestream(code: bytes) -> _Codestream:
-    """Read the frame header of JPEG or JPEG-LS (T.81 B.2.2), or the SIZ marker of J2K (T.800 A.5)."""
-    size = code.find(b"\xff\x4f\xff\x51")
-    if size >= 0:
-        right, bottom, left, top = struct.unpack_from(">4I", code, size + 8)
-        samples, precision = struct.unpack_from(">HB", code, size + 40)
+    """Read J2K's SIZ marker (T.800 A.5.1), or JPEG's or JPEG-LS's frame header (T.81 B.2.2).
+
+    JPEG's colour is what libjpeg takes it for: by JFIF, else Adobe's marker, else the names.
+    """
+    if code.startswith(J2K):
+        right, bottom, left, top = struct.unpack_from(">4I", code, 8)
+        samples, precision = struct.unpack_from(">HB", code, 40)
         return _Codestream(bottom - top, right - left, samples, (precision & 0x7F) + 1)
-    at = 2
+    at, colour = 2, ""
     while True:
         marker, length = struct.unpack_from(">HH", code, at)
-        if marker == 0xFFFF:  # a fill byte
-            at += 1
-        elif marker == 0xFFF7 or (0xFFC0 <= marker <= 0xFFCF and marker & 3 != 0 or marker == 0xFFC0):
+        if marker < 0xFFC0:
+            raise ValueError("there is no marker where one must be")
+        # C4, C8 and CC are tables; the rest of C0 to CF, and JPEG-LS's F7, are frame headers.
+        if marker == 0xFFF7 or marker == 0xFFC0 or (marker <= 0xFFCF and marker % 4):
             precision, rows, columns, samples = struct.unpack_from(">BHHB", code, at + 4)
-            return _Codestream(rows, columns, samples, precision)
-        elif marker < 0xFFC0:
-            raise ValueError("no JPEG marker where one must be")
-        else:
-            at += 2 + length
+            if not colour and code[at + 10 : at + 19 : 3] in (b"RGB", b"rgb"):
+                colour = "RGB"
+            return _Codestream(rows, columns, samples, precision, colour)
+        if marker == 0xFFE0 and code[at + 4 : at + 9] == b"JFIF\0":
+            colour = "YBR_FULL"
+        elif marker == 0xFFEE and length >= 14 and code[at + 4 : at + 9] == b"Adobe":
+            colour = colour or ("YBR_FULL" if code[at + 15] else "RGB")
+        at += 1 if marker == 0xFFFF else 2 + length  # FF may fill
+
+
+def _check_codestream(code: bytes, dataset: Dataset) -> tuple[bytes, _Codestream]:
+    """Refuse a frame whose size is not the header's, or that has no end marker.
+
+    Decoders allocate by the one and search for the other, CharLS without end.
+    """
+    end = code.rindex(b"\xff\xd9") + 2
+    if len(code) - end > MAX_TRAILING_BYTES:
+        raise ValueError("the frame is cut short")
+    stream = _read_codestream(code)
+    said = tuple(int(dataset[name].value) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    if stream[:3] != said:
+        raise _refusal(
+            "The compressed frame has {} rows, {} columns and {} samples.".format(*stream),
+            "The DICOM header says {}, {} and {}, and they must agree.".format(*said),
+            EXPORT,
+        )
+    return code[:end], stream
+
+
+def _decode_jpeg(code: bytes, dataset: Dataset) -> Array:
+    """Decode JPEG (PS3.5 A.4.1 and A.4.2): components as stored, and the name of their colours.
+
+    A lossy frame's own markers outweigh the header, which is often wrong about them.
+    """
+    code, stream = _check_codestream(code, dataset)
+    if stream.samples == 1:
+        return imagecodecs.jpeg8_decode(code)
+    if stream.colour and dataset.file_meta.TransferSyntaxUID not in LOSSLESS_JPEG:
+        dataset.PhotometricInterpretation = stream.colour
+    elif dataset.PhotometricInterpretation == "YBR_FULL_422":  # no longer subsampled
+        dataset.PhotometricInterpretation = "YBR_FULL"
+    return imagecodecs.jpeg8_decode(code, colorspace="RGB", outcolorspace="RGB")  # no change
+
+
+def _decode_jpeg_ls(code: bytes, dataset: Dataset) -> Array:
+    """Decode JPEG-LS (PS3.5 A.4.3)."""
+    code, stream = _check_codestream(code, dataset)
+    dataset.BitsStored = stream.precision
+    return imagecodecs.jpegls_decode(code)
+
+
+def _decode_jpeg_2000(code: bytes, dataset: Dataset) -> Array:
+    """Decode JPEG 2000 and HTJ2K (PS3.5 A.4.4 and A.4.12), in a JP2 file's wrapping or none."""
+    code, stream = _check_codestream(code[code.index(J2K) :], dataset)
+    dataset.BitsStored = stream.precision
+    if dataset.PhotometricInterpretation in ("YBR_ICT", "YBR_RCT"):  # the decoder undoes them
+        dataset.PhotometricInterpretation = "RGB"
+    return imagecodecs.jpeg2k_decode(code)
+
+
+def _decode_rle(code: bytes, dataset: Dataset) -> Array:
+    """Decode RLE (PS3.5 annex G): a segment for each byte of each sample, highest byte first.
+
+    Not pydicom's, which lets a segment grow to 64 times its length before it looks.
+    """
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    samples, width = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated) // 8
+    count, *starts = struct.unpack_from("<16I", code)
+    if width not in (1, 2, 4, 8) or count != samples * width:
+        raise ValueError("the number of RLE segments does not fit the samples")
+    planes = np.empty((rows * columns, samples * width), np.uint8)
+    for i, (start, end) in enumerate(zip(starts, [*starts[1:count], len(code)], strict=False)):
+        # Some writers pad a segment, so a little more is let through, and cut.
+        segment = imagecodecs.packbits_decode(code[start:end], out=rows * columns + 128)
+        planes[:, i] = np.frombuffer(segment, np.uint8, rows * columns)
+    return _native(planes.view(f">u{width}").reshape(rows, columns, samples))
+
+
+# Transfer syntax (PS3.5 annex A) → decoder of one frame; None is not compressed.
+DECODERS: dict[str, Callable[[bytes, Dataset], Array] | None] = {
+    uid.ImplicitVRLittleEndian: None,
+    uid.ExplicitVRLittleEndian: None,
+    uid.ExplicitVRBigEndian: None,
+    uid.DeflatedExplicitVRLittleEndian: None,
+    uid.RLELossless: _decode_rle,
+    uid.JPEGBaseline8Bit: _decode_jpeg,
+    uid.JPEGExtended12Bit: _decode_jpeg,
+    uid.UID("1.2.840.10008.1.2.4.53"): _decode_jpeg,  # spectral selection, retired
+    uid.UID("1.2.840.10008.1.2.4.55"): _decode_jpeg,  # full progression, retired
+    uid.JPEGLossless: _decode_jpeg,
+    uid.JPEGLosslessSV1: _decode_jpeg,
+    uid.JPEGLSLossless: _decode_jpeg_ls,
+    uid.JPEGLSNearLossless: _decode_jpeg_ls,
+    uid.JPEG2000Lossless: _decode_jpeg_2000,
+    uid.JPEG2000: _decode_jpeg_2000,
+    uid.HTJ2KLossless: _decode_jpeg_2000,
+    uid.HTJ2KLosslessRPCL: _decode_jpeg_2000,
+    uid.HTJ2K: _decode_jpeg_2000,
+}
+LOSSLESS_JPEG = (uid.JPEGLossless, uid.JPEGLosslessSV1)
+ALWAYS_LOSSY = tuple(
+    syntax
+    for syntax, decode in DECODERS.items()
+    if decode is _decode_jpeg and syntax not in LOSSLESS_JPEG
+)
+
+
+def _decode_frame(dataset: Dataset, frame: int, frames: int) -> Array:
+    """Return one frame's stored values, [rows, columns], or RGB [rows, columns, 3].
+
+    A decoded frame takes the compressed ones' place as if it had never been compressed. Then
+    pydicom does what is the same for every syntax: it sets the sign (PS3.5 8.2.4 and others
+    let a codestream be unsigned where Pixel Representation is not) and converts to RGB.
+    """
+    decode = DECODERS[dataset.file_meta.TransferSyntaxUID]
+    if decode is not None:
+        if parse_fragments(dataset.PixelData)[0] - 1 < frames:  # the first is the offset table
+            raise ValueError("there are fewer fragments than frames")
+        offsets = as_pixel_options(dataset).get("extended_offsets")
+        code = get_frame(
+            dataset.PixelData, frame, number_of_frames=frames, extended_offsets=offsets
+        )
+        pixels = decode(code, dataset)
+        dataset.add_new("PixelData", "OW", pixels.tobytes())
+        dataset.BitsAllocated = 8 * pixels.itemsize
+        dataset.BitsStored = min(int(dataset.BitsStored), 8 * pixels.itemsize)
+        dataset.PlanarConfiguration = 0
+        dataset.NumberOfFrames = 1
+        dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+        frame = 0
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    pixels, found = decoder.as_array(dataset, index=frame)
+    if dataset.SamplesPerPixel == 3 and (
+        found["photometric_interpretation"] != "RGB"
+        or (pixels.itemsize > 1 and dataset.PhotometricInterpretation != "RGB")
+    ):
+        raise ValueError("these colours are not ones that pydicom converts to RGB")
+    return _native(pixels)
+
+
+def _native(pixels: Array) -> Array:
+    return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+
+
+# DICOM grey-scale and colour transforms, in the order of the pipeline
+
+
+def _is_little(dataset: Dataset) -> bool:
+    return bool(dataset.file_meta.TransferSyntaxUID != uid.ExplicitVRBigEndian)
+
+
+def _find_padding(pixels: Array, dataset: Dataset) -> npt.NDArray[np.bool_]:
+    """Find the stored values outside the picture (PS3.3 C.7.5.1.1.2)."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(pixels.shape, bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    # Some write a signed value as its unsigned twin: the cast takes it back.
+    ends = np.array([value, value if limit is None else limit]).astype(pixels.dtype)
+    padding: npt.NDArray[np.bool_] = (pixels >= ends.min()) & (pixels <= ends.max())
+    return padding
+
+
+def _look_up(values: Array, descriptor: Any, data: Any, little: bool) -> Array:
+    """Map values through a lookup table (PS3.3 C.11.1.1, C.11.2.1.1 and C.7.6.3.1.5).
+
+    Not pydicom's: 3.0 wraps the index of a table with more than 256 entries of 8 bits.
+    """
+    count, first, _ = (int(number) for number in descriptor)
+    count = count or 2**16
+    if isinstance(data, bytes):
+        kind = "u1" if len(data) < 2 * count else "<u2" if little else ">u2"
+        entries = np.frombuffer(data, kind)
+    else:
+        entries = np.array(_as_list(data)).astype(np.uint16)
+    index = np.clip(np.rint(values), first, first + count - 1).astype(np.int32) - first
+    return _native(entries[:count])[index]
+
+
+def _apply_modality_lut(pixels: Array, dataset: Dataset) -> Array:
+    """Turn stored values into the modality's (PS3.3 C.11.1): a table, or slope and intercept."""
+    if dataset.get("ModalityLUTSequence"):
+        item = dataset.ModalityLUTSequence[0]
+        return _look_up(pixels, item.LUTDescriptor, item.LUTData, _is_little(dataset))
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is None or intercept is None or (slope == 1 and intercept == 0):
+        return pixels
+    values: Array = apply_rescale(pixels, dataset).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("the rescale slope or intercept is not finite")
+    return values
+
+
+def _read_windows(dataset: Dataset) -> tuple[tuple[Window, ...], list[str]]:
+    """Return the windows that PS3.3 C.11.2.1.2 allows, and a note for each that it does not."""
+    function = dataset.get("VOILUTFunction") or "LINEAR"
+    notes = []
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        notes.append("The header's VOI LUT function is not known: its windows are taken as linear.")
+        function = dataset.VOILUTFunction = "LINEAR"
+    names = _as_list(dataset.get("WindowCenterWidthExplanation"))
+    pairs = zip(
+        _as_list(dataset.get("WindowCenter")), _as_list(dataset.get("WindowWidth")), strict=False
+    )
+    windows = []
+    for i, (center, width) in enumerate((float(c), float(w)) for c, w in pairs):
+        if not (isfinite(center) and isfinite(width) and width >= (function == "LINEAR")) or (
+            width <= 0
+        ):
+            notes.append(f"The header's window {i + 1} has a width of {width:g} and was left out.")
+            continue
+        name = "".join(c for c in str(names[i]) if c.isprintable())[:64] if i < len(names) else ""
+        windows.append(Window(name.strip() or f"Window {i + 1}", center, width))
+    return tuple(windows), notes
+
+
+def _apply_voi(
+    values: Array, shown: npt.NDArray[np.bool_], dataset: Dataset, windows: tuple[Window, ...]
+) -> tuple[npt.NDArray[np.uint8], str]:
+    """Turn modality values into a display: VOI LUT, else window, else the full range.
+
+    PS3.3 C.11.2 leaves the choice where a header has both; the table is the more specific.
+    """
+    tables = [
+        item
+        for item in dataset.get("VOILUTSequence") or []
+        if "LUTDescriptor" in item and "LUTData" in item
+    ]
+    if tables:
+        descriptor, data = tables[0].LUTDescriptor, tables[0].LUTData
+        mapped = _look_up(values, descriptor, data, _is_little(dataset))
+        return (
+            _scale(mapped, 0, 2 ** int(descriptor[2]) - 1),
+            "Shown through the header's VOI LUT" + (", not its windows." if windows else "."),
+        )
+    if windows:
+        window = windows[0]
+        dataset.WindowCenter, dataset.WindowWidth = window.center, window.width
+        low, high = apply_windowing(np.array([-np.inf, np.inf]), dataset)
+        return (
+            _scale(apply_windowing(values, dataset), float(low), float(high)),
+            f"Shown through the header's window “{window.name}”"
+            f" (centre {window.center:g}, width {window.width:g}).",
+        )
+    return _show_full_range(values, shown)
+
+
+def _show_full_range(
+    values: Array, shown: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.uint8], str]:
+    """Spread the shown values linearly over the display, for want of a window."""
+    inside = values[shown]
+    low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
+    if low == high:
+        return np.zeros(values.shape, np.uint8), f"Every pixel has the same value, {low:g}."
+    return (
+        _scale(values, low, high),
+        f"The file gives no window: shown over its full range, {low:g} to {high:g}.",
+    )
+
+
+def _apply_palette(pixels: Array, dataset: Dataset) -> npt.NDArray[np.uint8]:
+    """Turn palette indices into RGB (PS3.3 C.7.9), segmented tables by way of pydicom."""
+    colours = ("Red", "Green", "Blue")
+    top = 2 ** int(dataset.RedPaletteColorLookupTableDescriptor[2]) - 1
+    if "RedPaletteColorLookupTableData" not in dataset:
+        return _scale(apply_color_lut(pixels, dataset)[..., :3], 0, top)
+    planes = [
+        _look_up(
+            pixels,
+            dataset[f"{colour}PaletteColorLookupTableDescriptor"].value,
+            dataset[f"{colour}PaletteColorLookupTableData"].value,
+            _is_little(dataset),
+        )
+        for colour in colours
+    ]
+    return _scale(np.stack(planes, axis=-1), 0, top)
+
+
+def _scale(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Map [low, high] linearly onto 0 to 255, rounding to the nearest and clipping outside."""
+    if values.dtype == np.uint8 and (low, high) == (0, 255):
+        return values.copy()
+    scaled = (values.astype(np.float64) - low) * 255 / (high - low)
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

@@ -26,12 +26,16 @@ MARKERS = ("[INST]", "[/INST]", "<image>")
 class Tokenizer(Protocol):
     """The part of a transformers tokenizer that a prompt needs."""
 
-    bos_token_id: int | None
-    all_special_tokens: list[str]
+    @property
+    def bos_token_id(self) -> int | None:
+        """What begins a sequence, where anything does."""
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The strings that the tokenizer takes for control."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Text to ids."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from app import actions, cards, plots
 from app.about import About, read_about
 from app.page import build_page, launch_options, take_upload, theme
 from app.pictures import data_url, heat_pixels, overlay_html, padded_square, patch_box, shrink
-
 from mrrag.errors import CorpusError, ModelError, SettingsError
 from mrrag.types import (
     METHODS,
@@ -143,13 +143,15 @@ def test_all_cards_share_one_scale() -> None:
     items = [retrieved(1, (0.5, 0.3, 0.2)), retrieved(2, (0.1, 0.1, -0.1))]
     markup = cards.evidence(items, {}, ABOUT.weights, (), 0.1)
     zeros = re.findall(r'class="zero" style="left:([\d.]+)%', markup)
-    assert len(set(zeros)) == 1 and len(zeros) == 2
+    assert len(set(zeros)) == 1
+    assert len(zeros) == 2
 
 
 def test_an_absent_pair_is_said_to_be_absent() -> None:
     item = replace(retrieved(1, (0.3, 0.2, 0.0)), cosines=(0.6, 0.4, math.nan))
     markup = cards.evidence_card(item, None, 0.0, 1.0, random=False)
-    assert "γ absent" in markup and "nan" not in markup
+    assert "γ absent" in markup
+    assert "nan" not in markup
 
 
 @pytest.mark.parametrize("where", ["report", "id", "source", "question", "answer", "tag", "note"])
@@ -179,7 +181,8 @@ def test_hostile_text_is_escaped(where: str) -> None:
 
 def test_a_very_long_report_is_cut_and_says_so() -> None:
     markup = cards.report_html("x" * 1_000_000)
-    assert len(markup) < 5000 and "cut here" in markup
+    assert len(markup) < 5000
+    assert "cut here" in markup
 
 
 def test_the_fixed_sentences_are_on_the_page() -> None:
@@ -210,7 +213,8 @@ def test_probabilities_are_labelled_as_what_they_are() -> None:
 def test_an_answer_that_was_not_asked_has_no_probability() -> None:
     answer = Answer("rag", "This demo model only knows …", math.nan, math.nan, "", 0, 0.0)
     markup = cards.probabilities(answer, None)
-    assert "nan" not in markup and "not asked" in markup
+    assert "nan" not in markup
+    assert "not asked" in markup
 
 
 def test_image_placeholders_are_counted_in_the_prompt() -> None:
@@ -251,7 +255,8 @@ def test_whole_prompt_columns_sum_to_one() -> None:
 def test_reports_column_is_the_mass_of_that_report() -> None:
     before = trace(0)
     maps = plots.attention_maps(before, trace(1), plots.REPORTS)
-    assert maps is not None and maps.columns == ("1", "2", "3")
+    assert maps is not None
+    assert maps.columns == ("1", "2", "3")
     span = next(s for s in before.spans if s.name == "report 2")
     expected = before.keys_LX[:, span.start : span.stop].sum(axis=1)
     np.testing.assert_allclose(maps.before[:, 1], expected, rtol=1e-5)
@@ -277,7 +282,8 @@ def test_cell_labels_contrast_with_their_cell() -> None:
 
 def test_patches_tile_a_square_picture() -> None:
     boxes = [patch_box(y, x, (3, 3), 90, 90) for y in range(3) for x in range(3)]
-    assert boxes[0] == (0, 0, 30, 30) and boxes[-1] == (60, 60, 90, 90)
+    assert boxes[0] == (0, 0, 30, 30)
+    assert boxes[-1] == (60, 60, 90, 90)
 
 
 def test_patches_of_the_padding_are_cropped_from_a_wide_picture() -> None:
@@ -321,7 +327,9 @@ def test_overlay_reads_the_patches_of_the_layer() -> None:
         actions.patch_attention(one, 2).ravel(), one.keys_LX[2, image.start : image.stop]
     )
     markup = actions.overlay(shown_case(), 2)["overlays"]
-    assert "Before: RAG" in markup and "After: MR-RAG" in markup and "Layer 2" in markup
+    assert "Before: RAG" in markup
+    assert "After: MR-RAG" in markup
+    assert "Layer 2" in markup
 
 
 def test_a_class_token_is_left_out_of_the_patches() -> None:
@@ -350,11 +358,6 @@ def test_uploads_that_are_no_picture_are_refused(data: object) -> None:
     update = actions.read_upload((), data)
     assert update["image"] is None
     assert 'class="status problem"' in update["preview"]
-
-
-def test_uploads_over_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actions, "MAX_UPLOAD_BYTES", 10)
-    assert "Choose a smaller one" in actions.read_upload((), b"x" * 11)["preview"]
 
 
 @pytest.mark.parametrize(
@@ -405,8 +408,10 @@ def test_an_unexpected_error_shows_no_cause(caplog: pytest.LogCaptureFixture) ->
     engine.set_exception(RuntimeError("secret of the case"))
     question = "Is there an effusion in Mr Smith?"
     (update,) = actions.ask(engine, ABOUT, actions.Draft(), picture(), question, LEARNT_CONTROLS)
-    assert "secret" not in refused(update) and "Traceback" not in update["status"]
-    assert "secret" not in caplog.text and "Smith" not in caplog.text
+    assert "secret" not in refused(update)
+    assert "Traceback" not in update["status"]
+    assert "secret" not in caplog.text
+    assert "Smith" not in caplog.text
     assert "RuntimeError" in caplog.text
 
 
@@ -423,10 +428,12 @@ def test_controls_of_a_case_that_is_not_there_are_refused() -> None:
 
 def test_stop_leaves_what_was_said_so_far() -> None:
     draft = actions.Draft("Is it?", dict.fromkeys(METHODS, "Yes, the"))
-    update = actions.stopped(draft)
+    update = actions.stop(draft)
     assert update["answers"].count("Yes, the") == 3
-    assert "caret" not in update["answers"] and update["running"] is False
-    assert "answers" not in actions.stopped(actions.Draft())
+    assert "caret" not in update["answers"]
+    assert update["running"] is False
+    assert draft.stopped
+    assert "answers" not in actions.stop(actions.Draft())
 
 
 # ---------------------------------------------------------------- files and launch
@@ -481,7 +488,7 @@ def test_a_sample_outside_its_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_assets_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="learnt.json"):
+    with pytest.raises(ModelError, match=r"learnt\.json"):
         read_about(tmp_path)
 
 
@@ -490,10 +497,12 @@ def test_the_page_is_served_to_this_machine_alone_and_quietly() -> None:
     assert options["server_name"] == "127.0.0.1"
     off = ("share", "show_error", "run_history", "enable_monitoring", "mcp_server", "pwa", "debug")
     assert not any(options[name] for name in off)
-    assert options["footer_links"] == [] and options["allowed_paths"] == []
+    assert options["footer_links"] == []
+    assert options["allowed_paths"] == []
     assert options["app_kwargs"] == {"docs_url": None, "redoc_url": None, "openapi_url": None}
     assert 0 < options["max_file_size"] <= 128 * 2**20
-    assert options["strict_cors"] and options["state_session_capacity"] <= 1000
+    assert options["strict_cors"]
+    assert options["state_session_capacity"] <= 1000
 
 
 def test_no_handler_is_documented_and_the_queue_is_bounded() -> None:
@@ -502,13 +511,15 @@ def test_no_handler_is_documented_and_the_queue_is_bounded() -> None:
 
     page = asyncio.run(build())  # outside a loop gradio makes several and closes none
     assert all(fn.api_visibility == "private" for fn in page.fns.values())
-    assert page.delete_cache is not None and page.analytics_enabled is False
+    assert page.delete_cache is not None
+    assert page.analytics_enabled is False
     assert page._queue.max_size == 32
 
 
 def test_fonts_and_styles_come_from_this_machine() -> None:
     style = (Path(actions.__file__).parent / "style.css").read_text(encoding="utf-8")
-    assert "http" not in style and "@import" not in style
+    assert "http" not in style
+    assert "@import" not in style
     assert theme()._stylesheets == []
 
 

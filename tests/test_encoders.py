@@ -90,7 +90,8 @@ def test_contrastive_gradients_reach_both_towers() -> None:
     torch.nn.functional.cross_entropy(logits, torch.arange(4)).backward()  # type: ignore[no-untyped-call]
     for name, parameter in tower.named_parameters():
         # BERT's token types are of its interface; only their first row is ever read.
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 @pytest.mark.parametrize("float16", [True, False])
@@ -148,7 +149,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         load_encoder(tmp_path)
 
     path.unlink()
-    with pytest.raises(ModelError, match="lacks model.safetensors"):
+    with pytest.raises(ModelError, match=r"lacks model\.safetensors"):
         load_encoder(tmp_path)
 
 

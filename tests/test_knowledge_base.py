@@ -57,7 +57,7 @@ def test_thumbnails_are_cut_into_files_below_the_limit(
     tmp_path: Path, tower: BiTower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "THUMBNAIL_FILE_BYTES", 2500)
-    built = build_knowledge_base(tmp_path / "kb", make_cases(tmp_path, 9), tower)
+    built = build_knowledge_base(tmp_path / "kb", make_cases(tmp_path, 9), tower, thumbnail_size=24)
     files = sorted((tmp_path / "kb").glob("thumbnails-*.bin"))
     assert len(files) > 1
     assert all(f.stat().st_size <= 2500 for f in files)

@@ -57,7 +57,9 @@ def test_mcnemar_of_equal_answers_is_one() -> None:
     assert mcnemar(gold, said, said) == (0, 0, 1.0)
 
 
-def test_the_bootstrap_interval_agrees_with_the_normal_one_where_questions_are_independent() -> None:
+def test_the_bootstrap_interval_agrees_with_the_normal_one_where_questions_are_independent() -> (
+    None
+):
     gold, said = answers(3, n=2000)
     (low, high), _ = bootstrap(gold, said, np.arange(2000), resamples=600)
     p = float(np.mean(gold == said))

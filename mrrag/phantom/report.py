@@ -238,6 +238,7 @@ def _sentence(template: str, finding: Finding, say_grade: bool) -> str:
 def canonical(finding: Finding) -> str:
     """The finding in the fewest words: "small right pleural effusion"."""
     place = f"in the {finding.side} {finding.zone} zone" if finding.zone else ""
+    words: tuple[str | None, ...]
     if finding.name == "rib fracture":
         words = (finding.side, finding.zone, finding.name)
     elif finding.zone:

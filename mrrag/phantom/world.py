@@ -138,7 +138,9 @@ def draw_patient(first_uid: int, patient: int, rng: np.random.Generator) -> list
     chronic: dict[str, Finding] = {}
     studies = []
     for offset in range(int(rng.choice((1, 2, 3), p=(0.8, 0.15, 0.05)))):
-        present = [f for f in FINDINGS if f in chronic or rng.random() < rates.get(f, BACKGROUND_RATE)]
+        present = [
+            f for f in FINDINGS if f in chronic or rng.random() < rates.get(f, BACKGROUND_RATE)
+        ]
         findings = tuple(chronic.get(f) or _draw_finding(KINDS[f], rng) for f in present)
         chronic = {f.name: f for f in findings if f.name in CHRONIC}
         studies.append(

@@ -1,8 +1,9 @@
 """Write phantom studies to disk in the layout of a real data set.
 
 The layout is the Kaggle form of IU-Xray (``indiana_reports.csv``,
-``indiana_projections.csv``, ``images/images_normalized/``), with two files beside it
-that a real copy lacks: ``splits.csv`` (uid, patient, split) and ``questions.jsonl``.
+``indiana_projections.csv``, ``images/images_normalized/``), with three files beside it
+that a real copy lacks: ``splits.csv`` (uid, patient, split), ``questions.jsonl`` and
+``source.json`` (where it comes from, and its licence).
 So the code that reads phantoms is the code that reads real data.
 """
 
@@ -77,6 +78,8 @@ def write_data_set(
     rates = prevalence(studies)
     images = directory / "images" / "images_normalized"
     images.mkdir(parents=True, exist_ok=True)
+    about = {"source": f"MR-RAG phantom world, seed {seed}", "licence": "CC0-1.0"}
+    (directory / "source.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     with (
         open(directory / "indiana_reports.csv", "w", newline="", encoding="utf-8") as reports,
         open(directory / "indiana_projections.csv", "w", newline="", encoding="utf-8") as views,
@@ -85,7 +88,16 @@ def write_data_set(
     ):
         report_rows = csv.writer(reports)
         report_rows.writerow(
-            ("uid", "MeSH", "Problems", "image", "indication", "comparison", "findings", "impression")
+            (
+                "uid",
+                "MeSH",
+                "Problems",
+                "image",
+                "indication",
+                "comparison",
+                "findings",
+                "impression",
+            )
         )
         view_rows = csv.writer(views)
         view_rows.writerow(("uid", "filename", "projection"))
@@ -96,7 +108,16 @@ def write_data_set(
             names = ";".join(f.name for f in study.findings) or "normal"
             mesh = ";".join(canonical(f) for f in study.findings) or "normal"
             report_rows.writerow(
-                (study.uid, mesh, names, "Xray Chest PA", "", "", report.findings, report.impression)
+                (
+                    study.uid,
+                    mesh,
+                    names,
+                    "Xray Chest PA",
+                    "",
+                    "",
+                    report.findings,
+                    report.impression,
+                )
             )
             view_rows.writerow((study.uid, image_name(study.uid), "Frontal"))
             split_rows.writerow((study.uid, study.patient, splits[study.patient]))

@@ -78,9 +78,7 @@ def build_training_set(
     positives, negatives = [], []
     for item in ticker(items, len(items), "D_train"):
         pool = candidates(pipeline, item, rng)
-        batch = [
-            (item.features, prompt_for(pipeline, item, [r.document.report]), ()) for r in pool
-        ]
+        batch = [(item.features, prompt_for(pipeline, item, [r.document.report]), ()) for r in pool]
         confidence = np.empty(len(pool))
         for start in range(0, len(pool), BATCH):
             part = slice(start, start + BATCH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -45,8 +46,13 @@ class DataSet:
 
 
 def read_data_set(directory: Path) -> DataSet:
-    """Read a data set in the Kaggle form of IU-Xray with its ``questions.jsonl``."""
-    cases = read_indiana(directory).cases
+    """Read a data set in the Kaggle form of IU-Xray with its ``questions.jsonl``.
+
+    A ``source.json`` beside it says where it comes from and under which licence.
+    """
+    about = directory / "source.json"
+    origin = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
+    cases = read_indiana(directory, **origin).cases
     by_uid: dict[str, list[Question]] = {c.document.study: [] for c in cases}
     for question in read_questions(directory / "questions.jsonl"):
         if question.uid in by_uid:

@@ -125,6 +125,7 @@ def try_steering(
             [(0.0, (), "question"), *settings],
             k=k,
             noise=drawn,
+            write=False,
             label=f"steering, {drawn} of {k} irrelevant",
             ticker=ticker,
         )

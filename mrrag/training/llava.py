@@ -69,13 +69,13 @@ def build_llava(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
             head_dim=32,
             max_position_embeddings=4096,
             sliding_window=None,
-            rope_theta=10000.0,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             tie_word_embeddings=False,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         ),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.get_vocab()["<image>"],
         image_seq_length=64,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -94,7 +94,8 @@ class CachedTokenizer:
     @property
     def bos_token_id(self) -> int | None:
         """As of the tokenizer."""
-        return self.tokenizer.bos_token_id
+        bos: int | None = self.tokenizer.bos_token_id
+        return bos
 
     @property
     def all_special_tokens(self) -> list[str]:
@@ -278,7 +279,9 @@ def choose_reports(
     """
     alpha, beta, gamma = weights
     v, t = vectors.images_ND[study], vectors.questions_MD[vectors.first_question[study] + question]
-    score = vectors.reports_ND[pool] @ (alpha * v + gamma * t) + vectors.images_ND[pool] @ (beta * v)
+    score = vectors.reports_ND[pool] @ (alpha * v + gamma * t) + vectors.images_ND[pool] @ (
+        beta * v
+    )
     own = data.patients[pool] == data.patients[study]
     score[own] = -np.inf
     best = np.argpartition(-score, k - 1)[:k] if k else np.array([], dtype=np.int64)
@@ -392,7 +395,7 @@ def train_weighing(
         k = 0 if rng.random() < 0.1 else int(rng.integers(1, max_k + 1))
         size = batch * max_k // max(k, max_k // 3)
         batch_rows = rng.choice(asked["train"], size=size, replace=False)
-        noise = [int(round(k * rng.choice((0.0, 0.25, 0.5, 0.75)))) for _ in batch_rows]
+        noise = [round(k * float(rng.choice((0.0, 0.25, 0.5, 0.75)))) for _ in batch_rows]
         packed = [
             sample(n, k, drawn, rng, shuffle=True)
             for n, drawn in zip(batch_rows, noise, strict=True)

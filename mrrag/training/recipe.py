@@ -106,7 +106,9 @@ def features_of(data: DataSet, model: LlavaForConditionalGeneration, runs: Path)
     with torch.inference_mode():
         return torch.cat(
             [
-                patch_features(model, torch.from_numpy(pixels[i : i + 64].astype(np.float32))).half()
+                patch_features(
+                    model, torch.from_numpy(pixels[i : i + 64].astype(np.float32))
+                ).half()
                 for i in range(0, len(pixels), 64)
             ]
         )
@@ -115,7 +117,7 @@ def features_of(data: DataSet, model: LlavaForConditionalGeneration, runs: Path)
 def _model_pixels(
     data: DataSet, model: LlavaForConditionalGeneration, runs: Path
 ) -> npt.NDArray[np.float16]:
-    side = model.config.vision_config.image_size
+    side = model.model.vision_tower.config.image_size
     paths = [c.image_path for c in data.cases]
     return cached_pixels(runs / "cache" / f"model-{side}.npy", paths, partial(model_pixels, side))
 
@@ -169,8 +171,10 @@ def save_model(
     model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, directory: Path
 ) -> None:
     """Write the checkpoint, halved, in files a Space can hold, with what it knows about."""
-    model.half().save_pretrained(directory, max_shard_size="9MB")
-    model.float()
+    halved: torch.nn.Module = model
+    halved.half()
+    model.save_pretrained(directory, max_shard_size="9MB")
+    halved.float()
     tokenizer.save_pretrained(directory)
     scope = {"terms": SCOPE_TERMS, "message": SCOPE_MESSAGE}
     (directory / "scope.json").write_text(json.dumps(scope, indent=2) + "\n", encoding="utf-8")

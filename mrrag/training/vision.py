@@ -39,13 +39,13 @@ class FindingVotes(nn.Module):
     def __init__(self, model: LlavaForConditionalGeneration, findings: int) -> None:
         super().__init__()
         self.tower = model.model.vision_tower
-        self.vote = nn.Linear(model.config.vision_config.hidden_size, findings)
+        self.vote = nn.Linear(self.tower.config.hidden_size, findings)
         self._model = (model,)  # in a tuple: the decoder is not part of this module
 
     def forward(self, pixels_NCYX: Tensor) -> Tensor:
         """Logits [N, findings]."""
         features_NPD = patch_features(self._model[0], pixels_NCYX)
-        votes_NPF = self.vote(features_NPD).float()
+        votes_NPF: Tensor = self.vote(features_NPD).float()
         return votes_NPF.logsumexp(1) - math.log(votes_NPF.shape[1])
 
 
@@ -54,7 +54,10 @@ def jitter(pixels: Tensor, rng: np.random.Generator, shift: float = 0.05) -> Ten
     count, _, rows, columns = pixels.shape
     reach_y, reach_x = max(1, round(rows * shift)), max(1, round(columns * shift))
     padded = nn.functional.pad(pixels, (reach_x, reach_x, reach_y, reach_y), mode="replicate")
-    tops, lefts = rng.integers(2 * reach_y + 1, size=count), rng.integers(2 * reach_x + 1, size=count)
+    tops, lefts = (
+        rng.integers(2 * reach_y + 1, size=count),
+        rng.integers(2 * reach_x + 1, size=count),
+    )
     moved = torch.stack(
         [p[:, t : t + rows, x : x + columns] for p, t, x in zip(padded, tops, lefts, strict=True)]
     )
@@ -105,7 +108,9 @@ def train_vision(
         shown = jitter(torch.from_numpy(pixels[rows].astype(np.float32)), rng)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = module(shown)
-        return nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels[rows]))
+        return nn.functional.binary_cross_entropy_with_logits(
+            logits, torch.from_numpy(labels[rows])
+        )
 
     def evaluate() -> Mapping[str, float]:
         scores = np.concatenate(

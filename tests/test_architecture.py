@@ -1,0 +1,62 @@
+"""Dependencies point one way, and only the page knows gradio."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Lower layers never import higher ones.
+LAYERS = (
+    {"types", "errors", "steering", "scope", "metrics"},
+    {"images", "prompt"},
+    {"attention", "encoders", "corpus"},
+    {"backbone", "knowledge_base"},
+    {"retrieval"},
+    {"pipeline"},
+    {"export", "evaluation", "bench"},
+    {"phantom"},
+    {"training"},
+    {"__main__"},
+)
+PHANTOM_LEAVES = {"world", "report", "render", "dicom", "write"}
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return found
+
+
+def level(module: str) -> int:
+    name = module.split(".")[1]
+    if module.startswith("mrrag.phantom.") and module.split(".")[2] in PHANTOM_LEAVES:
+        return 0  # the world itself knows nothing of the method
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+FILES = sorted((ROOT / "mrrag").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_imports_only_from_its_own_layer_or_below(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    if module.endswith("__init__"):
+        return
+    for imported in imports(path):
+        if imported.startswith("mrrag."):
+            assert level(imported) <= level(module), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_knows_neither_gradio_nor_the_page(path: Path) -> None:
+    assert not any(name.split(".")[0] in ("gradio", "app", "plotly") for name in imports(path))
+
+
+def test_types_compute_nothing() -> None:
+    allowed = {"__future__", "collections.abc", "dataclasses", "numpy", "numpy.typing"}
+    assert imports(ROOT / "mrrag" / "types.py") <= allowed

@@ -1,0 +1,248 @@
+"""The page in a real browser, served by ``python app.py`` as a person would start it.
+
+Skipped where there is no Chromium; with MRRAG_REQUIRE_BROWSER=1 (as in continuous
+integration) that is a failure. CHROMIUM names a binary that is not on the path.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SECONDS = 120  # for a machine that is busy with other things
+HOSTILE = (
+    "<script>window.hurt=1</script><img src=x onerror='window.hurt=1'> {{constructor}} "
+    "${window.hurt=1} Is there a pleural effusion?"
+)
+
+
+def chromium() -> str:
+    """Path of a Chromium, or skip (or fail where a browser is required)."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        if os.environ.get("MRRAG_REQUIRE_BROWSER") == "1":
+            pytest.fail("MRRAG_REQUIRE_BROWSER is 1 and no Chromium was found.")
+        pytest.skip("No Chromium was found; set CHROMIUM to its path.")
+    return found
+
+
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server keeps its temporary files."""
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def address(temporary: Path) -> Iterator[str]:
+    """A running ``python app.py``."""
+    chromium()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = temporary.parent / "server.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "app.py", "--port", str(port)],
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(temporary)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not answers(url):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """A fresh visit, which must make no request elsewhere and raise no script error."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(1000 * SECONDS)
+    requests: list[str] = []
+    broken: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("websocket", lambda sockets: requests.append(sockets.url))
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.on("dialog", lambda dialog: broken.append(dialog.message))
+    page.goto(address)
+    page.wait_for_selector("button.sample")
+    yield page
+    context.close()
+    hosts = {urlsplit(url).hostname for url in requests if not url.startswith(("data:", "blob:"))}
+    assert hosts == {"127.0.0.1"}
+    assert broken == []
+
+
+def ask(page: Any, question: str | None = None) -> None:
+    """Ask, and wait until all answers and maps are there."""
+    if question is not None:
+        page.fill("#question textarea", question)
+    page.click("#ask")
+    page.wait_for_selector("#status .done")
+
+
+def test_a_sample_case_is_answered_with_evidence_and_heatmaps(page: Any) -> None:
+    assert page.locator("button.sample").count() >= 8
+    page.click("button.sample >> nth=0")
+    page.wait_for_selector(".film-frame img")
+    assert page.input_value("#question textarea").strip()
+    page.click("#ask")
+    page.wait_for_selector(".evidence-card")
+    assert page.locator(".evidence-card").count() == 8
+    card = page.locator(".evidence-card").first.inner_text()
+    assert "α" in card and "β" in card and "γ" in card and "λ" in card  # noqa: PT018
+    page.wait_for_selector("#status .done")
+    assert page.locator(".answer[data-done=true]").count() == 3
+    for method in ("rag_off", "rag", "mr_rag"):
+        answer = page.locator(f".answer.{method}")
+        assert answer.locator(".says").inner_text().strip()
+        assert "model token probability, not clinical confidence" in answer.inner_text()
+    for name in ("before", "after", "difference"):
+        page.wait_for_selector(f"#map-{name} .heatmaplayer image", state="attached")
+    assert page.locator(".overlay .heat").count() == 2
+    assert "question tokens reading from report tokens" in page.inner_text("#attention-panel")
+
+
+def test_the_standing_line_stays_in_view(page: Any) -> None:
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    line = page.locator(".standing")
+    assert "Research demonstration. Not a medical device." in line.inner_text()
+    assert "phantoms" in line.inner_text()
+    box = line.bounding_box()
+    assert box is not None
+    assert 0 <= box["y"] < 200
+
+
+def test_the_layer_is_chosen_by_keyboard(page: Any) -> None:
+    page.click("button.sample >> nth=0")
+    page.wait_for_selector(".film-frame img")
+    ask(page)
+    slider = page.locator("#layer input[type=range]")
+    slider.focus()
+    page.keyboard.press("Home")
+    page.wait_for_function("document.querySelector('#overlays').innerText.startsWith('Layer 0,')")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('#overlays').innerText.startsWith('Layer 1,')")
+
+
+def test_the_whole_prompt_can_be_shown_instead_of_the_reports(page: Any) -> None:
+    page.click("button.sample >> nth=0")
+    page.wait_for_selector(".film-frame img")
+    ask(page)
+    page.get_by_label("Whole prompt").click()
+    page.wait_for_function("document.querySelector('#map-before').textContent.includes('image')")
+
+
+def test_a_hostile_question_is_shown_as_text(page: Any) -> None:
+    page.click("button.sample >> nth=0")
+    page.wait_for_selector(".film-frame img")
+    ask(page, HOSTILE)
+    assert HOSTILE in page.inner_text(".asked")
+    assert page.evaluate("window.hurt") is None
+    assert page.locator(".asked script, .asked img").count() == 0
+
+
+def test_a_dicom_upload_is_read_and_leaves_no_file(
+    page: Any, temporary: Path, tmp_path: Path
+) -> None:
+    from pydicom.data import get_testdata_file
+
+    upload = tmp_path / "a file without a suffix"
+    shutil.copy(str(get_testdata_file("CT_small.dcm")), upload)
+    page.set_input_files("#upload input[type=file]", upload)
+    page.wait_for_selector(".film-frame img")
+    page.locator(".file-notes summary").click()
+    assert "CT" in page.inner_text(".file-notes")
+    assert "CompressedSamples" not in page.content()  # the patient's name in that file
+    assert [f for f in temporary.rglob("*") if f.is_file()] == []
+    ask(page, "Is there a pleural effusion?")
+    assert page.locator(".answer[data-done=true]").count() == 3
+
+
+def test_a_file_that_is_no_picture_is_refused_and_the_page_goes_on(
+    page: Any, temporary: Path, tmp_path: Path
+) -> None:
+    upload = tmp_path / "notes.dcm"
+    upload.write_text("not a picture")
+    page.set_input_files("#upload input[type=file]", upload)
+    page.wait_for_selector("#preview .status.problem")
+    assert "Traceback" not in page.content()
+    assert [f for f in temporary.rglob("*") if f.is_file()] == []
+    page.click("#ask")
+    page.wait_for_selector("#status .problem")
+    assert "no picture" in page.inner_text("#status")
+    page.click("button.sample >> nth=1")
+    page.wait_for_selector(".film-frame img")
+
+
+def test_stop_ends_a_run(page: Any) -> None:
+    page.click("button.sample >> nth=0")
+    page.wait_for_selector(".film-frame img")
+    page.click("#ask")
+    page.click("#stop")
+    page.wait_for_function("/Stopped|Done/.test(document.querySelector('#status').innerText)")
+    page.wait_for_function("document.querySelectorAll('.caret').length === 0")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_needs_no_sideways_scrolling(page: Any, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.click("button.sample >> nth=0")
+    page.wait_for_selector(".film-frame img")
+    ask(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    tops = page.evaluate("[...document.querySelectorAll('.answer')].map(a => a.offsetTop)")
+    assert tops == sorted(set(tops))

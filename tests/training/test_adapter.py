@@ -1,0 +1,55 @@
+"""The adapter finds the weights under which positives and negatives part."""
+
+import numpy as np
+import pytest
+
+from mrrag.training.adapter import TrainingSet, descend, info_nce, train_adapter
+
+
+def made(seed: int, truth: tuple[float, float, float], questions: int = 300) -> TrainingSet:
+    """Candidates whose best is the one that ``truth`` scores highest, with some luck."""
+    rng = np.random.default_rng(seed)
+    cosines = rng.normal(0, 0.3, (questions, 13, 3))
+    score = cosines @ np.array(truth) + rng.gumbel(0, 0.1, (questions, 13))
+    order = np.argsort(-score, axis=1)
+    ranked = np.take_along_axis(cosines, order[:, :, None], axis=1)
+    return TrainingSet(ranked[:, 0], ranked[:, 1:])
+
+
+def test_the_gradient_is_that_of_the_loss() -> None:
+    data = made(0, (0.5, 0.3, 0.2))
+    weights = np.array([1.0, 2.0, -0.5])
+    _, gradient = info_nce(data, weights)
+    for axis in range(3):
+        step = np.zeros(3)
+        step[axis] = 1e-5
+        slope = (info_nce(data, weights + step)[0] - info_nce(data, weights - step)[0]) / 2e-5
+        assert gradient[axis] == pytest.approx(slope, rel=1e-4)
+
+
+def test_the_ratios_that_made_the_data_are_found_again() -> None:
+    found = train_adapter(made(1, (0.6, 0.3, 0.1), 1500), resamples=20)
+    learnt = (found.weights.alpha, found.weights.beta, found.weights.gamma)
+    assert learnt == pytest.approx((0.6, 0.3, 0.1), abs=0.05)
+    assert sum(map(abs, learnt)) == pytest.approx(1.0)
+    for (low, high), truth in zip(found.intervals, (0.6, 0.3, 0.1), strict=True):
+        assert low < truth < high
+
+
+def test_a_similarity_that_says_nothing_gets_no_weight() -> None:
+    found = train_adapter(made(2, (0.5, 0.5, 0.0), 1500), resamples=5)
+    assert abs(found.weights.gamma) < 0.05
+
+
+def test_few_questions_leave_wide_intervals() -> None:
+    few = train_adapter(made(3, (0.5, 0.3, 0.2), 40), resamples=40)
+    many = train_adapter(made(3, (0.5, 0.3, 0.2), 1500), resamples=40)
+    width = [b - a for a, b in few.intervals]
+    assert min(width) > 2 * max(b - a for a, b in many.intervals)
+
+
+def test_descent_lowers_the_loss_and_keeps_the_norm_bounded() -> None:
+    separable = TrainingSet(np.ones((5, 3)), np.zeros((5, 2, 3)))
+    weights = descend(separable)
+    assert info_nce(separable, weights)[0] < info_nce(separable, np.ones(3))[0]
+    assert np.linalg.norm(weights) < 100
