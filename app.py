@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import tempfile
 from concurrent.futures import Future
@@ -32,11 +33,14 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
+    # Ended by a signal we still leave in order, so that the folder below goes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Uploads pass through this folder, which only this user can read; it goes when we go.
     with tempfile.TemporaryDirectory(prefix="mr-rag-") as private:
         os.environ["GRADIO_TEMP_DIR"] = private
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         return serve(arguments.host, arguments.port, arguments.assets)
 
 

@@ -124,7 +124,7 @@ def load_samples(folder: Path) -> tuple[Sample, ...]:
             path = (folder / entry["file"]).resolve()
             if folder.resolve() not in path.parents:
                 raise ValueError(f"{entry['file']} lies outside the folder")
-            image = read_image(path.read_bytes())
+            image = replace(read_image(path.read_bytes()), values=None)
             samples.append(
                 Sample(
                     title=str(entry["title"]),
@@ -165,9 +165,11 @@ def choose_sample(samples: Sequence[Sample], index: object) -> Update:
     return cleared() | {
         "image": sample.image,
         "samples": samples_html(samples, index),
-        "preview": cards.preview(sample.image, preview_url(sample.image.display), sample.title),
+        "preview": cards.preview(
+            sample.image, preview_url(sample.image.display), sample.title, sample.note
+        ),
         "question": sample.question,
-        "status": cards.status(sample.note or "Ready. Press Ask."),
+        "status": cards.status("Ready. Press Ask."),
     }
 
 
@@ -176,7 +178,8 @@ def read_upload(samples: Sequence[Sample], data: object) -> Update:
     try:
         if not isinstance(data, bytes) or not data:
             raise ImageError("No file came. Choose a DICOM, PNG or JPEG file.")
-        image = read_image(data)
+        # The page draws and the model reads what is displayed; the rest need not stay.
+        image = replace(read_image(data), values=None)
         return cleared() | {
             "image": image,
             "samples": samples_html(samples, None),
@@ -287,7 +290,7 @@ def ask(
                 "allowed. Shorten it."
             )
         if not engine.done():
-            yield {"running": True, "status": cards.status("Loading the model", kind="busy")}
+            yield {"status": cards.status("Loading the model", kind="busy")}
         pipeline = engine.result(timeout=120)
         settings = settings_from(about, *controls)
         for update in _answer(pipeline, about, draft, image, question, settings):
@@ -297,7 +300,7 @@ def ask(
         draft.start()
     except Exception as error:
         draft.start()
-        yield refuse(error) | {"running": False}
+        yield refuse(error)
 
 
 def _answer(
@@ -315,7 +318,6 @@ def _answer(
     draft.start(question)
     evidence = mrrag.find_evidence(pipeline, query, settings)
     yield cleared() | {
-        "running": True,
         "evidence": evidence_html(pipeline, query, evidence, settings),
         "answers": cards.answer_columns(question, {}),
         "status": cards.status("Answering, three ways at once", kind="busy"),
@@ -331,7 +333,6 @@ def _answer(
         shown = Shown(image, evidence, step)
         taken = time.perf_counter() - clicked
         yield {
-            "running": False,
             "shown": shown,
             "answers": cards.answer_columns(
                 question, {}, step.answers, step.notes, settings_line(about, step)
@@ -380,10 +381,9 @@ def settings_line(about: About, result: CaseResult) -> str:
 def stop(draft: object) -> Update:
     """End the running case; the answers stay as far as they came."""
     if not isinstance(draft, Draft) or not draft.question:
-        return {"running": False, "status": cards.status("Stopped. Nothing is being answered.")}
+        return {"status": cards.status("Stopped. Nothing is being answered.")}
     draft.stopped = True
     return {
-        "running": False,
         "status": cards.status("Stopped. The answers are not complete."),
         "answers": cards.answer_columns(draft.question, draft.texts, stopped=True),
     }

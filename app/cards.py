@@ -145,7 +145,7 @@ def samples(entries: Sequence[tuple[str, str]], chosen: int | None) -> str:
     return f'<div class="samples" role="group" aria-label="Sample cases">{buttons}</div>'
 
 
-def preview(image: Image, url: str, title: str) -> str:
+def preview(image: Image, url: str, title: str, note: str = "") -> str:
     """The picture as it will be read, with what was done to the file."""
     tags = "".join(
         f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in image.tags.items()
@@ -155,7 +155,8 @@ def preview(image: Image, url: str, title: str) -> str:
     return (
         f'<figure class="film-frame"><img src="{url}" alt="{text(title)}, {columns} by {rows} '
         f'pixels"><figcaption>{text(title)}<span>{columns} × {rows} px</span></figcaption></figure>'
-        f'<details class="file-notes"><summary>What was done to the file</summary>'
+        + (f'<p class="case-note">{text(note)}</p>' if note else "")
+        + '<details class="file-notes"><summary>What was done to the file</summary>'
         + (f"<ul>{notes}</ul>" if notes else "<p>Nothing: shown as stored.</p>")
         + (f"<dl>{tags}</dl>" if tags else "")
         + "</details>"

@@ -26,7 +26,7 @@ STYLE = Path(__file__).with_name("style.css")
 CASE_SECONDS = 1800
 FILE_SECONDS = 300
 MAX_WAITING = 32
-MAX_VISITS = 200
+MAX_VISITS = 64
 
 
 def take_upload(path: object) -> bytes:
@@ -130,7 +130,7 @@ def build_page(
                 question = gr.Textbox(
                     label="Question",
                     placeholder="Is there a pleural effusion?",
-                    lines=2,
+                    lines=1,
                     max_lines=4,
                     max_length=actions.MAX_QUESTION_CHARACTERS,
                     elem_id="question",
@@ -139,7 +139,7 @@ def build_page(
                 with gr.Column(elem_id="act", min_width=0):
                     with gr.Row(elem_id="go"):
                         ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=0)
-                        stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=0)
+                        stop = gr.Button("Stop", elem_id="stop", min_width=0)
                     status = html(cards.status("Pick a sample case or upload a picture."), "status")
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     k = gr.Slider(1, actions.MAX_K, 8, step=1, label="Reports to retrieve, K")
@@ -216,13 +216,7 @@ def build_page(
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:
             """An action's update as gradio takes it."""
-            out: dict[gr.blocks.Block, Any] = {}
-            for name, value in update.items():
-                if name == "running":
-                    out[stop] = gr.Button(interactive=value)
-                else:
-                    out[parts[name]] = value
-            return out
+            return {parts[name]: content for name, content in update.items()}
 
         def on_sample(event: gr.EventData) -> dict[gr.blocks.Block, Any]:
             return placed(actions.choose_sample(samples, event._data.get("sample")))
@@ -236,7 +230,7 @@ def build_page(
             for update in actions.ask(engine, about, draft, image, question, controls):
                 yield placed(update)
 
-        everything = [*parts.values(), stop]
+        everything = list(parts.values())
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         picker.click(on_sample, None, everything, **quiet)
@@ -250,19 +244,10 @@ def build_page(
             concurrency_id="model",
             **quiet,
         )
-        # In the browser, at once, so that one can also stop waiting for one's turn.
-        gr.on(
-            [ask.click, question.submit],
-            None,
-            None,
-            stop,
-            js="() => ({__type__: 'update', interactive: true})",
-            **quiet,
-        )
         stop.click(
             lambda draft: placed(actions.stop(draft)),
             draft,
-            [stop, status, answers],
+            [status, answers],
             cancels=[asked],
             **quiet,
         )

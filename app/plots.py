@@ -50,7 +50,7 @@ class Maps:
     @property
     def swing(self) -> float:
         """The difference's scale runs from −swing to +swing, so that no change is its middle."""
-        return float(np.abs(self.difference).max(initial=0.0)) or 1e-6
+        return max(0.01, float(np.abs(self.difference).max(initial=0.0)))
 
 
 def attention_maps(before: AttentionTrace, after: AttentionTrace, view: str) -> Maps | None:

@@ -88,7 +88,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from mrrag.training.data import read_data_set
 
     pipeline = load_pipeline(args.assets)
-    data = read_data_set(held_out(args.data))
+    data = read_data_set(args.data or bundled_world(args.assets, args.split))
     rows = data.rows(args.split)
     items = read_questions_of(
         pipeline,
@@ -138,15 +138,14 @@ def _interval(row: dict[str, Any], name: str) -> str:
     return f"{100 * row[name]:9.1f} ({100 * low:5.1f} to {100 * high:5.1f})"
 
 
-def held_out(data: Path | None) -> Path:
-    """The data set to evaluate on: the one given, or the bundled world drawn anew."""
-    if data is not None:
-        return data
-    recipe = json.loads((ASSETS / "world.json").read_text(encoding="utf-8"))
+def bundled_world(assets: Path, split: str) -> Path:
+    """The world that the bundled model was made for, with the pictures of one split.
+
+    Drawn again from its seed where it is not there yet, and gone on with where it is.
+    """
+    recipe = json.loads((assets / "world.json").read_text(encoding="utf-8"))
     directory = ROOT / "runs" / f"phantoms-{recipe['seed']}-{recipe['patients']}"
-    if not (directory / "questions.jsonl").exists() or not (directory / ".complete").exists():
-        print(f"drawing the phantom world into {directory} (once)", file=sys.stderr)
-        draw_world(directory, recipe["patients"], recipe["seed"], recipe["size"])
+    draw_world(directory, **recipe, only=split)
     return directory
 
 
@@ -164,8 +163,10 @@ def bench(args: argparse.Namespace) -> None:
 # Commands that make what the others use
 
 
-def draw_world(directory: Path, patients: int, seed: int, size: int) -> None:
-    """Write a phantom world, and mark it complete."""
+def draw_world(
+    directory: Path, patients: int, seed: int, size: int, only: str | None = None
+) -> None:
+    """Write a phantom world; pictures that are there already are not drawn again."""
     from mrrag.phantom.write import write_data_set
 
     write_data_set(
@@ -173,9 +174,9 @@ def draw_world(directory: Path, patients: int, seed: int, size: int) -> None:
         patients=patients,
         seed=seed,
         size=size,
+        only=only,
         progress=lambda items, total: ticker(items, total, "rendering"),
     )
-    (directory / ".complete").touch()
 
 
 def phantom(args: argparse.Namespace) -> None:
@@ -315,8 +316,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--vision-steps", type=int, default=1000)
     sub.add_argument("--reading-steps", type=int, default=1000)
     sub.add_argument("--weighing-steps", type=int, default=2400)
-    learning("train-adapter", train_adapter).add_argument("--questions", type=int, default=600)
-    learning("find-layers", find_layers).add_argument("--questions", type=int, default=1200)
+    learning("train-adapter", train_adapter).add_argument("--questions", type=int, default=1500)
+    learning("find-layers", find_layers).add_argument("--questions", type=int, default=1000)
     sub = learning("samples", samples)
     sub.add_argument("--directory", type=Path, default=ROOT / "sample_cases")
     sub.add_argument("--questions", type=int, default=600)

@@ -107,9 +107,7 @@ def _with_attention(backbone: Backbone, name: str, run: Callable[[], int]) -> in
         backbone.model.set_attn_implementation({"text_config": before})
 
 
-def _naive(
-    backbone: Backbone, image: Image, prompts: tuple[Prompt, ...], new_tokens: int
-) -> int:
+def _naive(backbone: Backbone, image: Image, prompts: tuple[Prompt, ...], new_tokens: int) -> int:
     def run() -> int:
         held = 0
         for prompt in prompts:

@@ -172,7 +172,10 @@ def answer_batch(
             )
             said = np.array([parse_yes_no(t) for t in texts], dtype=np.int8)
         else:
-            yes, no = np.isin(first.next_id, backbone.yes_ids), np.isin(first.next_id, backbone.no_ids)
+            yes, no = (
+                np.isin(first.next_id, backbone.yes_ids),
+                np.isin(first.next_id, backbone.no_ids),
+            )
             said = np.where(yes, 1, np.where(no, 0, UNPARSED)).astype(np.int8)
         both = first.p_yes + first.p_no
         p_yes = np.divide(first.p_yes, both, out=np.full_like(both, 0.5), where=both > 0)

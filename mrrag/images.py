@@ -6,7 +6,7 @@ inversion (PS3.4 N.2). This module does not know who the patient is (only the at
 listed below are ever parsed), what a model wants as its input, or what is in the picture.
 
 Decoders: Pillow for PNG and JPEG files; imagecodecs (libjpeg-turbo, CharLS, OpenJPEG, PackBits)
-for compressed DICOM frames. Neither crashed or hung on thousands of damaged ones.
+for compressed DICOM frames, since GDCM ends the whole process on many damaged ones.
 """
 
 from __future__ import annotations
@@ -506,7 +506,7 @@ def _read_notes(dataset: Dataset, lossy: bool, frame: int, frames: int) -> list[
 # DICOM pixels: one decoder per family of transfer syntaxes, then pydicom for all of them
 
 J2K = b"\xff\x4f\xff\x51"  # SOC and SIZ, with which every JPEG 2000 codestream begins
-MAX_TRAILING_BYTES = 16  # after the end marker: some pad by more than the one byte allowed
+MAX_TRAILING_BYTES = 16  # after the end marker, beside any zeros: some writers leave a few
 
 
 class _Codestream(NamedTuple):
@@ -552,7 +552,7 @@ def _check_codestream(code: bytes, dataset: Dataset) -> tuple[bytes, _Codestream
     Decoders allocate by the one and search for the other, CharLS without end.
     """
     end = code.rindex(b"\xff\xd9") + 2
-    if len(code) - end > MAX_TRAILING_BYTES:
+    if len(code.rstrip(b"\0")) - end > MAX_TRAILING_BYTES:
         raise ValueError("the frame is cut short")
     stream = _read_codestream(code)
     said = tuple(int(dataset[name].value) for name in ("Rows", "Columns", "SamplesPerPixel"))

@@ -39,7 +39,8 @@ class Image:
     values : float32 or integer [rows, columns], or None for colour
         After the modality LUT only, for windowing in a viewer.
     windows : tuple of Window
-        The header's presets that apply to ``values``; the first one made ``display``.
+        The header's presets that apply to ``values``; the first one made ``display``, unless a
+        VOI LUT did (a note then says so).
     inverted : bool
         True where low ``values`` are shown bright (MONOCHROME1).
     frame, frames : int

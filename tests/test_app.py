@@ -6,6 +6,8 @@ import asyncio
 import json
 import math
 import re
+import subprocess
+import sys
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -400,7 +402,6 @@ def test_questions_that_cannot_be_asked_are_refused(
     engine: Future[Any] = Future()  # never ready: a refusal does not wait for it
     updates = list(actions.ask(engine, ABOUT, actions.Draft(), image, question, LEARNT_CONTROLS))
     assert words in refused(updates[-1])
-    assert updates[-1]["running"] is False
 
 
 def test_an_unexpected_error_shows_no_cause(caplog: pytest.LogCaptureFixture) -> None:
@@ -431,7 +432,6 @@ def test_stop_leaves_what_was_said_so_far() -> None:
     update = actions.stop(draft)
     assert update["answers"].count("Yes, the") == 3
     assert "caret" not in update["answers"]
-    assert update["running"] is False
     assert draft.stopped
     assert "answers" not in actions.stop(actions.Draft())
 
@@ -527,6 +527,13 @@ def test_a_small_picture_is_shown_pixel_for_pixel() -> None:
     pixels = picture().display
     assert shrink(pixels, 1024) is pixels
     assert max(shrink(pixels, 30).shape) == 30
+
+
+def test_the_page_does_not_wait_for_torch() -> None:
+    """Importing torch takes seconds, in which the page is already served."""
+    check = "import sys, app.page; sys.exit('torch' in sys.modules)"
+    root = Path(actions.__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", check], cwd=root, check=False).returncode == 0
 
 
 def contrast(first: str, second: str) -> float:

@@ -82,6 +82,7 @@ def address(temporary: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(30)
+        assert list(temporary.glob("mr-rag-*")) == []
 
 
 def answers(url: str) -> bool:

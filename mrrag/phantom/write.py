@@ -59,6 +59,7 @@ def write_data_set(
     patients: int,
     seed: int,
     size: int = 512,
+    only: str | None = None,
     workers: int = 2,
     progress: Callable[[Iterable[None], int], Iterable[None]] = lambda it, total: it,
 ) -> Sequence[Study]:
@@ -68,6 +69,8 @@ def write_data_set(
     ----------
     size
         Rows and columns of each image, in pixels.
+    only
+        Render the images of this split alone; a reader then skips the other studies.
     workers
         Processes that render.
     progress
@@ -131,7 +134,11 @@ def write_data_set(
                     "finding": qa.finding,
                 }
                 questions.write(json.dumps(row) + "\n")
-    jobs = [(study, size, images / image_name(study.uid)) for study in studies]
+    jobs = [
+        (study, size, images / image_name(study.uid))
+        for study in studies
+        if only in (None, splits[study.patient])
+    ]
     with ProcessPoolExecutor(workers) as pool:
         for _ in progress(pool.map(_write_image, jobs, chunksize=16), len(jobs)):
             pass

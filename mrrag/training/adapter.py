@@ -20,13 +20,28 @@ import numpy as np
 import numpy.typing as npt
 
 from mrrag.backbone import score_batch
-from mrrag.evaluation import BATCH, SINGLE, Asked, Ticker, evidence_for, no_ticker, prompt_for
+from mrrag.evaluation import SINGLE, Asked, Ticker, evidence_for, no_ticker, prompt_for
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval import retrieve
 from mrrag.types import Retrieved, Weights
 
-POOL_EACH = 8  # candidates from the top of each single similarity, and as many at random
+# Candidates: so many from the top of each similarity and of their equal mix, and at random.
+POOL_EACH = 8
+# m: about the worse half of the candidates. With far fewer, the negatives are only those that
+# mislead, and what misleads names the finding asked about, as what helps does: γ is then
+# punished for it. With far more, topic is all that is learnt.
 NEGATIVES = 12
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Every question's candidates: cosines [Q, N, 3] and the model's confidence [Q, N].
+
+    Questions have different numbers of candidates; the rest of a row is NaN.
+    """
+
+    cosines_QN3: npt.NDArray[np.float64]
+    confidence_QN: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -50,9 +65,9 @@ class Adapter:
 
 
 def candidates(pipeline: Pipeline, item: Asked, rng: np.random.Generator) -> list[Retrieved]:
-    """Documents worth scoring: the top of each similarity, and some at random."""
+    """Documents worth scoring: the top of each similarity and of their mix, some at random."""
     found: dict[str, Retrieved] = {}
-    for weights in SINGLE.values():
+    for weights in (*SINGLE.values(), Weights(1.0, 1.0, 1.0)):
         for r in evidence_for(pipeline, item, weights, POOL_EACH):
             found.setdefault(r.document.id, r)
     document = item.case.document
@@ -70,26 +85,32 @@ def candidates(pipeline: Pipeline, item: Asked, rng: np.random.Generator) -> lis
     return [*found.values(), *drawn]
 
 
-def build_training_set(
+def score_candidates(
     pipeline: Pipeline, items: Sequence[Asked], *, seed: int = 0, ticker: Ticker = no_ticker
-) -> TrainingSet:
+) -> Candidates:
     """Score every candidate of every question by the model's confidence with it alone."""
     rng = np.random.default_rng(seed)
-    positives, negatives = [], []
-    for item in ticker(items, len(items), "D_train"):
+    width = (len(SINGLE) + 2) * POOL_EACH
+    cosines_QN3 = np.full((len(items), width, 3), np.nan)
+    confidence_QN = np.full((len(items), width), np.nan)
+    for q, item in enumerate(ticker(items, len(items), "D_train")):
         pool = candidates(pipeline, item, rng)
         batch = [(item.features, prompt_for(pipeline, item, [r.document.report]), ()) for r in pool]
-        confidence = np.empty(len(pool))
-        for start in range(0, len(pool), BATCH):
-            part = slice(start, start + BATCH)
-            score = score_batch(pipeline.backbone, batch[part], strength=0.0, layers=())
-            right = score.p_yes if item.gold else score.p_no
-            confidence[part] = right / (score.p_yes + score.p_no)
-        order = np.argsort(-confidence, kind="stable")
-        cosines_N3 = np.array([r.cosines for r in pool])
-        positives.append(cosines_N3[order[0]])
-        negatives.append(cosines_N3[order[-NEGATIVES:]])
-    return TrainingSet(np.array(positives), np.array(negatives))
+        score = score_batch(pipeline.backbone, batch, strength=0.0, layers=())
+        right = score.p_yes if item.gold else score.p_no
+        confidence_QN[q, : len(pool)] = right / (score.p_yes + score.p_no)
+        cosines_QN3[q, : len(pool)] = [r.cosines for r in pool]
+    return Candidates(cosines_QN3, confidence_QN)
+
+
+def build_training_set(scored: Candidates, negatives: int = NEGATIVES) -> TrainingSet:
+    """D_train: the candidate with the highest confidence against the lowest ``negatives``."""
+    best, worst = [], []
+    for cosines_N3, confidence_N in zip(scored.cosines_QN3, scored.confidence_QN, strict=True):
+        order = np.argsort(-confidence_N[~np.isnan(confidence_N)], kind="stable")
+        best.append(cosines_N3[order[0]])
+        worst.append(cosines_N3[order[-negatives:]])
+    return TrainingSet(np.array(best), np.array(worst))
 
 
 def info_nce(
@@ -106,7 +127,7 @@ def info_nce(
 
 
 def descend(
-    data: TrainingSet, *, steps: int = 2000, rate: float = 5.0, ridge: float = 1e-4
+    data: TrainingSet, *, steps: int = 4000, rate: float = 5.0, ridge: float = 1e-4
 ) -> npt.NDArray[np.float64]:
     """Plain gradient descent from equal weights; the ridge keeps the norm bounded."""
     scaled_3 = np.ones(3)
@@ -129,7 +150,7 @@ def train_adapter(
     for _ in range(resamples):
         rows = rng.integers(cut, size=cut)
         sample = TrainingSet(train.positive_Q3[rows], train.negative_QM3[rows])
-        drawn = descend(sample, steps=300)
+        drawn = descend(sample)
         resampled.append(drawn / np.abs(drawn).sum())
     low, high = np.percentile(resampled, (2.5, 97.5), axis=0)
     norm = float(np.abs(scaled_3).sum())

@@ -24,7 +24,13 @@ from mrrag.evaluation import Asked, Ticker, read_questions_of
 from mrrag.phantom.report import TOPICS
 from mrrag.pipeline import Pipeline, load_pipeline
 from mrrag.prompt import REPORTS_HEADING
-from mrrag.training.adapter import build_training_set, train_adapter
+from mrrag.training.adapter import (
+    NEGATIVES,
+    Candidates,
+    build_training_set,
+    score_candidates,
+    train_adapter,
+)
 from mrrag.training.data import DataSet, cached_pixels, read_data_set
 from mrrag.training.layers import sweep_layers, try_steering
 from mrrag.training.llava import Vectors, build_llava, train_reading, train_weighing
@@ -191,15 +197,29 @@ def make_adapter(
     data = read_data_set(data_directory)
     pipeline = _pipeline(assets)
     rows = data.rows("train")[KNOWLEDGE_BASE_CASES:]
-    items = _asked(pipeline, data, rows, questions, ticker)
-    adapter = train_adapter(build_training_set(pipeline, items, ticker=ticker))
+    made_of = (pipeline.backbone.fingerprint, pipeline.knowledge_base.fingerprint)
+    kept = runs / "adapter" / f"d_train-{made_of[0][:8]}-{made_of[1][:8]}-{questions}.safetensors"
+    if not kept.exists():
+        items = _asked(pipeline, data, rows, questions, ticker)
+        scored = score_candidates(pipeline, items, ticker=ticker)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            "cosines": torch.from_numpy(scored.cosines_QN3),
+            "confidence": torch.from_numpy(scored.confidence_QN),
+        }
+        save_file(tensors, kept)
+    stored = load_file(kept)
+    adapter = train_adapter(
+        build_training_set(Candidates(stored["cosines"].numpy(), stored["confidence"].numpy()))
+    )
     learnt = _read_learnt(assets)
     learnt["weights"] = asdict(adapter.weights)
     learnt["adapter"] = asdict(adapter) | {
         "split": "train",
         "positives": "the document with which the model is most confident of the right answer",
-        "model": pipeline.backbone.fingerprint,
-        "knowledge_base": pipeline.knowledge_base.fingerprint,
+        "negatives": NEGATIVES,
+        "model": made_of[0],
+        "knowledge_base": made_of[1],
     }
     _write_learnt(assets, learnt)
     return asdict(adapter)
@@ -216,7 +236,7 @@ def make_layers(
     sweep = sweep_layers(pipeline, items, weights, k=k, ticker=ticker)
     critical = sweep.critical()
     order = sorted(range(len(sweep.drops)), key=lambda layer: -sweep.drops[layer])
-    sets = sorted({tuple(sorted(order[:n])) for n in (1, 2, 3)} | {critical})
+    sets = sorted({tuple(sorted(order[:n])) for n in (1, 2)} | {critical})
     noise = (0, k // 4, k // 2, 3 * k // 4)
     trials = try_steering(pipeline, items, weights, sets, k=k, noise=noise, ticker=ticker)
     best = max(trials, key=lambda t: sum(t.gains))

@@ -57,9 +57,7 @@ def test_packed_questions_get_the_logits_of_separate_ones(
 ) -> None:
     features = torch.randn(1, PATCHES, 128, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        together, _ = packed_logits(
-            model, [packed(tokenizer, model, QUESTIONS)], features, PATCHES
-        )
+        together, _ = packed_logits(model, [packed(tokenizer, model, QUESTIONS)], features, PATCHES)
         apart = [
             packed_logits(model, [packed(tokenizer, model, [q])], features, PATCHES)[0]
             for q in QUESTIONS
@@ -71,8 +69,9 @@ def test_packed_questions_get_the_logits_of_separate_ones(
 def test_padding_of_a_batch_changes_nothing(
     tokenizer: PreTrainedTokenizerFast, model: LlavaForConditionalGeneration
 ) -> None:
-    short, long = packed(tokenizer, model, QUESTIONS[:1], False), packed(
-        tokenizer, model, QUESTIONS, False
+    short, long = (
+        packed(tokenizer, model, QUESTIONS[:1], False),
+        packed(tokenizer, model, QUESTIONS, False),
     )
     with torch.inference_mode():
         both, _ = packed_logits(model, [short, long], None, 0)

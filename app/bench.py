@@ -1,0 +1,120 @@
+"""How quick the page feels: ``python -m app.bench``.
+
+Starts ``python app.py`` as a person would and drives it in a real Chromium (which must be
+installed, with the playwright package): seconds until the page is served and the model is
+ready, from the click to the evidence, and from the click to the third answer with all
+heatmaps drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+EVIDENCE = "document.querySelectorAll('.evidence-card').length > 0"
+# The answers are marked done, and each of the three maps has drawn its cells.
+FINISHED = (
+    "document.querySelectorAll('.answer[data-done=true]').length === 3 && "
+    "['before', 'after', 'difference'].every(m => "
+    "document.querySelector(`#map-${m} .heatmaplayer image`))"
+)
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    """Medians over ``repeats`` visits, seconds, after one visit that is not counted."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not chromium:
+        raise SystemExit("No Chromium was found. Install it, or set CHROMIUM to its path.")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = time.perf_counter()
+    server = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        url = f"http://127.0.0.1:{port}/"
+        while not _answers(url):
+            if server.poll() is not None:
+                raise SystemExit("app.py stopped before it served a page.")
+            time.sleep(0.05)
+        served = time.perf_counter() - start
+        assert server.stdout is not None
+        while "ready" not in (line := server.stdout.readline()):
+            if not line:
+                raise SystemExit("app.py stopped before its model was ready.")
+        ready = time.perf_counter() - start
+        visits = _visits(chromium, url, repeats + 1)[1:]
+    finally:
+        server.terminate()
+        server.wait(30)
+    return {
+        "page_served": served,
+        "model_ready": ready,
+        "click_to_evidence": statistics.median(v[0] for v in visits),
+        "click_to_answers_and_maps": statistics.median(v[1] for v in visits),
+        "slowest_answers_and_maps": max(v[1] for v in visits),
+        "visits": repeats,
+    }
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def _visits(chromium: str, url: str, count: int) -> list[tuple[float, float]]:
+    from playwright.sync_api import sync_playwright
+
+    seconds = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        for visit in range(count):
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            page.goto(url)
+            page.wait_for_selector("button.sample")
+            cases = page.locator("button.sample").count() - 1  # the last one is declined
+            page.click(f"button.sample >> nth={visit % cases}")
+            page.wait_for_selector(".film-frame img")
+            clicked = time.perf_counter()
+            page.click("#ask")
+            page.wait_for_function(EVIDENCE, polling=10)
+            evidence = time.perf_counter() - clicked
+            page.wait_for_function(FINISHED, polling=10)
+            seconds.append((evidence, time.perf_counter() - clicked))
+            page.close()
+        browser.close()
+    return seconds
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(prog="python -m app.bench", description=__doc__)
+    parser.add_argument("--visits", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    result = measure(arguments.visits)
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name.replace('_', ' '):28s}{value:8.2f}{'' if name == 'visits' else ' s'}")
+
+
+if __name__ == "__main__":
+    main()

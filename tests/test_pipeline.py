@@ -1,0 +1,182 @@
+"""A case from question to answers, on the bundled model."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mrrag.errors import ModelError, SettingsError
+from mrrag.export import case_to_json
+from mrrag.images import load_image
+from mrrag.pipeline import (
+    ASSETS,
+    CaseResult,
+    Pipeline,
+    Progress,
+    Settings,
+    answer,
+    find_evidence,
+    load_learnt,
+    load_pipeline,
+)
+from mrrag.types import METHODS, Query, Weights
+
+SAMPLES = ASSETS.parent / "sample_cases"
+QUESTION = "Is there a pleural effusion?"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return load_pipeline()
+
+
+@pytest.fixture(scope="module")
+def query() -> Query:
+    return Query(load_image(SAMPLES / "case-1.dcm"), QUESTION)
+
+
+def case_of(pipeline: Pipeline, query: Query, settings: Settings) -> CaseResult:
+    evidence = find_evidence(pipeline, query, settings)
+    *_, case = answer(pipeline, query, evidence, settings)
+    assert isinstance(case, CaseResult)
+    return case
+
+
+def test_three_answers_come_with_their_attention(pipeline: Pipeline, query: Query) -> None:
+    case = case_of(pipeline, query, Settings())
+    assert tuple(case.answers) == METHODS
+    assert all(a.text and 0 <= a.p_yes + a.p_no <= 1.00001 for a in case.answers.values())
+    assert case.before is not None
+    assert case.after is not None
+    assert np.allclose(case.before.mass_LHS.sum(-1), 1, atol=1e-5)
+    assert np.allclose(case.after.mass_LHS.sum(-1), 1, atol=1e-5)
+    assert case.after.layers == pipeline.learnt.layers
+    assert len(case.retrieved) == 8
+
+
+def test_the_same_input_gives_the_same_case(pipeline: Pipeline, query: Query) -> None:
+    def plain(case: CaseResult) -> dict[str, object]:
+        return {k: v for k, v in case_to_json(case).items() if k != "seconds"}
+
+    first, second = (plain(case_of(pipeline, query, Settings())) for _ in range(2))
+    assert json.dumps(first) == json.dumps(second)
+
+
+def test_without_strength_mr_rag_equals_rag(pipeline: Pipeline, query: Query) -> None:
+    case = case_of(pipeline, query, Settings(strength=0.0))
+    assert case.answers["mr_rag"].text == case.answers["rag"].text
+    assert case.answers["mr_rag"].p_yes == pytest.approx(case.answers["rag"].p_yes, abs=1e-6)
+
+
+def test_steering_moves_attention_in_the_critical_layers_first(
+    pipeline: Pipeline, query: Query
+) -> None:
+    case = case_of(pipeline, query, Settings(strength=2.0))
+    assert case.before is not None
+    assert case.after is not None
+    moved = np.abs(case.after.mass_LHS - case.before.mass_LHS).max((1, 2))
+    first = min(pipeline.learnt.layers)
+    assert np.all(moved[:first] < 1e-6)
+    assert moved[first] > 1e-3
+
+
+def test_one_report_leaves_nothing_to_steer_by_and_says_so(
+    pipeline: Pipeline, query: Query
+) -> None:
+    case = case_of(pipeline, query, Settings(k=1))
+    assert case.answers["mr_rag"].text == case.answers["rag"].text
+    assert any("nothing to steer by" in note for note in case.notes)
+
+
+def test_the_terms_shown_sum_to_the_score(pipeline: Pipeline, query: Query) -> None:
+    for r in case_of(pipeline, query, Settings(noise=3)).retrieved:
+        assert sum(r.terms) == r.score
+
+
+def test_other_weights_need_no_encoding(pipeline: Pipeline, query: Query) -> None:
+    first = find_evidence(pipeline, query, Settings())
+    blind = replace(query, image=None)  # an encoder would now see no image
+    again = find_evidence(
+        pipeline, blind, Settings(weights=Weights(0.0, 1.0, 0.0)), vectors=first.vectors
+    )
+    assert [r.score for r in again.retrieved] == sorted(
+        (r.cosines[1] for r in again.retrieved), reverse=True
+    )
+
+
+def test_a_question_outside_the_world_is_declined(pipeline: Pipeline, query: Query) -> None:
+    case = case_of(pipeline, replace(query, question="What is the blood type?"), Settings())
+    assert all("only knows" in a.text for a in case.answers.values())
+    assert all(math.isnan(a.p_yes) for a in case.answers.values())
+    assert case_to_json(case)["answers"]["rag"]["p_yes"] is None
+
+
+def test_a_question_without_an_image_is_answered_from_reports(
+    pipeline: Pipeline, query: Query
+) -> None:
+    case = case_of(pipeline, replace(query, image=None), Settings())
+    assert any("without an image" in note for note in case.notes)
+    assert all(math.isnan(r.cosines[0]) for r in case.retrieved)
+
+
+def test_a_cancelled_case_stops_at_once(pipeline: Pipeline, query: Query) -> None:
+    evidence = find_evidence(pipeline, query, Settings())
+    steps = answer(pipeline, query, evidence, Settings(), cancelled=lambda: True)
+    assert list(steps) == []
+
+
+def test_two_cases_at_once_share_nothing(pipeline: Pipeline, query: Query) -> None:
+    other = replace(query, question="Is there a pacemaker?")
+    alone = [case_of(pipeline, q, Settings()) for q in (query, other)]
+    streams = []
+    for q in (query, other):
+        evidence = find_evidence(pipeline, q, Settings())
+        streams.append(answer(pipeline, q, evidence, Settings()))
+    last: list[Progress | CaseResult | None] = [None, None]
+    running = {0, 1}
+    while running:
+        for i in sorted(running):
+            step = next(streams[i], None)
+            if step is None:
+                running.discard(i)
+            else:
+                last[i] = step
+    for mixed, single in zip(last, alone, strict=True):
+        assert isinstance(mixed, CaseResult)
+        assert mixed.answers["mr_rag"].text == single.answers["mr_rag"].text
+        assert mixed.answers["mr_rag"].p_yes == single.answers["mr_rag"].p_yes
+
+
+@pytest.mark.parametrize(
+    ("question", "settings", "words"),
+    [
+        ("  ", Settings(), "empty"),
+        ("x" * 1001, Settings(), "1000"),
+        (QUESTION, Settings(k=0), "From 1"),
+        (QUESTION, Settings(layers=(99,)), "layers 0 to"),
+        (QUESTION, Settings(strength=-1.0), "0 to 10"),
+        (QUESTION, Settings(strength=float("nan")), "0 to 10"),
+        (QUESTION, Settings(noise=9), "irrelevant"),
+        (QUESTION, Settings(max_new_tokens=0), "1 to 512"),
+        (QUESTION, Settings(weights=Weights(0.0, 0.0, 0.0)), "zero"),
+    ],
+)
+def test_a_setting_outside_its_range_says_what_is_allowed(
+    pipeline: Pipeline, query: Query, question: str, settings: Settings, words: str
+) -> None:
+    with pytest.raises(SettingsError, match=words):
+        find_evidence(pipeline, replace(query, question=question), settings)
+
+
+def test_learnt_values_that_are_absent_say_how_to_learn_them(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="train-adapter"):
+        load_learnt(tmp_path / "learnt.json")
+
+
+def test_the_bundle_fits_where_it_must() -> None:
+    sizes = [f.stat().st_size for f in ASSETS.rglob("*") if f.is_file()]
+    assert max(sizes) < 10_000_000
+    assert sum(sizes) < 60_000_000
