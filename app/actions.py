@@ -69,6 +69,7 @@ class Sample:
     title: str
     question: str
     note: str
+    noise: int
     image: Image
     thumbnail: str
 
@@ -130,6 +131,7 @@ def load_samples(folder: Path) -> tuple[Sample, ...]:
                     title=str(entry["title"]),
                     question=str(entry["question"]),
                     note=str(entry.get("note", "")),
+                    noise=int(entry.get("noise", 0)),
                     image=image,
                     thumbnail=file_url(thumbnail(image, THUMBNAIL_PX)),
                 )
@@ -169,6 +171,7 @@ def choose_sample(samples: Sequence[Sample], index: object) -> Update:
             sample.image, preview_url(sample.image.display), sample.title, sample.note
         ),
         "question": sample.question,
+        "noise": sample.noise,
         "status": cards.status("Ready. Press Ask."),
     }
 

@@ -212,6 +212,7 @@ def build_page(
             "question": question, "status": status, "evidence": evidence, "answers": answers,
             "attention": attention, "view": view, "before": before, "after": after,
             "difference": difference, "reading": reading, "layer": layer, "overlays": overlays,
+            "noise": noise,
         }  # fmt: skip
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:

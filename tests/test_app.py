@@ -351,7 +351,7 @@ def refused(update: actions.Update) -> str:
 
 @pytest.mark.parametrize("index", [-1, 99, True, None, "0", 1.5, {}])
 def test_unknown_samples_are_refused(index: object) -> None:
-    sample = actions.Sample("t", "q?", "", picture(), "data:,")
+    sample = actions.Sample("t", "q?", "", 0, picture(), "data:,")
     assert "does not exist" in refused(actions.choose_sample([sample], index))
 
 
@@ -470,7 +470,7 @@ def write_samples(folder: Path, **changes: str) -> None:
 
     url = data_url(picture().display)
     (folder / "a.png").write_bytes(b64decode(url.split(",")[1]))
-    entry = {"file": "a.png", "title": HOSTILE, "question": "Is it?", "note": ""} | changes
+    entry = {"file": "a.png", "title": HOSTILE, "question": "Is it?", "note": "", "noise": 3} | changes
     (folder / "cases.json").write_text(json.dumps([entry]))
 
 
@@ -479,6 +479,7 @@ def test_sample_cases_are_read_from_their_list(tmp_path: Path) -> None:
     (sample,) = actions.load_samples(tmp_path)
     np.testing.assert_array_equal(sample.image.display, picture().display)
     assert "<script" not in actions.samples_html([sample], 0)
+    assert actions.choose_sample([sample], 0)["noise"] == 3
 
 
 def test_a_sample_outside_its_folder_is_refused(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def choose(
     )
     add(
         "Noise misleads, IFA holds",
-        f"Ask it with {noise} irrelevant reports: RAG is misled by them, MR-RAG is not.",
+        f"{noise} of the reports are drawn at random: RAG is misled by them, MR-RAG is not.",
         right["rag"] & ~right["noisy rag"] & right["noisy ifa"],
         order=decided,
         noise=noise,
