@@ -470,7 +470,13 @@ def write_samples(folder: Path, **changes: str) -> None:
 
     url = data_url(picture().display)
     (folder / "a.png").write_bytes(b64decode(url.split(",")[1]))
-    entry = {"file": "a.png", "title": HOSTILE, "question": "Is it?", "note": "", "noise": 3} | changes
+    entry = {
+        "file": "a.png",
+        "title": HOSTILE,
+        "question": "Is it?",
+        "note": "",
+        "noise": 3,
+    } | changes
     (folder / "cases.json").write_text(json.dumps([entry]))
 
 
