@@ -317,8 +317,10 @@ def ask(study: Study, rates: Mapping[str, float], closed: int = 4) -> Iterator[Q
     yes = [present[i] for i in rng.permutation(len(present))[: closed // 2]]
     # A well chest is asked about now and then; always asking would make "no" the safe guess.
     count_no = len(yes) if yes else int(rng.random() < 0.5)
-    share = weights / weights.sum()
-    no = rng.choice(len(absent), size=min(count_no, len(absent)), replace=False, p=share)
+    # In a population of a few studies, some findings are nobody's, and are not asked about.
+    count_no = min(count_no, int(np.count_nonzero(weights)))
+    share = weights / (weights.sum() or 1.0)
+    no = rng.choice(len(absent), size=count_no, replace=False, p=share) if count_no else ()
     for finding in yes:
         if finding.side in ("left", "right") and rng.random() < 0.25:
             # Half of the sided questions ask about the other side.

@@ -123,7 +123,8 @@ def info_nce(
     total_Q1 = np.exp(-top_Q1) + np.exp(logits_QM - top_Q1).sum(1, keepdims=True)
     loss = float((top_Q1 + np.log(total_Q1)).mean())
     share_QM = np.exp(logits_QM - top_Q1) / total_Q1
-    return loss, np.einsum("qm,qmd->d", share_QM, difference_QM3) / len(data.positive_Q3)
+    gradient_3 = share_QM.reshape(-1) @ difference_QM3.reshape(-1, 3)
+    return loss, gradient_3 / len(data.positive_Q3)
 
 
 def descend(
@@ -132,8 +133,10 @@ def descend(
     """Plain gradient descent from equal weights; the ridge keeps the norm bounded."""
     scaled_3 = np.ones(3)
     for _ in range(steps):
-        _, gradient = info_nce(data, scaled_3)
-        scaled_3 = scaled_3 - rate * (gradient + ridge * scaled_3)
+        slope_3 = info_nce(data, scaled_3)[1] + ridge * scaled_3
+        scaled_3 = scaled_3 - rate * slope_3
+        if np.abs(slope_3).max() < 1e-6:
+            break
     return scaled_3
 
 
