@@ -63,8 +63,12 @@ def tokenizer_of(data: DataSet) -> PreTrainedTokenizerFast:
 
 
 def knowledge_base_rows(data: DataSet) -> npt.NDArray[np.int64]:
-    """The training cases whose reports may be retrieved."""
-    return data.rows("train")[:KNOWLEDGE_BASE_CASES]
+    """The training cases whose reports may be retrieved; half of them at most.
+
+    The adapter learns from questions about the others.
+    """
+    train = data.rows("train")
+    return train[: min(KNOWLEDGE_BASE_CASES, len(train) // 2)]
 
 
 def make_retriever(data: DataSet, runs: Path, assets: Path, steps: int) -> None:
@@ -196,7 +200,7 @@ def make_adapter(
     """Learn α, β, γ on training questions about cases outside the knowledge base."""
     data = read_data_set(data_directory)
     pipeline = _pipeline(assets)
-    rows = data.rows("train")[KNOWLEDGE_BASE_CASES:]
+    rows = data.rows("train")[len(knowledge_base_rows(data)) :]
     made_of = (pipeline.backbone.fingerprint, pipeline.knowledge_base.fingerprint)
     kept = runs / "adapter" / f"d_train-{made_of[0][:8]}-{made_of[1][:8]}-{questions}.safetensors"
     if not kept.exists():
