@@ -329,7 +329,8 @@ def train_reading(
         return answer_loss(model, [sample(n) for n in chosen], None, 0)
 
     def evaluate() -> Mapping[str, float]:
-        batches = [[sample(n) for n in asked["validation"][i : i + 64]] for i in range(0, 512, 64)]
+        held_out = [sample(n) for n in asked["validation"][:512]]
+        batches = [held_out[i : i + 64] for i in range(0, len(held_out), 64)]
         return {"closed_accuracy": closed_accuracy(model, tokenizer, batches, None)}
 
     fit(
