@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from mrrag.phantom.dicom import png_bytes
 from mrrag.phantom.render import render
@@ -139,7 +140,8 @@ def write_data_set(
         for study in studies
         if only in (None, splits[study.patient])
     ]
-    with ProcessPoolExecutor(workers) as pool:
+    # One thread a process: several of each would wait for one another.
+    with ProcessPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as pool:
         for _ in progress(pool.map(_write_image, jobs, chunksize=16), len(jobs)):
             pass
     return studies
