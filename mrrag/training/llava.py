@@ -322,9 +322,10 @@ def train_reading(
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng((seed, step))
         # Sequences of about one length: padding costs as much as text.
-        pool = rng.choice(len(lengths), size=8 * batch, replace=False)
+        size = min(8 * batch, len(lengths))
+        pool = rng.choice(len(lengths), size=size, replace=False)
         pool = pool[np.argsort(lengths[pool])]
-        start = int(rng.integers(8)) * batch
+        start = int(rng.integers(max(1, size // batch))) * batch
         chosen = [asked["train"][i] for i in pool[start : start + batch]]
         return answer_loss(model, [sample(n) for n in chosen], None, 0)
 
