@@ -232,6 +232,7 @@ def test_stop_ends_a_run(page: Any) -> None:
     page.click("button.sample >> nth=0")
     page.wait_for_selector(".film-frame img")
     page.click("#ask")
+    page.wait_for_selector("#status .busy, #status .done")  # it has begun
     page.click("#stop")
     page.wait_for_function("/Stopped|Done/.test(document.querySelector('#status').innerText)")
     page.wait_for_function("document.querySelectorAll('.caret').length === 0")
