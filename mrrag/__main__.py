@@ -83,20 +83,13 @@ def ask(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """The paper's tables on held-out questions."""
     from mrrag.evaluation import evaluate as run_evaluation
-    from mrrag.evaluation import read_questions_of
     from mrrag.pipeline import load_pipeline, versions
     from mrrag.training.data import read_data_set
+    from mrrag.training.recipe import asked_of
 
     pipeline = load_pipeline(args.assets)
     data = read_data_set(args.data or bundled_world(args.assets, args.split))
-    rows = data.rows(args.split)
-    items = read_questions_of(
-        pipeline,
-        [data.cases[n] for n in rows],
-        [data.questions[n] for n in rows],
-        limit=args.questions,
-        ticker=ticker,
-    )
+    items = asked_of(pipeline, data, data.rows(args.split), args.questions, ticker)
     result = run_evaluation(pipeline, items, k=args.k, ticker=ticker)
     result["split"] = args.split
     result["versions"] = versions(pipeline)
@@ -239,22 +232,15 @@ def find_layers(args: argparse.Namespace) -> None:
 
 def samples(args: argparse.Namespace) -> None:
     """Choose the sample cases on the held-out split, and write them."""
-    from mrrag.evaluation import read_questions_of
     from mrrag.phantom.samples import choose, write_samples
     from mrrag.phantom.world import draw_studies
     from mrrag.pipeline import load_pipeline
     from mrrag.training.data import read_data_set
+    from mrrag.training.recipe import asked_of
 
     pipeline = load_pipeline(args.assets)
     data = read_data_set(args.data)
-    rows = data.rows("test")
-    items = read_questions_of(
-        pipeline,
-        [data.cases[n] for n in rows],
-        [data.questions[n] for n in rows],
-        limit=args.questions,
-        ticker=ticker,
-    )
+    items = asked_of(pipeline, data, data.rows("test"), args.questions, ticker)
     recipe = json.loads((args.assets / "world.json").read_text(encoding="utf-8"))
     chosen = choose(pipeline, items, ticker=ticker)
     write_samples(args.directory, chosen, draw_studies(recipe["patients"], recipe["seed"]))

@@ -204,7 +204,7 @@ def make_adapter(
     made_of = (pipeline.backbone.fingerprint, pipeline.knowledge_base.fingerprint)
     kept = runs / "adapter" / f"d_train-{made_of[0][:8]}-{made_of[1][:8]}-{questions}.safetensors"
     if not kept.exists():
-        items = _asked(pipeline, data, rows, questions, ticker)
+        items = asked_of(pipeline, data, rows, questions, ticker)
         scored = score_candidates(pipeline, items, ticker=ticker)
         kept.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
@@ -235,7 +235,7 @@ def make_layers(
     """Sweep the layers and choose IFA's setting, both on validation questions."""
     data = read_data_set(data_directory)
     pipeline = _pipeline(assets)
-    items = _asked(pipeline, data, data.rows("validation"), questions, ticker)
+    items = asked_of(pipeline, data, data.rows("validation"), questions, ticker)
     weights = pipeline.learnt.weights
     sweep = sweep_layers(pipeline, items, weights, k=k, ticker=ticker)
     critical = sweep.critical()
@@ -257,13 +257,14 @@ def make_layers(
     return {"sweep": asdict(sweep), "chosen": asdict(best)}
 
 
-def _asked(
+def asked_of(
     pipeline: Pipeline,
     data: DataSet,
     rows: npt.NDArray[np.int64],
     questions: int,
     ticker: Ticker,
 ) -> list[Asked]:
+    """Up to so many yes/no questions about these cases, encoded."""
     return read_questions_of(
         pipeline,
         [data.cases[n] for n in rows],
