@@ -182,7 +182,7 @@ def train_retriever(args: argparse.Namespace) -> None:
     from mrrag.training.data import read_data_set
     from mrrag.training.recipe import make_retriever
 
-    make_retriever(read_data_set(args.data), args.runs, args.assets, args.steps)
+    make_retriever(read_data_set(args.data), args.runs, args.assets, args.steps, args.fact_steps)
 
 
 def index(args: argparse.Namespace) -> None:
@@ -294,14 +294,16 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints, figures")
         return sub
 
-    learning("train-retriever", train_retriever).add_argument("--steps", type=int, default=1200)
+    sub = learning("train-retriever", train_retriever)
+    sub.add_argument("--steps", type=int, default=1000, help="by pairs of image and report")
+    sub.add_argument("--fact-steps", type=int, default=600, help="then by agreeing problems")
     sub = learning("index", index)
     sub.add_argument("--thumbnail-size", type=int, default=256, help="longer side, px")
     sub.add_argument("--overwrite", action="store_true")
     sub = learning("train-model", train_model)
     sub.add_argument("--vision-steps", type=int, default=1000)
     sub.add_argument("--reading-steps", type=int, default=1000)
-    sub.add_argument("--weighing-steps", type=int, default=2400)
+    sub.add_argument("--weighing-steps", type=int, default=1000)
     learning("train-adapter", train_adapter).add_argument("--questions", type=int, default=1500)
     learning("find-layers", find_layers).add_argument("--questions", type=int, default=1000)
     sub = learning("samples", samples)

@@ -1,15 +1,17 @@
 """What is written and asked about a phantom study: its report, its questions, their answers.
 
-Reports omit much, as people's do: only some of the normal findings are named, a mild
-finding is sometimes passed over, and one sentence has many wordings. That is what
-makes one retrieved report worth more than another for a given question.
+Reports are short and omit much, as people's do: they answer what they were asked, name
+some of the normal findings, and pass over others that are there. So silence says little,
+and a report that names the finding in question is worth more than one that does not:
+that is what the question-report similarity of MCR is for. Questions are about what the
+study's own report names, as in data sets whose questions were made from reports.
 
 This module knows no pixels, and its words are all that the bundled model knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,31 +127,39 @@ ABSENT: dict[str, tuple[str, ...]] = {
 
 # How often a normal finding is worth a sentence.
 DENIAL_RATE: dict[str, float] = {
-    "cardiomegaly": 0.45,
-    "pleural effusion": 0.45,
-    "pneumothorax": 0.45,
-    "consolidation": 0.4,
-    "nodule": 0.15,
-    "pulmonary edema": 0.25,
-    "atelectasis": 0.12,
-    "hyperinflation": 0.15,
-    "pacemaker": 0.08,
-    "central line": 0.08,
+    "cardiomegaly": 0.3,
+    "pleural effusion": 0.3,
+    "pneumothorax": 0.3,
+    "consolidation": 0.25,
+    "nodule": 0.2,
+    "pulmonary edema": 0.2,
+    "atelectasis": 0.2,
+    "hyperinflation": 0.2,
+    "pacemaker": 0.15,
+    "central line": 0.15,
     "rib fracture": 0.2,
-    "scoliosis": 0.12,
+    "scoliosis": 0.2,
 }
 # How often a finding is passed over in silence, by grade (None: it has no grade).
 SILENCE_RATE: dict[str | None, float] = {
-    "mild": 0.15,
-    "moderate": 0.05,
-    "severe": 0.02,
-    None: 0.08,
+    "mild": 0.7,
+    "moderate": 0.6,
+    "severe": 0.5,
+    None: 0.6,
 }
+# How often a finding that is there is named, over all grades.
+SAID_RATE = 0.36
+MOST_ASKED = 3
 PRIORS = (
     "Compared with the prior study there is no change.",
     "No prior study for comparison.",
     "Similar to the prior exam.",
     "New since the prior exam.",
+)
+NOTHING_NAMED = (
+    "Single frontal view of the chest.",
+    "Frontal radiograph of the chest.",
+    "The study is limited to one view.",
 )
 NORMAL_IMPRESSIONS = (
     "No acute cardiopulmonary abnormality.",
@@ -288,22 +298,22 @@ def write_report(study: Study) -> Report:
     if rng.random() < 0.2:
         sentences.insert(0, pick(PRIORS))
     if not sentences:
-        sentences = ["The lungs are clear."]
+        sentences = [pick(NOTHING_NAMED)]
     # The impression repeats the main findings, not all of them.
     main = [f for f in study.findings if f.name in asserted and f.grade != "mild"][:2]
     if main:
         impression = " ".join(c[0].upper() + c[1:] + "." for c in map(canonical, main))
-    elif asserted:
-        impression = ""
+    elif study.findings:
+        impression = ""  # what was passed over is not called normal either
     else:
         impression = pick(NORMAL_IMPRESSIONS)
     return Report(" ".join(sentences), impression, tuple(asserted), tuple(denied))
 
 
-def ask(study: Study, rates: Mapping[str, float], closed: int = 4) -> Iterator[QuestionAnswer]:
-    """Questions about a study with their answers, yes and no in balance.
+def ask(study: Study, report: Report, rates: Mapping[str, float]) -> Iterator[QuestionAnswer]:
+    """Questions about what a study's report names, with their answers, yes and no in balance.
 
-    ``rates`` is each finding's share in the population: a finding is denied in
+    ``rates`` is each finding's share in the population; with it a finding is denied in
     questions as often as it is affirmed, so that its name alone tells nothing.
     """
     rng = np.random.default_rng((study.seed, 2))
@@ -311,16 +321,11 @@ def ask(study: Study, rates: Mapping[str, float], closed: int = 4) -> Iterator[Q
     def pick(choices: tuple[str, ...]) -> str:
         return choices[int(rng.integers(len(choices)))]
 
-    present = list(study.findings)
-    absent = [f for f in FINDINGS if study.finding(f) is None]
-    weights = np.array([rates[f] for f in absent])
-    yes = [present[i] for i in rng.permutation(len(present))[: closed // 2]]
-    # A well chest is asked about now and then; always asking would make "no" the safe guess.
-    count_no = len(yes) if yes else int(rng.random() < 0.5)
-    # In a population of a few studies, some findings are nobody's, and are not asked about.
-    count_no = min(count_no, int(np.count_nonzero(weights)))
-    share = weights / (weights.sum() or 1.0)
-    no = rng.choice(len(absent), size=count_no, replace=False, p=share) if count_no else ()
+    present = [f for f in study.findings if f.name in report.asserted]
+    yes = [present[i] for i in rng.permutation(len(present))[:MOST_ASKED]]
+    # Each finding is denied in questions as often as it is affirmed in the population.
+    odds = {f: rates[f] / (1 - rates[f]) * SAID_RATE / DENIAL_RATE[f] for f in report.denied}
+    no = [f for f in report.denied if rng.random() < odds[f]]
     for finding in yes:
         if finding.side in ("left", "right") and rng.random() < 0.25:
             # Half of the sided questions ask about the other side.
@@ -331,22 +336,24 @@ def ask(study: Study, rates: Mapping[str, float], closed: int = 4) -> Iterator[Q
         else:
             text = pick(CLOSED).format(name=pick(NAMES[finding.name]))
             yield QuestionAnswer(text, f"Yes, {canonical(finding)}.", "closed", finding.name)
-    for i in no:
-        text = pick(CLOSED).format(name=pick(NAMES[absent[i]]))
-        yield QuestionAnswer(text, f"No {absent[i]}.", "closed", absent[i])
-    yield from _open_questions(study, rng)
+    for name in no:
+        text = pick(CLOSED).format(name=pick(NAMES[name]))
+        yield QuestionAnswer(text, f"No {name}.", "closed", name)
+    yield from _open_questions(study, present, rng)
 
 
 def _other(side: str) -> str:
     return "left" if side == "right" else "right"
 
 
-def _open_questions(study: Study, rng: np.random.Generator) -> Iterator[QuestionAnswer]:
+def _open_questions(
+    study: Study, named: Sequence[Finding], rng: np.random.Generator
+) -> Iterator[QuestionAnswer]:
     def pick(choices: tuple[str, ...]) -> str:
         return choices[int(rng.integers(len(choices)))]
 
-    if study.findings:
-        finding = study.findings[int(rng.integers(len(study.findings)))]
+    if named:
+        finding = named[int(rng.integers(len(named)))]
         noun = finding.name
         options: list[tuple[tuple[str, ...], str]] = []
         if finding.zone:

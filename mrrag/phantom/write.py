@@ -125,7 +125,7 @@ def write_data_set(
             )
             view_rows.writerow((study.uid, image_name(study.uid), "Frontal"))
             split_rows.writerow((study.uid, study.patient, splits[study.patient]))
-            for number, qa in enumerate(ask(study, rates)):
+            for number, qa in enumerate(ask(study, report, rates)):
                 row = {
                     "qid": f"{study.uid}-{number}",
                     "uid": str(study.uid),

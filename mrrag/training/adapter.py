@@ -27,10 +27,11 @@ from mrrag.types import Retrieved, Weights
 
 # Candidates: so many from the top of each similarity and of their equal mix, and at random.
 POOL_EACH = 8
-# m: about the worse half of the candidates. With far fewer, the negatives are only those that
-# mislead, and what misleads names the finding asked about, as what helps does: γ is then
-# punished for it. With far more, topic is all that is learnt.
-NEGATIVES = 12
+POOL_RANDOM = 16
+# m, on which the paper is silent, is chosen among these on the validation split. With few, the
+# negatives are only those that mislead, and what misleads names the finding asked about, as
+# what helps does: γ is then punished for it. With many, topic is most of what is learnt.
+NEGATIVES = (4, 8, 12, 16, 20)
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ def candidates(pipeline: Pipeline, item: Asked, rng: np.random.Generator) -> lis
         pipeline.knowledge_base,
         item.vectors,
         Weights(1.0, 1.0, 1.0),
-        POOL_EACH,
+        POOL_RANDOM,
         exclude_patients={document.patient},
         exclude_studies={document.study},
         exclude_ids=set(found),
-        noise=POOL_EACH,
+        noise=POOL_RANDOM,
         seed=int(rng.integers(2**31)),
     )
     return [*found.values(), *drawn]
@@ -90,7 +91,7 @@ def score_candidates(
 ) -> Candidates:
     """Score every candidate of every question by the model's confidence with it alone."""
     rng = np.random.default_rng(seed)
-    width = (len(SINGLE) + 2) * POOL_EACH
+    width = (len(SINGLE) + 1) * POOL_EACH + POOL_RANDOM
     cosines_QN3 = np.full((len(items), width, 3), np.nan)
     confidence_QN = np.full((len(items), width), np.nan)
     for q, item in enumerate(ticker(items, len(items), "D_train")):
@@ -103,7 +104,7 @@ def score_candidates(
     return Candidates(cosines_QN3, confidence_QN)
 
 
-def build_training_set(scored: Candidates, negatives: int = NEGATIVES) -> TrainingSet:
+def build_training_set(scored: Candidates, negatives: int) -> TrainingSet:
     """D_train: the candidate with the highest confidence against the lowest ``negatives``."""
     best, worst = [], []
     for cosines_N3, confidence_N in zip(scored.cosines_QN3, scored.confidence_QN, strict=True):

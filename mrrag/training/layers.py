@@ -21,7 +21,7 @@ from mrrag.pipeline import Pipeline
 from mrrag.steering import Block
 from mrrag.types import Weights
 
-STRENGTHS = (0.05, 0.1, 0.25, 1.0)
+STRENGTHS = (0.1, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from mrrag.encoders import BiTower, load_encoder, pixels_of
-from mrrag.evaluation import Asked, Ticker, read_questions_of
+from mrrag.evaluation import Asked, Ticker, read_questions_of, run
 from mrrag.phantom.report import TOPICS
 from mrrag.pipeline import Pipeline, load_pipeline
 from mrrag.prompt import REPORTS_HEADING
@@ -71,7 +71,7 @@ def knowledge_base_rows(data: DataSet) -> npt.NDArray[np.int64]:
     return train[: min(KNOWLEDGE_BASE_CASES, len(train) // 2)]
 
 
-def make_retriever(data: DataSet, runs: Path, assets: Path, steps: int) -> None:
+def make_retriever(data: DataSet, runs: Path, assets: Path, steps: int, fact_steps: int) -> None:
     """Train the bi-tower and write it to ``assets/encoder``."""
     tower = build_tower(tokenizer_of(data))
     pixels = cached_pixels(
@@ -79,7 +79,7 @@ def make_retriever(data: DataSet, runs: Path, assets: Path, steps: int) -> None:
         [c.image_path for c in data.cases],
         partial(pixels_of, size=tower.image_size),
     )
-    train_retriever(runs / "retriever", tower, data, pixels, steps=steps)
+    train_retriever(runs / "retriever", tower, data, pixels, steps=steps, fact_steps=fact_steps)
     tower.save(assets / "encoder")
 
 
@@ -194,10 +194,24 @@ def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
 
 
+def accuracy_with(
+    pipeline: Pipeline, items: list[Asked], weights: Weights, k: int, label: str, ticker: Ticker
+) -> float:
+    """Accuracy of plain RAG with the reports that these weights retrieve."""
+    plain = (0.0, (), "question")
+    (outcome,) = run(
+        pipeline, items, weights, [plain], k=k, write=False, label=label, ticker=ticker
+    )
+    return float(np.mean(outcome.said == np.array([item.gold for item in items])))
+
+
 def make_adapter(
-    data_directory: Path, runs: Path, assets: Path, questions: int, ticker: Ticker
+    data_directory: Path, runs: Path, assets: Path, questions: int, ticker: Ticker, k: int = 8
 ) -> dict[str, object]:
-    """Learn α, β, γ on training questions about cases outside the knowledge base."""
+    """Learn α, β, γ on training questions about cases outside the knowledge base.
+
+    The number of negatives is the one with which plain RAG is best on validation questions.
+    """
     data = read_data_set(data_directory)
     pipeline = _pipeline(assets)
     rows = data.rows("train")[len(knowledge_base_rows(data)) :]
@@ -213,15 +227,26 @@ def make_adapter(
         }
         save_file(tensors, kept)
     stored = load_file(kept)
-    adapter = train_adapter(
-        build_training_set(Candidates(stored["cosines"].numpy(), stored["confidence"].numpy()))
-    )
+    scored = Candidates(stored["cosines"].numpy(), stored["confidence"].numpy())
+    held_out = asked_of(pipeline, data, data.rows("validation"), questions, ticker)
+    adapters = {m: train_adapter(build_training_set(scored, m)) for m in NEGATIVES}
+    accuracies = {
+        m: accuracy_with(pipeline, held_out, adapter.weights, k, f"m = {m}", ticker)
+        for m, adapter in adapters.items()
+    }
+    best = max(accuracies, key=lambda m: accuracies[m])
+    adapter = adapters[best]
     learnt = _read_learnt(assets)
     learnt["weights"] = asdict(adapter.weights)
     learnt["adapter"] = asdict(adapter) | {
         "split": "train",
         "positives": "the document with which the model is most confident of the right answer",
-        "negatives": NEGATIVES,
+        "negatives": best,
+        "trials": [
+            {"negatives": m, "weights": asdict(adapters[m].weights), "validation_accuracy": a}
+            for m, a in accuracies.items()
+        ],
+        "validation_questions": len(held_out),
         "model": made_of[0],
         "knowledge_base": made_of[1],
     }

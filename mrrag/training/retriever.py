@@ -4,11 +4,16 @@ Two losses, each symmetric InfoNCE over the batch as in CLIP: image ↔ report, 
 question ↔ report, without which the question–report similarity γ would come from a text
 tower that never saw a question. Reports are shown with sentences left out at random
 (ConVIRT samples one), so that the tower cannot live off a report's length or opening.
+
+A second stage is fact-aware (FactMM-RAG): a report that names little is a poor label for
+its image, so studies whose problems agree are positives of one another too, in the
+measure in which they agree, image ↔ report and image ↔ image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +25,10 @@ from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
 from mrrag.encoders import BiTower
 from mrrag.training.data import DataSet
 from mrrag.training.loop import fit
-from mrrag.training.vision import jitter
+from mrrag.training.vision import jitter, labels_of
 
-QUESTION_WEIGHT = 0.3
+QUESTION_WEIGHT = 0.5
+AGREEMENT_TEMPERATURE = 0.1
 
 
 def build_tower(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> BiTower:
@@ -57,7 +63,7 @@ def build_tower(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> BiTower:
     )
 
 
-def drop_sentences(report: str, rng: np.random.Generator, keep: float = 0.7) -> str:
+def drop_sentences(report: str, rng: np.random.Generator, keep: float = 0.85) -> str:
     """The report without some of its sentences; at least one stays."""
     sentences = [s for s in report.replace("\n", " ").split(". ") if s]
     chosen = [s for s in sentences if rng.random() < keep]
@@ -66,13 +72,37 @@ def drop_sentences(report: str, rng: np.random.Generator, keep: float = 0.7) -> 
     return ". ".join(chosen)
 
 
-def contrast(left_ND: Tensor, right_ND: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE over a batch, nats: row n of one side belongs to row n of the other."""
+def contrast(
+    left_ND: Tensor, right_ND: Tensor, scale: Tensor, target_NN: Tensor | None = None
+) -> Tensor:
+    """Symmetric InfoNCE over a batch, nats.
+
+    Row n of one side belongs to row n of the other, or to the rows of the other in the
+    shares ``target_NN`` (symmetric before its rows were normalised).
+    """
     logits_NN = scale * left_ND @ right_ND.T
-    target = torch.arange(len(logits_NN))
+    target = torch.arange(len(logits_NN)) if target_NN is None else target_NN
     return 0.5 * (
         nn.functional.cross_entropy(logits_NN, target)
         + nn.functional.cross_entropy(logits_NN.T, target)
+    )
+
+
+def agreement(labels_NF: Tensor) -> Tensor:
+    """Jaccard index of the problems of each two studies, [N, N]; two without any agree."""
+    both_NN = labels_NF @ labels_NF.T
+    either_NN = labels_NF.sum(1)[:, None] + labels_NF.sum(1)[None, :] - both_NN
+    return torch.where(either_NN > 0, both_NN / either_NN.clamp(min=1), 1.0)
+
+
+def fact_loss(v_ND: Tensor, t_ND: Tensor, labels_NF: Tensor, scale: Tensor) -> Tensor:
+    """Fact-aware contrast, nats: image ↔ report, and image ↔ image without itself."""
+    log_share_NN = agreement(labels_NF) / AGREEMENT_TEMPERATURE
+    itself_NN = torch.eye(len(v_ND), dtype=torch.bool)
+    others_NN = log_share_NN.masked_fill(itself_NN, -torch.inf).softmax(-1)
+    alike_NN = (scale * v_ND @ v_ND.T).masked_fill(itself_NN, torch.finfo(torch.float32).min)
+    return contrast(v_ND, t_ND, scale, log_share_NN.softmax(-1)) + nn.functional.cross_entropy(
+        alike_NN, others_NN
     )
 
 
@@ -82,11 +112,12 @@ def train_retriever(
     data: DataSet,
     pixels: npt.NDArray[np.float16],
     *,
-    steps: int = 1500,
+    steps: int,
+    fact_steps: int,
     batch: int = 96,
     seed: int = 0,
 ) -> None:
-    """Train the tower in place.
+    """Train the tower in place: ``steps`` by pairs, then ``fact_steps`` by facts.
 
     Figures, on the validation split: recall@10 of a study's own report from its image,
     among all of the split's, and how often the nearest image of another patient has the
@@ -94,9 +125,10 @@ def train_retriever(
     """
     train, validation = data.rows("train"), data.rows("validation")
     reports = data.reports
+    labels = torch.from_numpy(labels_of([c.problems for c in data.cases])[0])
 
-    def loss_at(step: int) -> Tensor:
-        rng = np.random.default_rng((seed, step))
+    def loss_at(step: int, facts: bool) -> Tensor:
+        rng = np.random.default_rng((seed, step, *([1] if facts else [])))
         rows = np.sort(rng.choice(train, size=batch, replace=False))
         shown = jitter(torch.from_numpy(pixels[rows].astype(np.float32)), rng)
         texts = [drop_sentences(reports[n], rng) for n in rows]
@@ -105,13 +137,11 @@ def train_retriever(
             data.questions[rows[n]][int(rng.integers(len(data.questions[rows[n]])))].question
             for n in asked
         ]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            v_ND = tower.encode_pixels(shown)
-            t_ND = tower.encode_ids(*tower.tokenize(texts))
-            q_ND = tower.encode_ids(*tower.tokenize(questions))
+        v_ND = tower.encode_pixels(shown)
+        t_ND = tower.encode_ids(*tower.tokenize(texts))
+        q_ND = tower.encode_ids(*tower.tokenize(questions))
         scale = tower.logit_scale.exp().clamp(max=50.0)
-        v_ND, t_ND, q_ND = v_ND.float(), t_ND.float(), q_ND.float()
-        pair = contrast(v_ND, t_ND, scale)
+        pair = fact_loss(v_ND, t_ND, labels[rows], scale) if facts else contrast(v_ND, t_ND, scale)
         return pair + QUESTION_WEIGHT * contrast(q_ND, t_ND[asked], scale)
 
     def evaluate() -> Mapping[str, float]:
@@ -139,4 +169,16 @@ def train_retriever(
             "scale": float(tower.logit_scale.exp()),
         }
 
-    fit(directory, tower, loss_at, steps=steps, peak_lr=1e-3, evaluate=evaluate, evaluate_every=250)
+    for stage, facts, count, peak_lr in (
+        (directory, False, steps, 1e-3),
+        (directory.with_name(directory.name + "-facts"), True, fact_steps, 5e-4),
+    ):
+        fit(
+            stage,
+            tower,
+            partial(loss_at, facts=facts),
+            steps=count,
+            peak_lr=peak_lr,
+            evaluate=evaluate,
+            evaluate_every=250,
+        )

@@ -106,10 +106,8 @@ def train_vision(
         rng = np.random.default_rng((seed, step))
         rows = np.sort(rng.choice(train, size=batch, replace=False))
         shown = jitter(torch.from_numpy(pixels[rows].astype(np.float32)), rng)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = module(shown)
         return nn.functional.binary_cross_entropy_with_logits(
-            logits, torch.from_numpy(labels[rows])
+            module(shown), torch.from_numpy(labels[rows])
         )
 
     def evaluate() -> Mapping[str, float]:

@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from mrrag.phantom.report import ABSENT, NAMES, PRESENT, ask, canonical, prevalence, write_report
+from mrrag.phantom.report import (
+    ABSENT,
+    NAMES,
+    NORMAL_IMPRESSIONS,
+    PRESENT,
+    ask,
+    canonical,
+    prevalence,
+    write_report,
+)
 from mrrag.phantom.world import FINDINGS, KINDS, Study, draw_studies
 
 STUDIES = draw_studies(600, seed=1)
@@ -44,15 +53,31 @@ def test_a_report_names_the_side_it_was_drawn_on() -> None:
                 assert f"{finding.side}" in report.findings.lower()
 
 
-def test_reports_are_silent_about_most_normal_findings() -> None:
-    said = np.mean([len(write_report(s).denied) / (12 - len(s.findings)) for s in STUDIES])
-    assert 0.15 < said < 0.45
+def test_reports_are_silent_about_most_findings_there_or_not() -> None:
+    denied = np.mean([len(write_report(s).denied) / (12 - len(s.findings)) for s in STUDIES])
+    with_findings = [s for s in STUDIES if s.findings]
+    asserted = np.mean([len(write_report(s).asserted) / len(s.findings) for s in with_findings])
+    assert 0.1 < denied < 0.35
+    assert 0.25 < asserted < 0.5
+
+
+def test_a_report_calls_a_chest_normal_only_where_it_is() -> None:
+    normal = [s for s in STUDIES if write_report(s).impression in NORMAL_IMPRESSIONS]
+    assert normal
+    assert all(not s.findings for s in normal)
+
+
+def test_questions_are_about_what_the_report_names() -> None:
+    for study in STUDIES:
+        report = write_report(study)
+        for qa in ask(study, report, RATES):
+            assert qa.finding is None or qa.finding in report.asserted + report.denied
 
 
 def test_yes_and_no_are_in_balance_for_every_finding() -> None:
     yes: dict[str, list[bool]] = {name: [] for name in FINDINGS}
     for study in draw_studies(3000, seed=2):
-        for qa in ask(study, RATES):
+        for qa in ask(study, write_report(study), RATES):
             if qa.answer_type == "closed" and qa.finding:
                 yes[qa.finding].append(qa.answer.startswith("Yes"))
     for name, answers in yes.items():
@@ -61,7 +86,7 @@ def test_yes_and_no_are_in_balance_for_every_finding() -> None:
 
 def test_answers_agree_with_the_study() -> None:
     for study in STUDIES:
-        for qa in ask(study, RATES):
+        for qa in ask(study, write_report(study), RATES):
             if qa.answer_type == "closed" and qa.finding and qa.answer.startswith("Yes"):
                 finding = study.finding(qa.finding)
                 assert finding is not None
