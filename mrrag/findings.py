@@ -65,8 +65,8 @@ FINDINGS: dict[str, tuple[str, str]] = {
 
 # "No change in the effusion" has an effusion.
 _NOT_NEGATIONS = re.compile(
-    r"\b(?:no|without|not)\b(?: \w+){0,2}? (?:changed?|increased?|decreased?|worsening|improvement)\b"
-    r"|\bnot only\b|\bno prior\b"
+    r"\b(?:no|without|not)\b(?: \w+){0,2}? (?:changed?|increased?|decreased?|worsening"
+    r"|improvement)\b|\bnot only\b|\bno prior\b"
 )
 _NEGATIONS = re.compile(
     r"\b(?:no|not|without|none|never|absence of|absent|free of|negative for|denies|neither|nor"
@@ -78,8 +78,8 @@ _NEGATIONS_AFTER = re.compile(
     r"|resolved|ruled out)\b"
 )
 _DOUBTS = re.compile(
-    r"\b(?:possibl[ey]|probabl[ey]|may|might|could|suspicious for|suspected|suspicion of|question of"
-    r"|questionable|concern(?:ing)? for|rule out|evaluate for|exclude|versus|vs|equivocal|likely)\b"
+    r"\b(?:possibl[ey]|probabl[ey]|may|might|could|suspicious for|suspected|suspicion of"
+    r"|question of|questionable|concern(?:ing)? for|rule out|evaluate for|exclude|versus|vs|equivocal|likely)\b"
 )
 _DOUBTS_AFTER = re.compile(
     r"^[\w ,-]{0,24}?\b(?:(?:can ?not|not) be (?:excluded|ruled out)|not excluded|is possible"
@@ -87,8 +87,8 @@ _DOUBTS_AFTER = re.compile(
 )
 # A clause ends here, and the reach of a negation with it.
 _CLAUSE_END = re.compile(
-    r"\b(?:but|however|although|though|except|aside from|apart from|despite|there (?:is|are)|which)\b"
-    r"|[;:]|, (?:a|an|the) "
+    r"\b(?:but|however|although|though|except|aside from|apart from|despite|there (?:is|are)"
+    r"|which)\b|[;:]|, (?:a|an|the) "
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 # What was asked of the reader is not what the reader saw.
@@ -98,10 +98,13 @@ _ASKED = re.compile(
     re.S,
 )
 _STOP_WORDS = frozenset(
-    "a an any are at be can could describe did do does evidence finding findings for from has have"
-    " how if image in is it its normal not of on or patient patients picture present radiograph"
-    " scan see seen show shown shows side sign signs that the their there these this to visible"
-    " was were what where which who why with x ray xray you".split()
+    re.findall(
+        r"\w+",
+        "a an any are at be can could describe did do does evidence finding from has have how if "
+        "image in is it its normal not of on or patient picture present radiograph ray scan see "
+        "seen show shown side sign that the their there these this to visible was were what where "
+        "which who why with x xray you",
+    )
 )
 
 
@@ -185,7 +188,8 @@ def matched_words(question: str, report: str) -> tuple[tuple[int, int], ...]:
 
     A plural matches its singular.
     """
-    asked = {_stem(w) for w in re.findall(r"[^\W\d_]+", question.lower())} - _STOP_WORDS
+    words = set(re.findall(r"[^\W\d_]+", question.lower())) - _STOP_WORDS
+    asked = {_stem(word) for word in words} - _STOP_WORDS
     return tuple(
         match.span()
         for match in re.finditer(r"[^\W\d_]+", report)

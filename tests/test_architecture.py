@@ -8,12 +8,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Lower layers never import higher ones.
 LAYERS = (
-    {"types", "errors", "scope", "metrics"},
+    {"types", "errors", "scope", "metrics", "findings"},
     {"images", "prompt"},
     {"steering", "encoders", "corpus"},
     {"attention"},
     {"backbone", "knowledge_base"},
     {"retrieval"},
+    {"calibration"},
     {"pipeline"},
     {"export", "evaluation", "bench"},
     {"phantom"},
