@@ -54,6 +54,8 @@ MAX_UPLOAD_BYTES = MAX_BYTES
 # Faster than this no one reads, and each update costs the browser a redraw.
 SECONDS_BETWEEN_UPDATES = 0.04
 OVERLAY_PX = 512
+COMPARE_PX = 768
+TINT_OFF, TINT_RAG, TINT_MR_RAG = TINTS = ("Off", "RAG", "MR-RAG")
 THUMBNAIL_PX = 96
 UNEXPECTED = (
     "Something went wrong on our side, and nothing of your case was kept. Try again; if it "
@@ -72,6 +74,21 @@ class Sample:
     noise: int
     image: Image
     thumbnail: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The evidence on the page, which other weights re-rank without encoding again."""
+
+    image: Image
+    question: str
+    evidence: Evidence
+    settings: Settings
+
+    @property
+    def query(self) -> Query:
+        """What was asked."""
+        return Query(self.image, self.question)
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,8 @@ def cleared() -> Update:
     """The results' parts with nothing in them, since another picture is on the page."""
     return {
         "shown": None,
+        "found": None,
+        "stale": "",
         "evidence": cards.empty("The most similar reports appear here, before any answer."),
         "answers": cards.empty("Three answers appear here, side by side."),
         "attention": cards.empty("Where the question read from appears here, layer by layer."),
@@ -211,8 +230,13 @@ def settings_from(
     strength: object,
     layers: object,
     noise: object,
+    *,
+    pinned: tuple[str, ...] = (),
+    excluded: tuple[str, ...] = (),
 ) -> Settings:
     """The controls' values as settings; what stands as learnt is left to the pipeline.
+
+    ``pinned`` and ``excluded`` come from the visit's own state and are taken as they are.
 
     Raises
     ------
@@ -239,6 +263,8 @@ def settings_from(
         strength=_real("The IFA strength", strength, 0.0, MAX_STRENGTH),
         layers=tuple(numbers),
         noise=_whole("The number of irrelevant reports", noise, 0, whole_k),
+        pinned=pinned,
+        excluded=excluded,
     )
 
 
@@ -276,6 +302,7 @@ def ask(
     engine: Future[Pipeline],
     about: About,
     draft: Draft,
+    found: object,
     image: object,
     question: object,
     controls: Sequence[object],
@@ -295,7 +322,8 @@ def ask(
         if not engine.done():
             yield {"status": cards.status("Loading the model", kind="busy")}
         pipeline = engine.result(timeout=120)
-        settings = settings_from(about, *controls)
+        pinned, excluded = _choices(found, image)
+        settings = settings_from(about, *controls, pinned=pinned, excluded=excluded)
         for update in _answer(pipeline, about, draft, image, question, settings):
             if draft.stopped:  # what Stop put on the page stays there
                 return
@@ -304,6 +332,13 @@ def ask(
     except Exception as error:
         draft.start()
         yield refuse(error)
+
+
+def _choices(found: object, image: Image) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What was pinned and excluded by hand for this picture."""
+    if not isinstance(found, Found) or found.image is not image:
+        return (), ()
+    return found.settings.pinned, found.settings.excluded
 
 
 def _answer(
@@ -320,9 +355,12 @@ def _answer(
     query = Query(image, question)
     draft.start(question)
     evidence = mrrag.find_evidence(pipeline, query, settings)
+    found = Found(image, question, evidence, settings)
     yield cleared() | {
-        "evidence": evidence_html(pipeline, query, evidence, settings),
-        "answers": cards.answer_columns(question, {}),
+        "found": found,
+        "evidence": evidence_html(pipeline, found, None, TINT_OFF, 0),
+        "compare": cards.compare(data_url(shrink(image.display, COMPARE_PX), lossless=False)),
+        "answers": cards.answer_columns(question, {}, warnings=evidence.warnings),
         "status": cards.status("Answering, three ways at once", kind="busy"),
     }
     last = -math.inf
@@ -331,41 +369,201 @@ def _answer(
             draft.texts = step.texts
             if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES:
                 last = time.perf_counter()
-                yield {"answers": cards.answer_columns(question, step.texts)}
+                columns = cards.answer_columns(question, step.texts, warnings=evidence.warnings)
+                yield {"answers": columns}
             continue
-        shown = Shown(image, evidence, step)
         taken = time.perf_counter() - clicked
+        shown = Shown(image, evidence, step)
         yield {
             "shown": shown,
             "answers": cards.answer_columns(
-                question, {}, step.answers, step.notes, settings_line(about, step)
+                question,
+                {},
+                step.answers,
+                step.notes,
+                settings_line(about, step),
+                warnings=evidence.warnings,
             ),
-            "status": cards.status(f"Done in {taken:.1f} s.", kind="done"),
+            "status": cards.status("Weighing each report", kind="busy"),
         } | attention(shown, about)
+        weighed = replace(step, influence=mrrag.influence(pipeline, query, step))
+        yield {
+            "shown": Shown(image, evidence, weighed),
+            "status": cards.status(f"Done in {taken:.1f} s.", kind="done"),
+        }
 
 
-def evidence_html(pipeline: Pipeline, query: Query, evidence: Evidence, settings: Settings) -> str:
-    """The evidence cards, with those drawn at random marked as such."""
-    from mrrag.pipeline import find_evidence
+# ---------------------------------------------------------------- the evidence, live
 
-    knowledge_base = pipeline.knowledge_base
-    ids = [r.document.id for r in evidence.retrieved]
-    thumbnails = {}
-    for identifier in ids:
-        position = knowledge_base.positions(ids={identifier})[0]
-        thumbnails[identifier] = file_url(knowledge_base.thumbnail(position))
-    random_ids: set[str] = set()
-    if settings.noise:
-        clean = find_evidence(pipeline, query, replace(settings, noise=0), vectors=evidence.vectors)
-        random_ids = set(ids) - {r.document.id for r in clean.retrieved}
+
+def rerank(
+    engine: Future[Pipeline],
+    about: About,
+    found: object,
+    shown: object,
+    tint: object,
+    layer: object,
+    controls: Sequence[object],
+    deed: object = None,
+) -> Update:
+    """Rank again by the controls as they stand; the model is not touched.
+
+    ``deed`` is what was done to one report, ``{"do": ..., "id": ...}``: it is pinned,
+    unpinned, excluded or restored first.
+    """
+    if not isinstance(found, Found):  # nothing was asked yet, so nothing is to be ranked
+        return {}
+    try:
+        from mrrag.pipeline import find_evidence
+
+        pipeline = engine.result(timeout=120)
+        pinned, excluded = found.settings.pinned, found.settings.excluded
+        if deed is not None:
+            pinned, excluded = _done(pipeline, pinned, excluded, deed)
+        settings = settings_from(about, *controls, pinned=pinned, excluded=excluded)
+        evidence = find_evidence(pipeline, found.query, settings, known=found.evidence)
+        found = replace(found, evidence=evidence, settings=settings)
+        ready = cards.status("Ranked again, in place.", kind="done")
+        return {"found": found, "status": ready} | redraw(engine, about, found, shown, tint, layer)
+    except Exception as error:
+        return refuse(error)
+
+
+def _done(
+    pipeline: Pipeline, pinned: tuple[str, ...], excluded: tuple[str, ...], deed: object
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The pins and exclusions after one more."""
+    does, identifier = (deed.get("do"), deed.get("id")) if isinstance(deed, dict) else (None, None)
+    if not isinstance(identifier, str) or not pipeline.knowledge_base.positions(ids={identifier}):
+        raise SettingsError("The knowledge base has no such report. Choose one of those shown.")
+    rest = tuple(i for i in pinned if i != identifier)
+    left = tuple(i for i in excluded if i != identifier)
+    if does == "pin":
+        return (*rest, identifier), left
+    if does == "exclude":
+        return rest, (*left, identifier)
+    if does in ("unpin", "restore"):
+        return rest, left
+    raise SettingsError("A report can be pinned, unpinned, excluded or restored.")
+
+
+def redraw(
+    engine: Future[Pipeline],
+    about: About,
+    found: object,
+    shown: object,
+    tint: object,
+    layer: object,
+) -> Update:
+    """Draw the evidence that is there, and say whether the answers still belong to it."""
+    if not isinstance(found, Found):
+        return {}
+    try:
+        if tint not in TINTS:
+            raise SettingsError("That tint does not exist. Choose one of those shown.")
+        wanted = _whole("The layer", layer, 0, about.layers - 1)
+        case = shown if isinstance(shown, Shown) else None
+        reasons = changes(about, found, case)
+        fresh = case if case is not None and not reasons else None
+        pipeline = engine.result(timeout=120)
+        return {
+            "evidence": evidence_html(pipeline, found, fresh, str(tint), wanted),
+            "stale": cards.stale(reasons),
+        }
+    except Exception as error:
+        return refuse(error)
+
+
+def changes(about: About, found: Found, shown: Shown | None) -> list[str]:
+    """In what the evidence and settings differ from those the answers were given to."""
+    if shown is None:
+        return []
+    now, then = found.settings, shown.result.settings
+    read = [(r.document.id, r.relevance) for r in found.evidence.retrieved]
+    answered = [(r.document.id, r.relevance) for r in shown.result.retrieved]
+    reasons = []
+    if [i for i, _ in read] != [i for i, _ in answered]:
+        reasons.append("the reports have changed")
+    elif read != answered:
+        reasons.append("the reports’ λ have changed")
+    if (now.strength, now.layers) != (then.strength, then.layers):
+        reasons.append("IFA’s settings have changed")
+    return reasons
+
+
+def evidence_html(
+    pipeline: Pipeline, found: Found, shown: Shown | None, tint: str, layer: int
+) -> str:
+    """The evidence cards; ``shown`` is given where its answers belong to this evidence."""
+    evidence, settings = found.evidence, found.settings
+    base = pipeline.knowledge_base
+    learnt = learnt_ranks(pipeline, found) if settings.weights is not None else None
+    influence = shown.result.influence if shown else None
+    tokens = report_tints(pipeline, shown, tint, layer) if shown else None
+    items = [
+        cards.Card(
+            item=item,
+            thumbnail=file_url(base.thumbnail(base.positions(ids={item.document.id})[0])),
+            percentile=evidence.percentiles[n],
+            learnt_rank=None if learnt is None else learnt.get(item.document.id, 0),
+            pinned=item.document.id in settings.pinned,
+            word=influence.word if influence else "",
+            influence=(influence.before[n], influence.after[n]) if influence else None,
+            tokens=tokens[n] if tokens else None,
+        )
+        for n, item in enumerate(evidence.retrieved)
+    ]
     return cards.evidence(
-        evidence.retrieved,
-        thumbnails,
+        items,
+        found.question,
         evidence.weights,
         evidence.notes,
         evidence.seconds,
-        random_ids,
+        evidence.warnings,
+        settings.excluded,
     )
+
+
+def learnt_ranks(pipeline: Pipeline, found: Found) -> dict[str, int]:
+    """Rank of each document with the learnt weights, as deep as is ranked at all."""
+    from mrrag.pipeline import find_evidence
+    from mrrag.retrieval import MAX_K as DEEPEST
+
+    excluded = found.settings.excluded
+    deep = min(DEEPEST, len(pipeline.knowledge_base) - len(excluded))
+    settings = replace(found.settings, weights=None, noise=0, pinned=(), k=deep)
+    learnt = find_evidence(pipeline, found.query, settings, known=found.evidence)
+    return {r.document.id: r.rank for r in learnt.retrieved}
+
+
+def report_tints(
+    pipeline: Pipeline, shown: Shown, tint: str, layer: int
+) -> list[cards.Tokens] | None:
+    """Each report's tokens with one layer's attention, on one scale for all and both runs."""
+    traces = {TINT_RAG: shown.result.before, TINT_MR_RAG: shown.result.after}
+    trace = traces.get(tint)
+    if trace is None:
+        return None
+    from mrrag.pipeline import report_places
+
+    names = {f"report {r.rank}": r.document.report for r in shown.result.retrieved}
+    spans = [s for s in trace.spans if s.name in names]
+    top = max(
+        (
+            float(t.keys_LX[layer, s.start : s.stop].max(initial=0.0))
+            for t in traces.values()
+            if t is not None
+            for s in spans
+        ),
+        default=0.0,
+    )
+    tints: list[cards.Tokens] = []
+    for span in spans:
+        words, places = report_places(pipeline, names[span.name])
+        share = trace.keys_LX[layer, span.start : span.stop] / (top or 1.0)
+        # A report that was cut for the model has more tokens than were read.
+        tints.append((words, places[: len(share)], share.tolist()))
+    return tints
 
 
 def settings_line(about: About, result: CaseResult) -> str:

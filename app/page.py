@@ -112,6 +112,7 @@ def build_page(
     )
     with page:
         image = gr.State(None, time_to_live=CASE_SECONDS)
+        found = gr.State(None, time_to_live=CASE_SECONDS)
         shown = gr.State(None, time_to_live=CASE_SECONDS)
         draft = gr.State(actions.Draft(), time_to_live=CASE_SECONDS)
 
@@ -173,9 +174,17 @@ def build_page(
                 html(cards.how_to_read())
                 with gr.Column(elem_id="evidence-panel", min_width=0):
                     html("<h2>Evidence</h2>")
-                    evidence = html(actions.cleared()["evidence"], "evidence")
+                    tint = gr.Radio(
+                        list(actions.TINTS), value=actions.TINT_OFF, elem_id="tint",
+                        label="Tint the words by attention",
+                    )  # fmt: skip
+                    evidence = html(
+                        actions.cleared()["evidence"], "evidence", cards.EVIDENCE_SCRIPT
+                    )
+                    compare = html("", "compare")
                 with gr.Column(elem_id="answers-panel", min_width=0):
                     html("<h2>Answers</h2>")
+                    stale = html("", "stale")
                     answers = html(actions.cleared()["answers"], "answers")
                 with gr.Column(elem_id="attention-panel", min_width=0):
                     html(f"<h2>Attention</h2>{cards.attention_intro()}")
@@ -212,7 +221,7 @@ def build_page(
             "question": question, "status": status, "evidence": evidence, "answers": answers,
             "attention": attention, "view": view, "before": before, "after": after,
             "difference": difference, "reading": reading, "layer": layer, "overlays": overlays,
-            "noise": noise,
+            "noise": noise, "found": found, "stale": stale, "compare": compare,
         }  # fmt: skip
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:
@@ -226,12 +235,30 @@ def build_page(
             return placed(actions.read_upload(samples, take_upload(path))) | {upload: None}
 
         def on_ask(
-            draft: Any, image: Any, question: Any, *controls: Any
+            draft: Any, found: Any, image: Any, question: Any, *controls: Any
         ) -> Iterator[dict[gr.blocks.Block, Any]]:
-            for update in actions.ask(engine, about, draft, image, question, controls):
+            for update in actions.ask(engine, about, draft, found, image, question, controls):
                 yield placed(update)
 
+        def on_rank(
+            found: Any, shown: Any, tint: Any, layer: Any, *controls: Any
+        ) -> dict[gr.blocks.Block, Any]:
+            return placed(actions.rerank(engine, about, found, shown, tint, layer, controls))
+
+        def on_report(
+            event: gr.EventData, found: Any, shown: Any, tint: Any, layer: Any, *controls: Any
+        ) -> dict[gr.blocks.Block, Any]:
+            deed = event._data
+            return placed(actions.rerank(engine, about, found, shown, tint, layer, controls, deed))
+
+        def on_view(*inputs: Any) -> dict[gr.blocks.Block, Any]:
+            return placed(actions.redraw(engine, about, *inputs))
+
         everything = list(parts.values())
+        controls = [k, *weights, strength, layers, noise]
+        ranked = [found, shown, tint, layer, *controls]
+        looked = [found, shown, tint, layer]
+        redrawn = [found, evidence, stale, status]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         picker.click(on_sample, None, everything, **quiet)
@@ -239,12 +266,19 @@ def build_page(
         asked = gr.on(
             [ask.click, question.submit],
             on_ask,
-            [draft, image, question, k, *weights, strength, layers, noise],
+            [draft, found, image, question, *controls],
             everything,
             concurrency_limit=1,
             concurrency_id="model",
             **quiet,
         )
+        # Drawn by what is ranked now: the sliders may have moved while the model answered.
+        asked.then(on_view, looked, redrawn, **quiet)
+        live: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
+        moves = [control.input for control in (k, noise, *weights, strength, layers)]  # type: ignore[attr-defined]
+        gr.on(moves, on_rank, ranked, redrawn, **live)
+        evidence.click(on_report, ranked, redrawn, **quiet)
+        gr.on([tint.input, layer.input], on_view, looked, redrawn, **live)
         stop.click(
             lambda draft: placed(actions.stop(draft)),
             draft,
@@ -274,7 +308,7 @@ def build_page(
             None,
             [*weights, strength, layers],
             **quiet,
-        )
+        ).then(on_rank, ranked, redrawn, **quiet)
     page.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
     return page
 

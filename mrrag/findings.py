@@ -79,7 +79,8 @@ _NEGATIONS_AFTER = re.compile(
 )
 _DOUBTS = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|may|might|could|suspicious for|suspected|suspicion of"
-    r"|question of|questionable|concern(?:ing)? for|rule out|evaluate for|exclude|versus|vs|equivocal|likely)\b"
+    r"|question of|questionable|concern(?:ing)? for|rule out|evaluate for|exclude|versus|vs"
+    r"|equivocal|likely)\b"
 )
 _DOUBTS_AFTER = re.compile(
     r"^[\w ,-]{0,24}?\b(?:(?:can ?not|not) be (?:excluded|ruled out)|not excluded|is possible"

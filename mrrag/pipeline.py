@@ -40,7 +40,7 @@ from mrrag.encoders import Encoder, load_encoder
 from mrrag.errors import ModelError, SettingsError
 from mrrag.findings import contradictions
 from mrrag.knowledge_base import KnowledgeBase
-from mrrag.prompt import Prompt, build_prompt
+from mrrag.prompt import Prompt, build_prompt, plain_text
 from mrrag.retrieval import QueryVectors, effective_weights, encode_query, retrieve
 from mrrag.scope import Scope, load_scope
 from mrrag.steering import Block
@@ -452,6 +452,14 @@ def prompt_of(pipeline: Pipeline, query: Query, reports: list[str]) -> Prompt:
         image_token_id=backbone.image_token_id,
         image_tokens=0 if query.image is None else backbone.image_tokens,
     )
+
+
+def report_places(pipeline: Pipeline, report: str) -> tuple[str, list[tuple[int, int]]]:
+    """A report as the model reads it, and where in that text each of its tokens stands."""
+    tokenizer = pipeline.backbone.tokenizer
+    words = plain_text(report, tokenizer.all_special_tokens)
+    encoded = tokenizer(words, add_special_tokens=False, return_offsets_mapping=True)
+    return words, [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
 
 
 def influence(pipeline: Pipeline, query: Query, case: CaseResult) -> Influence | None:
