@@ -55,6 +55,7 @@ MAX_UPLOAD_BYTES = MAX_BYTES
 SECONDS_BETWEEN_UPDATES = 0.04
 OVERLAY_PX = 512
 COMPARE_PX = 768
+MEAN_OF_HEADS = "Mean"
 TINT_OFF, TINT_RAG, TINT_MR_RAG = TINTS = ("Off", "RAG", "MR-RAG")
 THUMBNAIL_PX = 96
 UNEXPECTED = (
@@ -615,19 +616,35 @@ def attention(shown: Shown, about: About) -> Update:
     critical = result.after.layers or about.critical
     layer = critical[len(critical) // 2] if critical else about.layers // 2
     return (
-        {"attention": "", "layer": layer, "view": plots.REPORTS}
-        | heatmaps(shown, plots.REPORTS)
+        {"attention": "", "layer": layer, "view": plots.REPORTS, "head": MEAN_OF_HEADS}
+        | heatmaps(shown, plots.REPORTS, MEAN_OF_HEADS, layer)
         | overlay(shown, layer)
     )
 
 
-def heatmaps(shown: object, view: object) -> Update:
-    """The three heatmaps of a view."""
+def heads(about: About) -> list[str]:
+    """The choices of the heads' control."""
+    return [MEAN_OF_HEADS, *map(str, range(about.heads))]
+
+
+def _head(trace: AttentionTrace, head: object) -> int | None:
+    if head == MEAN_OF_HEADS:
+        return None
+    return _whole("The head", _digits(head), 0, trace.mass_LHS.shape[1] - 1)
+
+
+def heatmaps(shown: object, view: object, head: object, layer: object) -> Update:
+    """The three heatmaps of a view, and the lines of both runs."""
     if not isinstance(shown, Shown) or shown.result.before is None or shown.result.after is None:
         return refuse(NO_CASE)
     if view not in plots.VIEWS:
         return refuse("That view does not exist. Choose one of those shown.")
-    maps = plots.attention_maps(shown.result.before, shown.result.after, str(view))
+    traces = (shown.result.before, shown.result.after)
+    try:
+        wanted = _head(traces[0], head)
+    except SettingsError as error:
+        return refuse(error)
+    maps = plots.attention_maps(*traces, str(view), wanted)
     if maps is None:
         return refuse("This case has no reports to show attention on.")
     before, after, difference = plots.heatmaps(maps)
@@ -636,7 +653,19 @@ def heatmaps(shown: object, view: object) -> Update:
         "after": after,
         "difference": difference,
         "reading": cards.extremes(plots.summary(maps)),
-    }
+    } | lines(shown, head, layer)
+
+
+def lines(shown: object, head: object, layer: object) -> Update:
+    """Reports→Question mass by layer, with the chosen layer marked."""
+    if not isinstance(shown, Shown) or shown.result.before is None or shown.result.after is None:
+        return refuse(NO_CASE)
+    traces = (shown.result.before, shown.result.after)
+    try:
+        marked = _whole("The layer", layer, 0, len(traces[0].keys_LX) - 1)
+        return {"lines": plots.report_lines(*traces, marked, _head(traces[0], head))}
+    except SettingsError as error:
+        return refuse(error)
 
 
 def overlay(shown: object, layer: object) -> Update:

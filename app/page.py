@@ -191,10 +191,15 @@ def build_page(
                     attention = html(actions.cleared()["attention"], "attention-note")
                     # Hidden by the style sheet while the note says that there is nothing.
                     with gr.Column(elem_id="attention", min_width=0):
-                        view = gr.Radio(
-                            list(plots.VIEWS), value=plots.REPORTS, label="Columns",
-                            elem_id="view",
-                        )  # fmt: skip
+                        with gr.Row(elem_id="look"):
+                            view = gr.Radio(
+                                list(plots.VIEWS), value=plots.REPORTS, label="Columns",
+                                elem_id="view", min_width=0,
+                            )  # fmt: skip
+                            head = gr.Dropdown(
+                                actions.heads(about), value=actions.MEAN_OF_HEADS,
+                                label="Heads", elem_id="head", min_width=0, filterable=False,
+                            )  # fmt: skip
                         with gr.Row(elem_id="maps", equal_height=True):
                             # Empty figures make the browser fetch its plotting code early.
                             before, after, difference = (
@@ -208,11 +213,16 @@ def build_page(
                                     ("map-difference", "Attention, after minus before"),
                                 )
                             )  # fmt: skip
-                        reading = html("", "reading")
+                        reading = html("", "reading", cards.LAYER_SCRIPT)
+                        lines = gr.Plot(
+                            go.Figure(), show_label=False, container=False, elem_id="lines",
+                            label="Attention on all reports by layer, both runs",
+                            elem_classes="map", min_width=0,
+                        )  # fmt: skip
                         html("<h3>Where on the picture</h3>")
                         layer = gr.Slider(
                             0, about.layers - 1, first, step=1, elem_id="layer",
-                            label="Layer", info="Arrow keys step through the layers.",
+                            label="Layer", info="Chosen by arrow keys or a click on a map.",
                         )  # fmt: skip
                         overlays = html("", "overlays")
 
@@ -222,6 +232,7 @@ def build_page(
             "attention": attention, "view": view, "before": before, "after": after,
             "difference": difference, "reading": reading, "layer": layer, "overlays": overlays,
             "noise": noise, "found": found, "stale": stale, "compare": compare,
+            "head": head, "lines": lines,
         }  # fmt: skip
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:
@@ -286,16 +297,19 @@ def build_page(
             cancels=[asked],
             **quiet,
         )
-        view.input(
+        gr.on(
+            [view.input, head.input],
             lambda *inputs: placed(actions.heatmaps(*inputs)),
-            [shown, view],
-            [before, after, difference, reading, status],
+            [shown, view, head, layer],
+            [before, after, difference, reading, lines, status],
             **quiet,
         )
         layer.input(
-            lambda *inputs: placed(actions.overlay(*inputs)),
-            [shown, layer],
-            [overlays, status],
+            lambda shown, head, layer: placed(
+                actions.overlay(shown, layer) | actions.lines(shown, head, layer)
+            ),
+            [shown, head, layer],
+            [overlays, lines, status],
             trigger_mode="always_last",
             **quiet,
         )
