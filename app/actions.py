@@ -11,12 +11,15 @@ the page is served while it loads.
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import logging
 import math
+import random
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,7 +40,7 @@ from app.pictures import (
 )
 from mrrag.errors import CorpusError, ImageError, MRRAGError, SettingsError
 from mrrag.images import MAX_BYTES, read_image, thumbnail
-from mrrag.types import AttentionTrace, FloatArray, Image, Query, Weights
+from mrrag.types import METHODS, AttentionTrace, FloatArray, Image, Query, Weights
 
 if TYPE_CHECKING:
     from mrrag.pipeline import CaseResult, Evidence, Pipeline, Settings
@@ -56,6 +59,7 @@ SECONDS_BETWEEN_UPDATES = 0.04
 OVERLAY_PX = 512
 COMPARE_PX = 768
 MEAN_OF_HEADS = "Mean"
+NO_PREFERENCE = "none"
 TINT_OFF, TINT_RAG, TINT_MR_RAG = TINTS = ("Off", "RAG", "MR-RAG")
 THUMBNAIL_PX = 96
 UNEXPECTED = (
@@ -93,12 +97,35 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a person reads the answers: at once, after an impression, or blind and by vote.
+
+    ``order`` is the order of the three columns while they are blind, as places in
+    METHODS. ``vote`` is a method, :data:`NO_PREFERENCE`, or empty.
+    """
+
+    reader_first: bool = False
+    blind: bool = False
+    order: tuple[int, ...] = (0, 1, 2)
+    impression: str = ""
+    vote: str = ""
+
+    @property
+    def waits_for(self) -> str:
+        """What must come before the answers are shown in full; empty where nothing must."""
+        if self.reader_first and not self.impression:
+            return "impression"
+        return "vote" if self.blind and not self.vote else ""
+
+
+@dataclass(frozen=True)
 class Shown:
     """The case on the page: what the layer and view controls draw from."""
 
     image: Image
     evidence: Evidence
     result: CaseResult
+    reading: Reading = Reading()
 
 
 @dataclass
@@ -307,8 +334,14 @@ def ask(
     image: object,
     question: object,
     controls: Sequence[object],
+    reader_first: object = False,
+    blind: object = False,
 ) -> Iterator[Update]:
-    """Evidence first, then three answers as they come, then the attention."""
+    """Evidence first, then three answers as they come, then the attention.
+
+    With ``reader_first`` the answers wait until the reader has typed an impression; with
+    ``blind`` they come unlabelled and shuffled, until the reader has voted.
+    """
     draft.start()
     try:
         if not isinstance(image, Image):
@@ -325,7 +358,9 @@ def ask(
         pipeline = engine.result(timeout=120)
         pinned, excluded = _choices(found, image)
         settings = settings_from(about, *controls, pinned=pinned, excluded=excluded)
-        for update in _answer(pipeline, about, draft, image, question, settings):
+        order = tuple(random.SystemRandom().sample(range(len(METHODS)), len(METHODS)))
+        reading = Reading(reader_first is True, blind is True, order)
+        for update in _answer(pipeline, about, draft, image, question, settings, reading):
             if draft.stopped:  # what Stop put on the page stays there
                 return
             yield update
@@ -349,6 +384,7 @@ def _answer(
     image: Image,
     question: str,
     settings: Settings,
+    reading: Reading,
 ) -> Iterator[Update]:
     from mrrag import pipeline as mrrag
 
@@ -361,7 +397,7 @@ def _answer(
         "found": found,
         "evidence": evidence_html(pipeline, found, None, TINT_OFF, 0),
         "compare": cards.compare(data_url(shrink(image.display, COMPARE_PX), lossless=False)),
-        "answers": cards.answer_columns(question, {}, warnings=evidence.warnings),
+        "answers": _so_far(question, {}, evidence.warnings, reading),
         "status": cards.status("Answering, three ways at once", kind="busy"),
     }
     last = -math.inf
@@ -370,28 +406,141 @@ def _answer(
             draft.texts = step.texts
             if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES:
                 last = time.perf_counter()
-                columns = cards.answer_columns(question, step.texts, warnings=evidence.warnings)
-                yield {"answers": columns}
+                yield {"answers": _so_far(question, step.texts, evidence.warnings, reading)}
             continue
         taken = time.perf_counter() - clicked
-        shown = Shown(image, evidence, step)
+        shown = Shown(image, evidence, step, reading)
         yield {
             "shown": shown,
-            "answers": cards.answer_columns(
-                question,
-                {},
-                step.answers,
-                step.notes,
-                settings_line(about, step),
-                warnings=evidence.warnings,
-            ),
             "status": cards.status("Weighing each report", kind="busy"),
-        } | attention(shown, about)
-        weighed = replace(step, influence=mrrag.influence(pipeline, query, step))
+        } | present(about, shown)
+        shown = replace(
+            shown, result=replace(step, influence=mrrag.influence(pipeline, query, step))
+        )
         yield {
-            "shown": Shown(image, evidence, weighed),
+            "shown": shown,
             "status": cards.status(f"Done in {taken:.1f} s.", kind="done"),
+        } | remember(shown)
+
+
+def _so_far(
+    question: str, texts: dict[str, str], warnings: Mapping[str, str], reading: Reading
+) -> str:
+    """The answers while they come; none of them where the reader is to come first."""
+    if reading.waits_for == "impression":
+        return cards.waiting(question)
+    if reading.waits_for:
+        return cards.empty("The answers come together, once all three are there.")
+    return cards.answer_columns(question, texts, warnings=warnings)
+
+
+def present(about: About, shown: Shown) -> Update:
+    """The answers and their attention, as far as the reader may see them by now."""
+    result, reading = shown.result, shown.reading
+    hidden = {"attention": cards.empty("Shown with the labelled answers.")}
+    if reading.waits_for == "impression":
+        return {"answers": cards.waiting(result.question)} | hidden
+    if reading.waits_for == "vote":
+        texts = [result.answers[METHODS[i]].text for i in reading.order]
+        return {"answers": cards.blind_columns(result.question, texts)} | hidden
+    columns = cards.answer_columns(
+        result.question,
+        {},
+        result.answers,
+        result.notes,
+        settings_line(about, result),
+        warnings=result.warnings,
+    )
+    letters = {METHODS[i]: cards.LETTERS[n] for n, i in enumerate(reading.order)}
+    read = cards.reading_line(reading.impression, reading.vote, letters if reading.blind else {})
+    return {"answers": read + columns} | attention(shown, about)
+
+
+def impression(about: About, shown: object, words: object) -> Update:
+    """Keep the reader's own impression, and show the answers."""
+    if not isinstance(shown, Shown) or shown.reading.waits_for != "impression":
+        return refuse("No answers are waiting for your impression.")
+    if not isinstance(words, str) or not words.strip():
+        return refuse("Type your impression first; a word will do.")
+    if len(words) > MAX_QUESTION_CHARACTERS:
+        return refuse(f"The impression is too long; {MAX_QUESTION_CHARACTERS} characters fit.")
+    read = replace(shown, reading=replace(shown.reading, impression=words.strip()))
+    told = {"shown": read, "status": cards.status("Your impression is noted.", kind="done")}
+    return told | present(about, read) | remember(read)
+
+
+def vote(about: About, shown: object, choice: object) -> Update:
+    """Keep the reader's vote, and say which answer is whose."""
+    if not isinstance(shown, Shown) or shown.reading.waits_for != "vote":
+        return refuse("No answers are waiting for your vote.")
+    if choice not in (*cards.LETTERS, NO_PREFERENCE):
+        return refuse("That answer cannot be voted for. Choose one of those shown.")
+    method = (
+        NO_PREFERENCE
+        if choice == NO_PREFERENCE
+        else METHODS[shown.reading.order[cards.LETTERS.index(str(choice))]]
+    )
+    read = replace(shown, reading=replace(shown.reading, vote=method))
+    told = {"shown": read, "status": cards.status("Your vote is noted.", kind="done")}
+    return told | present(about, read) | remember(read)
+
+
+def remember(shown: Shown) -> Update:
+    """What the browser's tab keeps of a case; nothing before the reader may see it all."""
+    if shown.reading.waits_for:
+        return {}
+    result = shown.result
+    entry = {
+        "question": result.question,
+        "answers": {method: result.answers[method].text for method in METHODS},
+        "reports": [r.document.id for r in result.retrieved],
+        "reading": reading_values(shown.reading),
+    }
+    return {"history": json.dumps(entry | {"nonce": random.random()})}
+
+
+def reading_values(reading: Reading) -> dict[str, Any]:
+    """How the answers were read, for an export."""
+    return {
+        "reader_first": reading.reader_first,
+        "impression": reading.impression,
+        "blind": reading.blind,
+        "order": [METHODS[i] for i in reading.order] if reading.blind else None,
+        "vote": reading.vote or None,
+    }
+
+
+def save(engine: Future[Pipeline], shown: object, kind: str, pixels: object) -> Update:
+    """A finished case as a file that the browser writes; nothing touches this machine's disk."""
+    if not isinstance(shown, Shown):
+        return refuse(NO_CASE)
+    if shown.reading.waits_for:
+        return refuse(f"Your {shown.reading.waits_for} comes first; then the case can be saved.")
+    try:
+        from app.report import case_to_html
+        from mrrag.export import case_to_json
+
+        exported = case_to_json(shown.result, shown.image)
+        exported["reading"] = reading_values(shown.reading)
+        if kind == "json":
+            content = json.dumps(exported, ensure_ascii=False, indent=1)
+        else:
+            base = engine.result(timeout=120).knowledge_base
+            pictures = (shown.image, base) if pixels is True else None
+            content = case_to_html(shown.result, exported, pictures)
+        packed = base64.b64encode(gzip.compress(content.encode("utf-8"), 3)).decode("ascii")
+        file = {
+            "name": f"mr-rag-case.{kind}",
+            "type": "application/json" if kind == "json" else "text/html",
+            "gzip": packed,
+            "nonce": random.random(),
         }
+        return {
+            "file_out": json.dumps(file),
+            "status": cards.status(f"Saved as {file['name']} by your browser.", kind="done"),
+        }
+    except Exception as error:
+        return refuse(error)
 
 
 # ---------------------------------------------------------------- the evidence, live
@@ -465,7 +614,7 @@ def redraw(
         wanted = _whole("The layer", layer, 0, about.layers - 1)
         case = shown if isinstance(shown, Shown) else None
         reasons = changes(about, found, case)
-        fresh = case if case is not None and not reasons else None
+        fresh = case if case and not reasons and not case.reading.waits_for else None
         pipeline = engine.result(timeout=120)
         return {
             "evidence": evidence_html(pipeline, found, fresh, str(tint), wanted),

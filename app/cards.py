@@ -238,7 +238,8 @@ def report_html(report: str, question: str = "", tokens: Tokens | None = None) -
 
     # Cut wherever anything begins or ends; each piece then has one look.
     runs = [(0, len(shown)), *headings, *(m[:2] for m in marks), *(t[:2] for t in tints)]
-    cuts = sorted({end for run in runs for end in run})
+    inside = {place for a, b in headings for place in range(a + 1, b)}
+    cuts = sorted({end for run in runs for end in run} - inside)
     pieces = []
     mark = tint = 0
     marks.sort()
@@ -624,6 +625,108 @@ def answer_columns(
 
 def _words(answer: str) -> str:
     return " ".join(answer.split())
+
+
+LETTERS = "ABC"
+
+
+def waiting(question: str) -> str:
+    """What stands in place of the answers until the reader has typed an impression."""
+    return (
+        f'<p class="asked"><span class="small">Question</span> {text(question)}</p>'
+        '<p class="waiting">Read the picture and the reports, then type your own impression '
+        "below. The answers appear after it.</p>"
+    )
+
+
+def blind_columns(question: str, texts: Sequence[str]) -> str:
+    """Three answers without their names, each with a button to vote for it."""
+    columns = "".join(
+        f'<article class="answer blind"><h3>Answer {letter}</h3><p class="says">{text(words)}</p>'
+        f'<p class="deeds"><button type="button" data-vote="{letter}">{letter} is best</button>'
+        "</p></article>"
+        for letter, words in zip(LETTERS, texts, strict=True)
+    )
+    return (
+        f'<p class="asked"><span class="small">Question</span> {text(question)}</p>'
+        f'<div class="answers">{columns}</div><p class="deeds"><button type="button" '
+        'data-vote="none">No difference</button><span class="small">The labels, probabilities '
+        "and attention appear after your vote.</span></p>"
+    )
+
+
+def reading_line(impression: str, vote: str, letters: Mapping[str, str]) -> str:
+    """The reader's impression, and what the vote was for."""
+    parts = []
+    if impression:
+        parts.append(f"<b>Your impression:</b> {text(impression)}")
+    if vote:
+        chosen = TITLES[vote][0] if vote in TITLES else "no difference"
+        whose = ", ".join(f"{letters[m]} was {TITLES[m][0]}" for m in METHODS if m in letters)
+        parts.append(f"<b>Your vote:</b> {chosen} ({whose})")
+    return f'<p class="read">{" · ".join(parts)}</p>' if parts else ""
+
+
+VOTE_SCRIPT = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-vote]');
+  if (button) trigger('click', {vote: button.dataset.vote});
+});
+"""
+
+# The file travels packed, and the browser itself writes it.
+SAVE_SCRIPT = """
+watch('value', async () => {
+  if (!props.value) return;
+  const {name, type, gzip} = JSON.parse(props.value);
+  const bytes = Uint8Array.from(atob(gzip), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
+  const file = new Blob([await new Response(stream).arrayBuffer()], {type});
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(file);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+});
+"""
+
+HISTORY = (
+    '<details class="visit"><summary>This visit’s cases (<span class="count">0</span>)</summary>'
+    '<p class="small">Kept in this tab alone, and gone when it is closed.</p><ol></ol>'
+    '<p class="deeds"><button type="button" disabled>Save questions, answers and votes</button>'
+    "</p></details>"
+)
+HISTORY_SCRIPT = """
+const cases = [];
+const list = element.querySelector('ol'), save = element.querySelector('button');
+watch('value', () => {
+  if (!props.value) return;
+  const {nonce, ...entry} = JSON.parse(props.value);
+  entry.time = new Date().toISOString();
+  cases.push(entry);
+  const item = document.createElement('li');
+  const names = {rag_off: 'RAG off', rag: 'RAG', mr_rag: 'MR-RAG'};
+  const said = Object.entries(entry.answers).map(([m, words]) => names[m] + ': ' + words);
+  const {impression, vote} = entry.reading;
+  if (impression) said.push('Your impression: ' + impression);
+  if (vote) said.push('Your vote: ' + (names[vote] || 'no difference'));
+  const head = document.createElement('b'), rest = document.createElement('span');
+  head.textContent = entry.question;
+  rest.textContent = said.join(' · ');
+  item.append(head, document.createElement('br'), rest);
+  list.append(item);
+  element.querySelector('.count').textContent = cases.length;
+  save.disabled = false;
+});
+save.addEventListener('click', () => {
+  const file = new Blob([JSON.stringify(cases, null, 1)], {type: 'application/json'});
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(file);
+  link.download = 'mr-rag-visit.json';
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+});
+"""
 
 
 def stale(reasons: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,15 @@ def build_page(
                         label="Layers where IFA acts",
                         elem_id="layers",
                     )
+                    with gr.Row(elem_id="reading-modes"):
+                        reader_first = gr.Checkbox(
+                            False, label="Reader first", min_width=0,
+                            info="The answers wait for your own impression.",
+                        )  # fmt: skip
+                        blind = gr.Checkbox(
+                            False, label="Blind", min_width=0,
+                            info="Unlabelled and shuffled until you vote.",
+                        )  # fmt: skip
                     reset = gr.Button("Back to the learnt values", size="sm", elem_id="reset")
 
             with gr.Column(elem_id="findings", min_width=0):
@@ -185,7 +195,14 @@ def build_page(
                 with gr.Column(elem_id="answers-panel", min_width=0):
                     html("<h2>Answers</h2>")
                     stale = html("", "stale")
-                    answers = html(actions.cleared()["answers"], "answers")
+                    answers = html(actions.cleared()["answers"], "answers", cards.VOTE_SCRIPT)
+                    # Hidden by the style sheet unless answers are waiting for it.
+                    with gr.Row(elem_id="first", equal_height=True):
+                        words = gr.Textbox(
+                            label="Your impression", lines=1, max_lines=4, min_width=0,
+                            max_length=actions.MAX_QUESTION_CHARACTERS, elem_id="impression",
+                        )  # fmt: skip
+                        reveal = gr.Button("Show the answers", elem_id="reveal", min_width=0)
                 with gr.Column(elem_id="attention-panel", min_width=0):
                     html(f"<h2>Attention</h2>{cards.attention_intro()}")
                     attention = html(actions.cleared()["attention"], "attention-note")
@@ -225,6 +242,16 @@ def build_page(
                             label="Layer", info="Chosen by arrow keys or a click on a map.",
                         )  # fmt: skip
                         overlays = html("", "overlays")
+                with gr.Column(elem_id="keep-panel", min_width=0):
+                    html("<h2>Keep</h2>")
+                    with gr.Row(elem_id="keep"):
+                        save_html = gr.Button("Save as HTML", size="sm", min_width=0)
+                        save_json = gr.Button("Save as JSON", size="sm", min_width=0)
+                        pixels = gr.Checkbox(
+                            False, label="With the pictures (HTML)", elem_id="pixels", min_width=0
+                        )
+                    file_out = html("", "file-out", cards.SAVE_SCRIPT, "<i></i>")
+                    history = html("", "history", cards.HISTORY_SCRIPT, cards.HISTORY)
 
         parts: dict[str, gr.blocks.Block] = {
             "image": image, "shown": shown, "samples": picker, "preview": preview,
@@ -232,7 +259,7 @@ def build_page(
             "attention": attention, "view": view, "before": before, "after": after,
             "difference": difference, "reading": reading, "layer": layer, "overlays": overlays,
             "noise": noise, "found": found, "stale": stale, "compare": compare,
-            "head": head, "lines": lines,
+            "head": head, "lines": lines, "history": history, "file_out": file_out,
         }  # fmt: skip
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:
@@ -246,9 +273,17 @@ def build_page(
             return placed(actions.read_upload(samples, take_upload(path))) | {upload: None}
 
         def on_ask(
-            draft: Any, found: Any, image: Any, question: Any, *controls: Any
+            draft: Any,
+            found: Any,
+            image: Any,
+            question: Any,
+            reader_first: Any,
+            blind: Any,
+            *controls: Any,
         ) -> Iterator[dict[gr.blocks.Block, Any]]:
-            for update in actions.ask(engine, about, draft, found, image, question, controls):
+            for update in actions.ask(
+                engine, about, draft, found, image, question, controls, reader_first, blind
+            ):
                 yield placed(update)
 
         def on_rank(
@@ -261,6 +296,12 @@ def build_page(
         ) -> dict[gr.blocks.Block, Any]:
             deed = event._data
             return placed(actions.rerank(engine, about, found, shown, tint, layer, controls, deed))
+
+        def on_vote(event: gr.EventData, shown: Any) -> dict[gr.blocks.Block, Any]:
+            return placed(actions.vote(about, shown, event._data.get("vote")))
+
+        def on_save(kind: str, shown: Any, pixels: Any) -> dict[gr.blocks.Block, Any]:
+            return placed(actions.save(engine, shown, kind, pixels))
 
         def on_view(*inputs: Any) -> dict[gr.blocks.Block, Any]:
             return placed(actions.redraw(engine, about, *inputs))
@@ -277,7 +318,7 @@ def build_page(
         asked = gr.on(
             [ask.click, question.submit],
             on_ask,
-            [draft, found, image, question, *controls],
+            [draft, found, image, question, reader_first, blind, *controls],
             everything,
             concurrency_limit=1,
             concurrency_id="model",
@@ -289,6 +330,16 @@ def build_page(
         moves = [control.input for control in (k, noise, *weights, strength, layers)]  # type: ignore[attr-defined]
         gr.on(moves, on_rank, ranked, redrawn, **live)
         evidence.click(on_report, ranked, redrawn, **quiet)
+        gr.on(
+            [reveal.click, words.submit],
+            lambda *inputs: placed(actions.impression(about, *inputs)) | {words: ""},
+            [shown, words],
+            [*everything, words],
+            **quiet,
+        ).then(on_view, looked, redrawn, **quiet)
+        answers.click(on_vote, shown, everything, **quiet).then(on_view, looked, redrawn, **quiet)
+        for button, kind in ((save_html, "html"), (save_json, "json")):
+            button.click(partial(on_save, kind), [shown, pixels], [file_out, status], **quiet)
         gr.on([tint.input, layer.input], on_view, looked, redrawn, **live)
         stop.click(
             lambda draft: placed(actions.stop(draft)),
@@ -327,10 +378,20 @@ def build_page(
     return page
 
 
-def html(content: str, name: str | None = None, script: str | None = None) -> gr.HTML:
-    """A part of the page that our own markup fills."""
+def html(
+    content: str,
+    name: str | None = None,
+    script: str | None = None,
+    template: str = "${value}",
+) -> gr.HTML:
+    """A part of the page that our own markup fills; a fixed ``template`` leaves it to a script."""
     return gr.HTML(
-        content, elem_id=name, elem_classes="ours", apply_default_css=False, js_on_load=script
+        content,
+        html_template=template,
+        elem_id=name,
+        elem_classes="ours",
+        apply_default_css=False,
+        js_on_load=script,
     )
 
 

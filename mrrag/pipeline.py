@@ -12,7 +12,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -175,7 +175,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One finished case. ``before`` is plain RAG's attention, ``after`` MR-RAG's."""
+    """One finished case. ``before`` is plain RAG's attention, ``after`` MR-RAG's.
+
+    ``settings`` hold what was used, with what was learnt filled in.
+    """
 
     question: str
     retrieved: tuple[Retrieved, ...]
@@ -254,6 +257,17 @@ def check(pipeline: Pipeline, query: Query, settings: Settings) -> None:
         raise SettingsError(
             f"{settings.max_new_tokens} new tokens were asked for; 1 to 512 are allowed."
         )
+
+
+def resolved(pipeline: Pipeline, settings: Settings) -> Settings:
+    """The settings with what was learnt filled in, as a finished case keeps them."""
+    learnt = pipeline.learnt
+    return replace(
+        settings,
+        weights=settings.weights or learnt.weights,
+        strength=learnt.strength if settings.strength is None else settings.strength,
+        layers=learnt.layers if settings.layers is None else settings.layers,
+    )
 
 
 def find_evidence(
@@ -429,7 +443,7 @@ def answer(
         answers=answers,
         before=outcome.traces[1],
         after=outcome.traces[2],
-        settings=settings,
+        settings=resolved(pipeline, settings),
         notes=tuple(notes),
         seconds={
             "evidence": evidence.seconds,
@@ -511,7 +525,7 @@ def declined(
         answers={m: Answer(m, message, nothing, nothing, "", 0, 0.0) for m in METHODS},
         before=None,
         after=None,
-        settings=settings,
+        settings=resolved(pipeline, settings),
         notes=(*notes, "The question is outside what this model knows, so it was not asked."),
         seconds={"evidence": evidence.seconds, "image": 0.0, "answers": 0.0},
         versions=versions(pipeline),
