@@ -23,7 +23,7 @@ class About:
 
     Attributes
     ----------
-    layers : int
+    layers, heads : int
         Of the text model.
     weights, critical, strength
         What was learnt for it: α, β, γ, the layers where IFA acts, and how strongly.
@@ -37,6 +37,7 @@ class About:
     critical: tuple[int, ...]
     strength: float
     phantoms_only: bool
+    heads: int = 1
 
 
 def read_about(assets: Path) -> About:
@@ -58,6 +59,7 @@ def read_about(assets: Path) -> About:
             critical=tuple(int(layer) for layer in learnt["layers"]),
             strength=float(learnt["strength"]),
             phantoms_only=phantoms_only,
+            heads=int(config["text_config"]["num_attention_heads"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(

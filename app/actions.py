@@ -11,12 +11,15 @@ the page is served while it loads.
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import logging
 import math
+import random
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,7 +40,7 @@ from app.pictures import (
 )
 from mrrag.errors import CorpusError, ImageError, MRRAGError, SettingsError
 from mrrag.images import MAX_BYTES, read_image, thumbnail
-from mrrag.types import AttentionTrace, FloatArray, Image, Query, Weights
+from mrrag.types import METHODS, AttentionTrace, FloatArray, Image, Query, Weights
 
 if TYPE_CHECKING:
     from mrrag.pipeline import CaseResult, Evidence, Pipeline, Settings
@@ -54,6 +57,10 @@ MAX_UPLOAD_BYTES = MAX_BYTES
 # Faster than this no one reads, and each update costs the browser a redraw.
 SECONDS_BETWEEN_UPDATES = 0.04
 OVERLAY_PX = 512
+COMPARE_PX = 768
+MEAN_OF_HEADS = "Mean"
+NO_PREFERENCE = "none"
+TINT_OFF, TINT_RAG, TINT_MR_RAG = TINTS = ("Off", "RAG", "MR-RAG")
 THUMBNAIL_PX = 96
 UNEXPECTED = (
     "Something went wrong on our side, and nothing of your case was kept. Try again; if it "
@@ -75,12 +82,50 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Found:
+    """The evidence on the page, which other weights re-rank without encoding again."""
+
+    image: Image
+    question: str
+    evidence: Evidence
+    settings: Settings
+
+    @property
+    def query(self) -> Query:
+        """What was asked."""
+        return Query(self.image, self.question)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a person reads the answers: at once, after an impression, or blind and by vote.
+
+    ``order`` is the order of the three columns while they are blind, as places in
+    METHODS. ``vote`` is a method, :data:`NO_PREFERENCE`, or empty.
+    """
+
+    reader_first: bool = False
+    blind: bool = False
+    order: tuple[int, ...] = (0, 1, 2)
+    impression: str = ""
+    vote: str = ""
+
+    @property
+    def waits_for(self) -> str:
+        """What must come before the answers are shown in full; empty where nothing must."""
+        if self.reader_first and not self.impression:
+            return "impression"
+        return "vote" if self.blind and not self.vote else ""
+
+
+@dataclass(frozen=True)
 class Shown:
     """The case on the page: what the layer and view controls draw from."""
 
     image: Image
     evidence: Evidence
     result: CaseResult
+    reading: Reading = Reading()
 
 
 @dataclass
@@ -153,6 +198,8 @@ def cleared() -> Update:
     """The results' parts with nothing in them, since another picture is on the page."""
     return {
         "shown": None,
+        "found": None,
+        "stale": "",
         "evidence": cards.empty("The most similar reports appear here, before any answer."),
         "answers": cards.empty("Three answers appear here, side by side."),
         "attention": cards.empty("Where the question read from appears here, layer by layer."),
@@ -211,8 +258,13 @@ def settings_from(
     strength: object,
     layers: object,
     noise: object,
+    *,
+    pinned: tuple[str, ...] = (),
+    excluded: tuple[str, ...] = (),
 ) -> Settings:
     """The controls' values as settings; what stands as learnt is left to the pipeline.
+
+    ``pinned`` and ``excluded`` come from the visit's own state and are taken as they are.
 
     Raises
     ------
@@ -239,6 +291,8 @@ def settings_from(
         strength=_real("The IFA strength", strength, 0.0, MAX_STRENGTH),
         layers=tuple(numbers),
         noise=_whole("The number of irrelevant reports", noise, 0, whole_k),
+        pinned=pinned,
+        excluded=excluded,
     )
 
 
@@ -276,11 +330,18 @@ def ask(
     engine: Future[Pipeline],
     about: About,
     draft: Draft,
+    found: object,
     image: object,
     question: object,
     controls: Sequence[object],
+    reader_first: object = False,
+    blind: object = False,
 ) -> Iterator[Update]:
-    """Evidence first, then three answers as they come, then the attention."""
+    """Evidence first, then three answers as they come, then the attention.
+
+    With ``reader_first`` the answers wait until the reader has typed an impression; with
+    ``blind`` they come unlabelled and shuffled, until the reader has voted.
+    """
     draft.start()
     try:
         if not isinstance(image, Image):
@@ -295,8 +356,11 @@ def ask(
         if not engine.done():
             yield {"status": cards.status("Loading the model", kind="busy")}
         pipeline = engine.result(timeout=120)
-        settings = settings_from(about, *controls)
-        for update in _answer(pipeline, about, draft, image, question, settings):
+        pinned, excluded = _choices(found, image)
+        settings = settings_from(about, *controls, pinned=pinned, excluded=excluded)
+        order = tuple(random.SystemRandom().sample(range(len(METHODS)), len(METHODS)))
+        reading = Reading(reader_first is True, blind is True, order)
+        for update in _answer(pipeline, about, draft, image, question, settings, reading):
             if draft.stopped:  # what Stop put on the page stays there
                 return
             yield update
@@ -306,6 +370,13 @@ def ask(
         yield refuse(error)
 
 
+def _choices(found: object, image: Image) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What was pinned and excluded by hand for this picture."""
+    if not isinstance(found, Found) or found.image is not image:
+        return (), ()
+    return found.settings.pinned, found.settings.excluded
+
+
 def _answer(
     pipeline: Pipeline,
     about: About,
@@ -313,6 +384,7 @@ def _answer(
     image: Image,
     question: str,
     settings: Settings,
+    reading: Reading,
 ) -> Iterator[Update]:
     from mrrag import pipeline as mrrag
 
@@ -320,9 +392,12 @@ def _answer(
     query = Query(image, question)
     draft.start(question)
     evidence = mrrag.find_evidence(pipeline, query, settings)
+    found = Found(image, question, evidence, settings)
     yield cleared() | {
-        "evidence": evidence_html(pipeline, query, evidence, settings),
-        "answers": cards.answer_columns(question, {}),
+        "found": found,
+        "evidence": evidence_html(pipeline, found, None, TINT_OFF, 0),
+        "compare": cards.compare(data_url(shrink(image.display, COMPARE_PX), lossless=False)),
+        "answers": _so_far(question, {}, evidence.warnings, reading),
         "status": cards.status("Answering, three ways at once", kind="busy"),
     }
     last = -math.inf
@@ -331,41 +406,314 @@ def _answer(
             draft.texts = step.texts
             if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES:
                 last = time.perf_counter()
-                yield {"answers": cards.answer_columns(question, step.texts)}
+                yield {"answers": _so_far(question, step.texts, evidence.warnings, reading)}
             continue
-        shown = Shown(image, evidence, step)
         taken = time.perf_counter() - clicked
+        shown = Shown(image, evidence, step, reading)
         yield {
             "shown": shown,
-            "answers": cards.answer_columns(
-                question, {}, step.answers, step.notes, settings_line(about, step)
-            ),
+            "status": cards.status("Weighing each report", kind="busy"),
+        } | present(about, shown)
+        shown = replace(
+            shown, result=replace(step, influence=mrrag.influence(pipeline, query, step))
+        )
+        yield {
+            "shown": shown,
             "status": cards.status(f"Done in {taken:.1f} s.", kind="done"),
-        } | attention(shown, about)
+        } | remember(shown)
 
 
-def evidence_html(pipeline: Pipeline, query: Query, evidence: Evidence, settings: Settings) -> str:
-    """The evidence cards, with those drawn at random marked as such."""
-    from mrrag.pipeline import find_evidence
+def _so_far(
+    question: str, texts: dict[str, str], warnings: Mapping[str, str], reading: Reading
+) -> str:
+    """The answers while they come; none of them where the reader is to come first."""
+    if reading.waits_for == "impression":
+        return cards.waiting(question)
+    if reading.waits_for:
+        return cards.empty("The answers come together, once all three are there.")
+    return cards.answer_columns(question, texts, warnings=warnings)
 
-    knowledge_base = pipeline.knowledge_base
-    ids = [r.document.id for r in evidence.retrieved]
-    thumbnails = {}
-    for identifier in ids:
-        position = knowledge_base.positions(ids={identifier})[0]
-        thumbnails[identifier] = file_url(knowledge_base.thumbnail(position))
-    random_ids: set[str] = set()
-    if settings.noise:
-        clean = find_evidence(pipeline, query, replace(settings, noise=0), vectors=evidence.vectors)
-        random_ids = set(ids) - {r.document.id for r in clean.retrieved}
+
+def present(about: About, shown: Shown) -> Update:
+    """The answers and their attention, as far as the reader may see them by now."""
+    result, reading = shown.result, shown.reading
+    hidden = {"attention": cards.empty("Shown with the labelled answers.")}
+    if reading.waits_for == "impression":
+        return {"answers": cards.waiting(result.question)} | hidden
+    if reading.waits_for == "vote":
+        texts = [result.answers[METHODS[i]].text for i in reading.order]
+        return {"answers": cards.blind_columns(result.question, texts)} | hidden
+    columns = cards.answer_columns(
+        result.question,
+        {},
+        result.answers,
+        result.notes,
+        settings_line(about, result),
+        warnings=result.warnings,
+    )
+    letters = {METHODS[i]: cards.LETTERS[n] for n, i in enumerate(reading.order)}
+    read = cards.reading_line(reading.impression, reading.vote, letters if reading.blind else {})
+    return {"answers": read + columns} | attention(shown, about)
+
+
+def impression(about: About, shown: object, words: object) -> Update:
+    """Keep the reader's own impression, and show the answers."""
+    if not isinstance(shown, Shown) or shown.reading.waits_for != "impression":
+        return refuse("No answers are waiting for your impression.")
+    if not isinstance(words, str) or not words.strip():
+        return refuse("Type your impression first; a word will do.")
+    if len(words) > MAX_QUESTION_CHARACTERS:
+        return refuse(f"The impression is too long; {MAX_QUESTION_CHARACTERS} characters fit.")
+    read = replace(shown, reading=replace(shown.reading, impression=words.strip()))
+    told = {"shown": read, "status": cards.status("Your impression is noted.", kind="done")}
+    return told | present(about, read) | remember(read)
+
+
+def vote(about: About, shown: object, choice: object) -> Update:
+    """Keep the reader's vote, and say which answer is whose."""
+    if not isinstance(shown, Shown) or shown.reading.waits_for != "vote":
+        return refuse("No answers are waiting for your vote.")
+    if choice not in (*cards.LETTERS, NO_PREFERENCE):
+        return refuse("That answer cannot be voted for. Choose one of those shown.")
+    method = (
+        NO_PREFERENCE
+        if choice == NO_PREFERENCE
+        else METHODS[shown.reading.order[cards.LETTERS.index(str(choice))]]
+    )
+    read = replace(shown, reading=replace(shown.reading, vote=method))
+    told = {"shown": read, "status": cards.status("Your vote is noted.", kind="done")}
+    return told | present(about, read) | remember(read)
+
+
+def remember(shown: Shown) -> Update:
+    """What the browser's tab keeps of a case; nothing before the reader may see it all."""
+    if shown.reading.waits_for:
+        return {}
+    result = shown.result
+    entry = {
+        "question": result.question,
+        "answers": {method: result.answers[method].text for method in METHODS},
+        "reports": [r.document.id for r in result.retrieved],
+        "reading": reading_values(shown.reading),
+    }
+    return {"history": json.dumps(entry | {"nonce": random.random()})}
+
+
+def reading_values(reading: Reading) -> dict[str, Any]:
+    """How the answers were read, for an export."""
+    return {
+        "reader_first": reading.reader_first,
+        "impression": reading.impression,
+        "blind": reading.blind,
+        "order": [METHODS[i] for i in reading.order] if reading.blind else None,
+        "vote": reading.vote or None,
+    }
+
+
+def save(engine: Future[Pipeline], shown: object, kind: str, pixels: object) -> Update:
+    """A finished case as a file that the browser writes; nothing touches this machine's disk."""
+    if not isinstance(shown, Shown):
+        return refuse(NO_CASE)
+    if shown.reading.waits_for:
+        return refuse(f"Your {shown.reading.waits_for} comes first; then the case can be saved.")
+    try:
+        from app.report import case_to_html
+        from mrrag.export import case_to_json
+
+        exported = case_to_json(shown.result, shown.image)
+        exported["reading"] = reading_values(shown.reading)
+        if kind == "json":
+            content = json.dumps(exported, ensure_ascii=False, indent=1)
+        else:
+            base = engine.result(timeout=120).knowledge_base
+            pictures = (shown.image, base) if pixels is True else None
+            content = case_to_html(shown.result, exported, pictures)
+        packed = base64.b64encode(gzip.compress(content.encode("utf-8"), 3)).decode("ascii")
+        file = {
+            "name": f"mr-rag-case.{kind}",
+            "type": "application/json" if kind == "json" else "text/html",
+            "gzip": packed,
+            "nonce": random.random(),
+        }
+        return {
+            "file_out": json.dumps(file),
+            "status": cards.status(f"Saved as {file['name']} by your browser.", kind="done"),
+        }
+    except Exception as error:
+        return refuse(error)
+
+
+# ---------------------------------------------------------------- the evidence, live
+
+
+def rerank(
+    engine: Future[Pipeline],
+    about: About,
+    found: object,
+    shown: object,
+    tint: object,
+    layer: object,
+    controls: Sequence[object],
+    deed: object = None,
+) -> Update:
+    """Rank again by the controls as they stand; the model is not touched.
+
+    ``deed`` is what was done to one report, ``{"do": ..., "id": ...}``: it is pinned,
+    unpinned, excluded or restored first.
+    """
+    if not isinstance(found, Found):  # nothing was asked yet, so nothing is to be ranked
+        return {}
+    try:
+        from mrrag.pipeline import find_evidence
+
+        pipeline = engine.result(timeout=120)
+        pinned, excluded = found.settings.pinned, found.settings.excluded
+        if deed is not None:
+            pinned, excluded = _done(pipeline, pinned, excluded, deed)
+        settings = settings_from(about, *controls, pinned=pinned, excluded=excluded)
+        evidence = find_evidence(pipeline, found.query, settings, known=found.evidence)
+        found = replace(found, evidence=evidence, settings=settings)
+        ready = cards.status("Ranked again, in place.", kind="done")
+        return {"found": found, "status": ready} | redraw(engine, about, found, shown, tint, layer)
+    except Exception as error:
+        return refuse(error)
+
+
+def _done(
+    pipeline: Pipeline, pinned: tuple[str, ...], excluded: tuple[str, ...], deed: object
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The pins and exclusions after one more."""
+    does, identifier = (deed.get("do"), deed.get("id")) if isinstance(deed, dict) else (None, None)
+    if not isinstance(identifier, str) or not pipeline.knowledge_base.positions(ids={identifier}):
+        raise SettingsError("The knowledge base has no such report. Choose one of those shown.")
+    rest = tuple(i for i in pinned if i != identifier)
+    left = tuple(i for i in excluded if i != identifier)
+    if does == "pin":
+        return (*rest, identifier), left
+    if does == "exclude":
+        return rest, (*left, identifier)
+    if does in ("unpin", "restore"):
+        return rest, left
+    raise SettingsError("A report can be pinned, unpinned, excluded or restored.")
+
+
+def redraw(
+    engine: Future[Pipeline],
+    about: About,
+    found: object,
+    shown: object,
+    tint: object,
+    layer: object,
+) -> Update:
+    """Draw the evidence that is there, and say whether the answers still belong to it."""
+    if not isinstance(found, Found):
+        return {}
+    try:
+        if tint not in TINTS:
+            raise SettingsError("That tint does not exist. Choose one of those shown.")
+        wanted = _whole("The layer", layer, 0, about.layers - 1)
+        case = shown if isinstance(shown, Shown) else None
+        reasons = changes(about, found, case)
+        fresh = case if case and not reasons and not case.reading.waits_for else None
+        pipeline = engine.result(timeout=120)
+        return {
+            "evidence": evidence_html(pipeline, found, fresh, str(tint), wanted),
+            "stale": cards.stale(reasons),
+        }
+    except Exception as error:
+        return refuse(error)
+
+
+def changes(about: About, found: Found, shown: Shown | None) -> list[str]:
+    """In what the evidence and settings differ from those the answers were given to."""
+    if shown is None:
+        return []
+    now, then = found.settings, shown.result.settings
+    read = [(r.document.id, r.relevance) for r in found.evidence.retrieved]
+    answered = [(r.document.id, r.relevance) for r in shown.result.retrieved]
+    reasons = []
+    if [i for i, _ in read] != [i for i, _ in answered]:
+        reasons.append("the reports have changed")
+    elif read != answered:
+        reasons.append("the reports’ λ have changed")
+    if (now.strength, now.layers) != (then.strength, then.layers):
+        reasons.append("IFA’s settings have changed")
+    return reasons
+
+
+def evidence_html(
+    pipeline: Pipeline, found: Found, shown: Shown | None, tint: str, layer: int
+) -> str:
+    """The evidence cards; ``shown`` is given where its answers belong to this evidence."""
+    evidence, settings = found.evidence, found.settings
+    base = pipeline.knowledge_base
+    learnt = learnt_ranks(pipeline, found) if settings.weights is not None else None
+    influence = shown.result.influence if shown else None
+    tokens = report_tints(pipeline, shown, tint, layer) if shown else None
+    items = [
+        cards.Card(
+            item=item,
+            thumbnail=file_url(base.thumbnail(base.positions(ids={item.document.id})[0])),
+            percentile=evidence.percentiles[n],
+            learnt_rank=None if learnt is None else learnt.get(item.document.id, 0),
+            pinned=item.document.id in settings.pinned,
+            word=influence.word if influence else "",
+            influence=(influence.before[n], influence.after[n]) if influence else None,
+            tokens=tokens[n] if tokens else None,
+        )
+        for n, item in enumerate(evidence.retrieved)
+    ]
     return cards.evidence(
-        evidence.retrieved,
-        thumbnails,
+        items,
+        found.question,
         evidence.weights,
         evidence.notes,
         evidence.seconds,
-        random_ids,
+        evidence.warnings,
+        settings.excluded,
     )
+
+
+def learnt_ranks(pipeline: Pipeline, found: Found) -> dict[str, int]:
+    """Rank of each document with the learnt weights, as deep as is ranked at all."""
+    from mrrag.pipeline import find_evidence
+    from mrrag.retrieval import MAX_K as DEEPEST
+
+    excluded = found.settings.excluded
+    deep = min(DEEPEST, len(pipeline.knowledge_base) - len(excluded))
+    settings = replace(found.settings, weights=None, noise=0, pinned=(), k=deep)
+    learnt = find_evidence(pipeline, found.query, settings, known=found.evidence)
+    return {r.document.id: r.rank for r in learnt.retrieved}
+
+
+def report_tints(
+    pipeline: Pipeline, shown: Shown, tint: str, layer: int
+) -> list[cards.Tokens] | None:
+    """Each report's tokens with one layer's attention, on one scale for all and both runs."""
+    traces = {TINT_RAG: shown.result.before, TINT_MR_RAG: shown.result.after}
+    trace = traces.get(tint)
+    if trace is None:
+        return None
+    from mrrag.pipeline import report_places
+
+    names = {f"report {r.rank}": r.document.report for r in shown.result.retrieved}
+    spans = [s for s in trace.spans if s.name in names]
+    top = max(
+        (
+            float(t.keys_LX[layer, s.start : s.stop].max(initial=0.0))
+            for t in traces.values()
+            if t is not None
+            for s in spans
+        ),
+        default=0.0,
+    )
+    tints: list[cards.Tokens] = []
+    for span in spans:
+        words, places = report_places(pipeline, names[span.name])
+        share = trace.keys_LX[layer, span.start : span.stop] / (top or 1.0)
+        # A report that was cut for the model has more tokens than were read.
+        tints.append((words, places[: len(share)], share.tolist()))
+    return tints
 
 
 def settings_line(about: About, result: CaseResult) -> str:
@@ -417,19 +765,35 @@ def attention(shown: Shown, about: About) -> Update:
     critical = result.after.layers or about.critical
     layer = critical[len(critical) // 2] if critical else about.layers // 2
     return (
-        {"attention": "", "layer": layer, "view": plots.REPORTS}
-        | heatmaps(shown, plots.REPORTS)
+        {"attention": "", "layer": layer, "view": plots.REPORTS, "head": MEAN_OF_HEADS}
+        | heatmaps(shown, plots.REPORTS, MEAN_OF_HEADS, layer)
         | overlay(shown, layer)
     )
 
 
-def heatmaps(shown: object, view: object) -> Update:
-    """The three heatmaps of a view."""
+def heads(about: About) -> list[str]:
+    """The choices of the heads' control."""
+    return [MEAN_OF_HEADS, *map(str, range(about.heads))]
+
+
+def _head(trace: AttentionTrace, head: object) -> int | None:
+    if head == MEAN_OF_HEADS:
+        return None
+    return _whole("The head", _digits(head), 0, trace.mass_LHS.shape[1] - 1)
+
+
+def heatmaps(shown: object, view: object, head: object, layer: object) -> Update:
+    """The three heatmaps of a view, and the lines of both runs."""
     if not isinstance(shown, Shown) or shown.result.before is None or shown.result.after is None:
         return refuse(NO_CASE)
     if view not in plots.VIEWS:
         return refuse("That view does not exist. Choose one of those shown.")
-    maps = plots.attention_maps(shown.result.before, shown.result.after, str(view))
+    traces = (shown.result.before, shown.result.after)
+    try:
+        wanted = _head(traces[0], head)
+    except SettingsError as error:
+        return refuse(error)
+    maps = plots.attention_maps(*traces, str(view), wanted)
     if maps is None:
         return refuse("This case has no reports to show attention on.")
     before, after, difference = plots.heatmaps(maps)
@@ -438,7 +802,19 @@ def heatmaps(shown: object, view: object) -> Update:
         "after": after,
         "difference": difference,
         "reading": cards.extremes(plots.summary(maps)),
-    }
+    } | lines(shown, head, layer)
+
+
+def lines(shown: object, head: object, layer: object) -> Update:
+    """Reports→Question mass by layer, with the chosen layer marked."""
+    if not isinstance(shown, Shown) or shown.result.before is None or shown.result.after is None:
+        return refuse(NO_CASE)
+    traces = (shown.result.before, shown.result.after)
+    try:
+        marked = _whole("The layer", layer, 0, len(traces[0].keys_LX) - 1)
+        return {"lines": plots.report_lines(*traces, marked, _head(traces[0], head))}
+    except SettingsError as error:
+        return refuse(error)
 
 
 def overlay(shown: object, layer: object) -> Update:

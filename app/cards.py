@@ -7,10 +7,14 @@ question or a model passes :func:`text` before it is put between tags.
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
 
+from mrrag.findings import matched_words, mentions, named
 from mrrag.types import METHODS, Answer, Image, Retrieved, Weights
 
 DISCLAIMER = "Research demonstration. Not a medical device."
@@ -18,6 +22,12 @@ PROBABILITY_LABEL = "model token probability, not clinical confidence"
 DIRECTION = "question tokens reading from report tokens"
 ROUTING = "Attention shows where information is routed, not why."
 LONGEST_REPORT = 4000
+WARNINGS = {
+    "unlike": "Unknown kind of picture",
+    "known": "Picture in the knowledge base",
+    "weak": "Weak evidence",
+    "contradiction": "Contradiction",
+}
 SHOWN_AT_ONCE = 4
 TERMS = (
     ("alpha", "α", "image–report"),
@@ -166,12 +176,95 @@ def preview(image: Image, url: str, title: str, note: str = "") -> str:
 # ---------------------------------------------------------------- evidence
 
 
-def report_html(report: str) -> str:
-    """A report with its headings set apart; a very long one is cut, and says so."""
-    cut = len(report) > LONGEST_REPORT
-    body = text(report[:LONGEST_REPORT])
-    body = _HEADING.sub(lambda m: f'<b class="part">{m.group(1).capitalize()}</b> ', body)
-    return body + (" <i>(cut here for display)</i>" if cut else "")
+# A report as the model read it, its tokens' places in that text, and a share for each.
+Tokens = tuple[str, Sequence[tuple[int, int]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A retrieved report with what the page knows about it.
+
+    Attributes
+    ----------
+    thumbnail : str
+        URL of its radiograph; empty where there is none.
+    percentile : float
+        Per cent of random pairs with a lower score.
+    learnt_rank : int or None
+        Its rank with the learnt weights; 0 where it is beyond those that were ranked,
+        None where the weights are the learnt ones.
+    influence : (float, float) or None
+        What the report adds to the probability of :attr:`word`, under RAG and MR-RAG.
+    tokens : Tokens or None
+        For the tint: attention on each token as a share of the most attended one.
+    """
+
+    item: Retrieved
+    thumbnail: str = ""
+    percentile: float = math.nan
+    learnt_rank: int | None = None
+    pinned: bool = False
+    word: str = ""
+    influence: tuple[float, float] | None = None
+    tokens: Tokens | None = None
+
+
+def report_html(report: str, question: str = "", tokens: Tokens | None = None) -> str:
+    """A report with its headings set apart and the question's words marked.
+
+    Mentions of a finding that the question names are marked by whether the report
+    affirms, denies or doubts it. ``tokens`` tints the words by attention. A very long
+    report is cut, and says so.
+    """
+    whole = tokens[0] if tokens else report
+    shown = whole[:LONGEST_REPORT]
+    marks: list[tuple[int, int, str, str]] = [
+        (m.start, m.stop, m.stance, f"{m.finding}: {m.stance}")
+        for m in mentions(shown, named(question))
+    ]
+    for start, stop in matched_words(question, shown):
+        if not any(start < b and a < stop for a, b, _, _ in marks):
+            marks.append((start, stop, "matched", "a word of the question"))
+    headings = [m.span() for m in _HEADING.finditer(shown)]
+    tints = (
+        [
+            (start, stop, share)
+            for (start, stop), share in zip(tokens[1], tokens[2], strict=True)
+            if stop <= len(shown)
+        ]
+        if tokens
+        else []
+    )
+
+    # Cut wherever anything begins or ends; each piece then has one look.
+    runs = [(0, len(shown)), *headings, *(m[:2] for m in marks), *(t[:2] for t in tints)]
+    inside = {place for a, b in headings for place in range(a + 1, b)}
+    cuts = sorted({end for run in runs for end in run} - inside)
+    pieces = []
+    mark = tint = 0
+    marks.sort()
+    for start, stop in itertools.pairwise(cuts):
+        piece = shown[start:stop]
+        if any(a <= start < b for a, b in headings):
+            pieces.append(f'<b class="part">{text(piece.strip(" :").capitalize())}</b> ')
+            continue
+        look = text(piece)
+        while tint < len(tints) and tints[tint][1] <= start:
+            tint += 1
+        if tint < len(tints) and tints[tint][0] <= start:
+            share = tints[tint][2]
+            look = (
+                f'<span class="tok" style="--w:{100 * share:.0f}%" '
+                f'title="attention: {100 * share:.0f} % of the most attended word">{look}</span>'
+            )
+        while mark < len(marks) and marks[mark][1] <= start:
+            mark += 1
+        if mark < len(marks) and marks[mark][0] <= start:
+            _, _, kind, title = marks[mark]
+            look = f'<mark class="{kind}" title="{text(title)}">{look}</mark>'
+        pieces.append(look)
+    cut = " <i>(cut here for display)</i>" if len(whole) > LONGEST_REPORT else ""
+    return "".join(pieces) + cut
 
 
 def term_bar(item: Retrieved, lowest: float, highest: float) -> str:
@@ -212,29 +305,84 @@ def term_bar(item: Retrieved, lowest: float, highest: float) -> str:
     )
 
 
-def evidence_card(
-    item: Retrieved, thumbnail: str | None, lowest: float, highest: float, random: bool
-) -> str:
-    """One report: picture, text, why it was chosen, and what IFA makes of it."""
+def rank_arrow(rank: int, learnt: int | None) -> str:
+    """How far a report moved against the learnt weights' ranking."""
+    if learnt is None:
+        return ""
+    if learnt == 0:
+        return '<span class="moved up" title="far below with the learnt weights">▲ new</span>'
+    if learnt == rank:
+        return '<span class="moved" title="the same rank with the learnt weights">= same</span>'
+    way, arrow = ("up", "▲") if rank < learnt else ("down", "▼")
+    return (
+        f'<span class="moved {way}" title="rank {learnt} with the learnt weights">'
+        f"{arrow} {abs(learnt - rank)}</span>"
+    )
+
+
+def influence_bars(card: Card, most: float) -> str:
+    """What a report adds to the answer's probability, under RAG and under MR-RAG."""
+    if card.influence is None:
+        return ""
+    rows = ""
+    for name, value in zip(("RAG", "MR-RAG"), card.influence, strict=True):
+        size = 50 * min(1.0, abs(value) / most) if most else 0.0
+        left = 50 if value >= 0 else 50 - size
+        rows += (
+            f'<span class="small">{name}</span><span class="swing" aria-hidden="true">'
+            f'<i class="{"for" if value >= 0 else "against"}" '
+            f'style="left:{left:.2f}%;width:{size:.2f}%"></i></span>'
+            f"<b>{number(value, signed=True)}</b>"
+        )
+    return (
+        '<div class="influence" title="P with all reports minus P without this one; the report '
+        'is cut off from the question in every layer">'
+        f'<p class="small">influence on P({text(card.word)})</p>{rows}</div>'
+    )
+
+
+def evidence_card(card: Card, question: str, lowest: float, highest: float, most: float) -> str:
+    """One report: picture, text, why it was chosen, and what it does to the answer."""
+    item = card.item
     cosines = " · ".join(
         f"{letter} {number(value, digits=3)}" if not math.isnan(value) else f"{letter} absent"
         for (_, letter, _), value in zip(TERMS, item.cosines, strict=True)
     )
+    identifier = text(item.document.id)
     picture = (
-        f'<img src="{thumbnail}" alt="Radiograph of report {item.rank}" loading="lazy">'
-        if thumbnail
+        f'<button type="button" class="enlarge" data-do="compare" data-id="{identifier}" '
+        f'aria-label="Compare the radiograph of report {item.rank} with yours">'
+        f'<img src="{card.thumbnail}" alt="Radiograph of report {item.rank}" loading="lazy">'
+        "</button>"
+        if card.thumbnail
         else '<span class="no-picture">no picture</span>'
     )
     source = ", ".join(filter(None, (item.document.source, item.document.licence)))
-    flag = '<span class="badge random">drawn at random</span>' if random else ""
+    flags = ""
+    if item.drawn:
+        flags += '<span class="badge random">drawn at random</span>'
+    if card.pinned:
+        flags += '<span class="badge pinned">pinned</span>'
+    pin = "unpin" if card.pinned else "pin"
+    chance = (
+        f'<p class="small">above {card.percentile:.1f} % of random pairs</p>'
+        if not math.isnan(card.percentile)
+        else ""
+    )
     return (
-        f'<li class="evidence-card"><div class="thumb">{picture}'
-        f'<span class="rank" aria-label="rank {item.rank}">{item.rank}</span></div>'
-        f'<div class="words"><p class="report">{report_html(item.document.report)}</p>'
-        f'<p class="source">{flag}<code>{text(item.document.id)}</code>'
-        f"{' · ' + text(source) if source else ''}</p></div>"
+        f'<li class="evidence-card" data-id="{identifier}"><div class="thumb">{picture}'
+        f'<span class="rank" aria-label="rank {item.rank}">{item.rank}</span>'
+        f"{rank_arrow(item.rank, card.learnt_rank)}</div>"
+        f'<div class="words"><p class="report">'
+        f"{report_html(item.document.report, question, card.tokens)}</p>"
+        f'<p class="source">{flags}<code>{identifier}</code>'
+        f"{' · ' + text(source) if source else ''}</p>"
+        f'<p class="deeds"><button type="button" data-do="{pin}" data-id="{identifier}" '
+        f'aria-label="{pin.capitalize()} report {item.rank}">{pin.capitalize()}</button>'
+        f'<button type="button" data-do="exclude" data-id="{identifier}" '
+        f'aria-label="Exclude report {item.rank}">Exclude</button></p></div>'
         f'<div class="why">{term_bar(item, lowest, highest)}'
-        f'<p class="small">cosines {cosines}</p></div>'
+        f'<p class="small">cosines {cosines}</p>{chance}{influence_bars(card, most)}</div>'
         f'<div class="lambda" title="IFA’s λ, before its strength"><span class="small">λ</span>'
         f"<b>{number(item.relevance, digits=2)}</b>"
         f'<span class="meter" aria-hidden="true"><i style="height:{100 * item.relevance:.1f}%">'
@@ -243,22 +391,20 @@ def evidence_card(
 
 
 def evidence(
-    retrieved: Sequence[Retrieved],
-    thumbnails: Mapping[str, str],
+    cards: Sequence[Card],
+    question: str,
     weights: Weights,
     notes: Sequence[str],
     seconds: float,
-    random_ids: Collection[str] = (),
+    warnings: Mapping[str, str] | None = None,
+    excluded: Sequence[str] = (),
 ) -> str:
     """All reports on one scale: the first few in full view, the rest one click away."""
+    retrieved = [card.item for card in cards]
     lowest = min((sum(min(t, 0.0) for t in r.terms) for r in retrieved), default=0.0)
     highest = max((sum(max(t, 0.0) for t in r.terms) for r in retrieved), default=1.0)
-    cards = [
-        evidence_card(
-            item, thumbnails.get(item.document.id), lowest, highest, item.document.id in random_ids
-        )
-        for item in retrieved
-    ]
+    most = max((abs(v) for card in cards for v in card.influence or ()), default=0.0)
+    items = [evidence_card(card, question, lowest, highest, most) for card in cards]
     legend = "".join(
         f'<span class="term"><i class="key {name}" aria-hidden="true"></i>{letter} {pair}, '
         f"weight {number(weight, digits=2)}</span>"
@@ -266,19 +412,97 @@ def evidence(
             TERMS, (weights.alpha, weights.beta, weights.gamma), strict=True
         )
     )
-    rest = cards[SHOWN_AT_ONCE:]
+    rest = items[SHOWN_AT_ONCE:]
     more = (
-        f'<details class="more"><summary>{len(rest)} more '
-        f"{'report' if len(rest) == 1 else 'reports'}: ranks {SHOWN_AT_ONCE + 1} to {len(cards)}"
+        f'<details class="more" data-keep="more"><summary>{len(rest)} more '
+        f"{'report' if len(rest) == 1 else 'reports'}: ranks {SHOWN_AT_ONCE + 1} to {len(items)}"
         f'</summary><ol class="cards" start="{SHOWN_AT_ONCE + 1}">{"".join(rest)}</ol></details>'
         if rest
         else ""
     )
-    return (
-        f'<p class="legend">{legend}<span class="aside">{len(cards)} '
-        f"{'report' if len(cards) == 1 else 'reports'} in {seconds:.2f} s</span></p>"
-        f'<ol class="cards">{"".join(cards[:SHOWN_AT_ONCE])}</ol>{more}{note_list(notes)}'
+    marked = (
+        '<p class="legend marks">Words of the question: <mark class="affirmed">affirmed</mark> '
+        '<mark class="denied">denied</mark> <mark class="uncertain">in doubt</mark> '
+        '<mark class="matched">shared</mark></p>'
     )
+    return (
+        warning_list(warnings or {})
+        + f'<p class="legend">{legend}<span class="aside">{len(items)} '
+        f"{'report' if len(items) == 1 else 'reports'} in {seconds:.2f} s</span></p>{marked}"
+        f'<ol class="cards">{"".join(items[:SHOWN_AT_ONCE])}</ol>{more}'
+        f"{excluded_list(excluded)}{note_list(notes)}"
+    )
+
+
+def warning_list(warnings: Mapping[str, str]) -> str:
+    """What a reader must know before trusting the evidence."""
+    return "".join(
+        f'<p class="warning {kind}" role="note"><b><span aria-hidden="true">⚠</span> '
+        f"{WARNINGS[kind]}.</b> {text(sentence)}</p>"
+        for kind, sentence in warnings.items()
+    )
+
+
+def excluded_list(excluded: Sequence[str]) -> str:
+    """The documents that were excluded by hand, each one click from its return."""
+    if not excluded:
+        return ""
+    buttons = "".join(
+        f'<button type="button" data-do="restore" data-id="{text(i)}" '
+        f'aria-label="Restore document {text(i)}">{text(i)} ↩</button>'
+        for i in excluded
+    )
+    return f'<p class="deeds excluded"><span class="small">Excluded by hand:</span> {buttons}</p>'
+
+
+def compare(picture: str) -> str:
+    """A window, closed at first, that holds the case's picture beside a report's."""
+    return (
+        '<dialog class="compare" aria-label="Your picture beside that of a report"><form '
+        'method="dialog"><button aria-label="Close">Close</button></form>'
+        f'<div><figure><img src="{picture}" alt="Your picture"><figcaption>Your picture'
+        '</figcaption></figure><figure><img class="theirs" alt=""><figcaption class="theirs">'
+        "</figcaption></figure></div></dialog>"
+    )
+
+
+# Keeps the reader's place when the cards are drawn again: what was open, what had the focus.
+EVIDENCE_SCRIPT = """
+let focused = null, open = new Set();
+element.addEventListener('toggle', (event) => {
+  const key = event.target.dataset && event.target.dataset.keep;
+  if (key && event.target.isConnected) event.target.open ? open.add(key) : open.delete(key);
+}, true);
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-do]');
+  if (!button) return;
+  if (button.dataset.do === 'compare') {
+    const dialog = document.querySelector('#compare dialog');
+    if (!dialog) return;
+    const image = button.querySelector('img');
+    dialog.querySelector('img.theirs').src = image.src;
+    dialog.querySelector('img.theirs').alt = image.alt;
+    dialog.querySelector('figcaption.theirs').textContent =
+      image.alt + ', reduced, document ' + button.dataset.id;
+    dialog.showModal();
+    return;
+  }
+  focused = [button.dataset.do, button.dataset.id];
+  trigger('click', {do: button.dataset.do, id: button.dataset.id});
+});
+watch('value', () => {
+  for (const details of element.querySelectorAll('details[data-keep]')) {
+    details.open = open.has(details.dataset.keep);
+  }
+  if (!focused) return;
+  const buttons = [...element.querySelectorAll('button[data-do]')];
+  const id = focused[1];
+  const next = buttons.find((b) => b.dataset.id === id && b.dataset.do !== 'compare')
+    || buttons.find((b) => b.dataset.do === focused[0]);
+  if (next && document.activeElement === document.body) next.focus();
+  focused = null;
+});
+"""
 
 
 def note_list(notes: Sequence[str]) -> str:
@@ -324,6 +548,23 @@ def probabilities(answer: Answer, before: Answer | None) -> str:
     return f'<div class="p">{rows}<p class="small">{PROBABILITY_LABEL}{since}</p></div>'
 
 
+def word_difference(answer: str, base: str) -> str:
+    """The words that an answer adds to and drops from RAG off's."""
+    old, new = base.split(), answer.split()
+    if old == new:
+        return '<p class="small diff">Word for word RAG off’s answer.</p>'
+    pieces = []
+    for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind == "equal":
+            pieces.append(text(" ".join(new[c:d])))
+            continue
+        if b > a:
+            pieces.append(f"<del>{text(' '.join(old[a:b]))}</del>")
+        if d > c:
+            pieces.append(f"<ins>{text(' '.join(new[c:d]))}</ins>")
+    return f'<p class="small diff">Against RAG off: {" ".join(pieces)}</p>'
+
+
 def prompt_html(prompt: str) -> str:
     """The exact prompt, with the run of image placeholders counted instead of repeated."""
 
@@ -345,6 +586,7 @@ def answer_columns(
     settings_line: str = "",
     *,
     stopped: bool = False,
+    warnings: Mapping[str, str] | None = None,
 ) -> str:
     """Three equal columns: the texts so far, then the whole answers (or where they stopped)."""
     columns = []
@@ -360,8 +602,10 @@ def answer_columns(
             assert answers is not None
             words = words or "<i>(no words)</i>"
             foot = (
-                f"{badge(method, answers)}{probabilities(answer, before)}"
-                f'<p class="small cost">{answer.seconds:.2f} s · {answer.tokens} '
+                badge(method, answers)
+                + (word_difference(answer.text, answers["rag_off"].text) if i else "")
+                + probabilities(answer, before)
+                + f'<p class="small cost">{answer.seconds:.2f} s · {answer.tokens} '
                 f"{'token' if answer.tokens == 1 else 'tokens'}</p>"
                 + (prompt_html(answer.prompt) if answer.prompt else "")
             )
@@ -369,8 +613,10 @@ def answer_columns(
             f'<article class="answer {method}" data-done="{str(answer is not None).lower()}">'
             f'<h3>{title}<span>{subtitle}</span></h3><p class="says">{words}</p>{foot}</article>'
         )
+    meaningless = {kind: s for kind, s in (warnings or {}).items() if kind == "unlike"}
     return (
-        f'<p class="asked"><span class="small">Question</span> {text(question)}</p>'
+        warning_list(meaningless)
+        + f'<p class="asked"><span class="small">Question</span> {text(question)}</p>'
         f'<div class="answers">{"".join(columns)}</div>'
         + (f'<p class="small settings-line">{text(settings_line)}</p>' if settings_line else "")
         + note_list(notes)
@@ -379,6 +625,119 @@ def answer_columns(
 
 def _words(answer: str) -> str:
     return " ".join(answer.split())
+
+
+LETTERS = "ABC"
+
+
+def waiting(question: str) -> str:
+    """What stands in place of the answers until the reader has typed an impression."""
+    return (
+        f'<p class="asked"><span class="small">Question</span> {text(question)}</p>'
+        '<p class="waiting">Read the picture and the reports, then type your own impression '
+        "below. The answers appear after it.</p>"
+    )
+
+
+def blind_columns(question: str, texts: Sequence[str]) -> str:
+    """Three answers without their names, each with a button to vote for it."""
+    columns = "".join(
+        f'<article class="answer blind"><h3>Answer {letter}</h3><p class="says">{text(words)}</p>'
+        f'<p class="deeds"><button type="button" data-vote="{letter}">{letter} is best</button>'
+        "</p></article>"
+        for letter, words in zip(LETTERS, texts, strict=True)
+    )
+    return (
+        f'<p class="asked"><span class="small">Question</span> {text(question)}</p>'
+        f'<div class="answers">{columns}</div><p class="deeds"><button type="button" '
+        'data-vote="none">No difference</button><span class="small">The labels, probabilities '
+        "and attention appear after your vote.</span></p>"
+    )
+
+
+def reading_line(impression: str, vote: str, letters: Mapping[str, str]) -> str:
+    """The reader's impression, and what the vote was for."""
+    parts = []
+    if impression:
+        parts.append(f"<b>Your impression:</b> {text(impression)}")
+    if vote:
+        chosen = TITLES[vote][0] if vote in TITLES else "no difference"
+        whose = ", ".join(f"{letters[m]} was {TITLES[m][0]}" for m in METHODS if m in letters)
+        parts.append(f"<b>Your vote:</b> {chosen} ({whose})")
+    return f'<p class="read">{" · ".join(parts)}</p>' if parts else ""
+
+
+VOTE_SCRIPT = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-vote]');
+  if (button) trigger('click', {vote: button.dataset.vote});
+});
+"""
+
+# The file travels packed, and the browser itself writes it.
+SAVE_SCRIPT = """
+watch('value', async () => {
+  if (!props.value) return;
+  const {name, type, gzip} = JSON.parse(props.value);
+  const bytes = Uint8Array.from(atob(gzip), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
+  const file = new Blob([await new Response(stream).arrayBuffer()], {type});
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(file);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+});
+"""
+
+HISTORY = (
+    '<details class="visit"><summary>This visit’s cases (<span class="count">0</span>)</summary>'
+    '<p class="small">Kept in this tab alone, and gone when it is closed.</p><ol></ol>'
+    '<p class="deeds"><button type="button" disabled>Save questions, answers and votes</button>'
+    "</p></details>"
+)
+HISTORY_SCRIPT = """
+const cases = [];
+const list = element.querySelector('ol'), save = element.querySelector('button');
+watch('value', () => {
+  if (!props.value) return;
+  const {nonce, ...entry} = JSON.parse(props.value);
+  entry.time = new Date().toISOString();
+  cases.push(entry);
+  const item = document.createElement('li');
+  const names = {rag_off: 'RAG off', rag: 'RAG', mr_rag: 'MR-RAG'};
+  const said = Object.entries(entry.answers).map(([m, words]) => names[m] + ': ' + words);
+  const {impression, vote} = entry.reading;
+  if (impression) said.push('Your impression: ' + impression);
+  if (vote) said.push('Your vote: ' + (names[vote] || 'no difference'));
+  const head = document.createElement('b'), rest = document.createElement('span');
+  head.textContent = entry.question;
+  rest.textContent = said.join(' · ');
+  item.append(head, document.createElement('br'), rest);
+  list.append(item);
+  element.querySelector('.count').textContent = cases.length;
+  save.disabled = false;
+});
+save.addEventListener('click', () => {
+  const file = new Blob([JSON.stringify(cases, null, 1)], {type: 'application/json'});
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(file);
+  link.download = 'mr-rag-visit.json';
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+});
+"""
+
+
+def stale(reasons: Sequence[str]) -> str:
+    """A line over answers that were given to other settings than those on the page."""
+    if not reasons:
+        return ""
+    return (
+        '<p class="warning stale" role="status"><b><span aria-hidden="true">↻</span> Not up to '
+        f"date.</b> Since these answers, {text(' and '.join(reasons))}. Press Ask to answer "
+        "again.</p>"
+    )
 
 
 # ---------------------------------------------------------------- attention
@@ -391,6 +750,25 @@ def attention_intro() -> str:
         f"heads and question tokens. <b>▶</b> and a frame mark the layers where IFA acts. "
         f"{ROUTING}</p>"
     )
+
+
+# A click on a heatmap or on the lines moves the layer's slider, and all that follows it.
+LAYER_SCRIPT = """
+const panel = element.closest('#attention');
+const choose = (layer) => {
+  const slider = panel.querySelector('#layer input[type=range]');
+  const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set;
+  set.call(slider, layer);
+  slider.dispatchEvent(new Event('input', {bubbles: true}));
+};
+panel.addEventListener('pointerover', (event) => {
+  const plot = event.target.closest('.js-plotly-plot');
+  if (!plot || plot.choosesLayer || !plot.on) return;
+  plot.choosesLayer = true;
+  const byRow = plot.closest('#maps') !== null;
+  plot.on('plotly_click', ({points}) => choose(byRow ? points[0].y : points[0].x));
+});
+"""
 
 
 def extremes(difference_sentence: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,7 @@ def build_page(
     )
     with page:
         image = gr.State(None, time_to_live=CASE_SECONDS)
+        found = gr.State(None, time_to_live=CASE_SECONDS)
         shown = gr.State(None, time_to_live=CASE_SECONDS)
         draft = gr.State(actions.Draft(), time_to_live=CASE_SECONDS)
 
@@ -167,25 +169,54 @@ def build_page(
                         label="Layers where IFA acts",
                         elem_id="layers",
                     )
+                    with gr.Row(elem_id="reading-modes"):
+                        reader_first = gr.Checkbox(
+                            False, label="Reader first", min_width=0,
+                            info="The answers wait for your own impression.",
+                        )  # fmt: skip
+                        blind = gr.Checkbox(
+                            False, label="Blind", min_width=0,
+                            info="Unlabelled and shuffled until you vote.",
+                        )  # fmt: skip
                     reset = gr.Button("Back to the learnt values", size="sm", elem_id="reset")
 
             with gr.Column(elem_id="findings", min_width=0):
                 html(cards.how_to_read())
                 with gr.Column(elem_id="evidence-panel", min_width=0):
                     html("<h2>Evidence</h2>")
-                    evidence = html(actions.cleared()["evidence"], "evidence")
+                    tint = gr.Radio(
+                        list(actions.TINTS), value=actions.TINT_OFF, elem_id="tint",
+                        label="Tint the words by attention",
+                    )  # fmt: skip
+                    evidence = html(
+                        actions.cleared()["evidence"], "evidence", cards.EVIDENCE_SCRIPT
+                    )
+                    compare = html("", "compare")
                 with gr.Column(elem_id="answers-panel", min_width=0):
                     html("<h2>Answers</h2>")
-                    answers = html(actions.cleared()["answers"], "answers")
+                    stale = html("", "stale")
+                    answers = html(actions.cleared()["answers"], "answers", cards.VOTE_SCRIPT)
+                    # Hidden by the style sheet unless answers are waiting for it.
+                    with gr.Row(elem_id="first", equal_height=True):
+                        words = gr.Textbox(
+                            label="Your impression", lines=1, max_lines=4, min_width=0,
+                            max_length=actions.MAX_QUESTION_CHARACTERS, elem_id="impression",
+                        )  # fmt: skip
+                        reveal = gr.Button("Show the answers", elem_id="reveal", min_width=0)
                 with gr.Column(elem_id="attention-panel", min_width=0):
                     html(f"<h2>Attention</h2>{cards.attention_intro()}")
                     attention = html(actions.cleared()["attention"], "attention-note")
                     # Hidden by the style sheet while the note says that there is nothing.
                     with gr.Column(elem_id="attention", min_width=0):
-                        view = gr.Radio(
-                            list(plots.VIEWS), value=plots.REPORTS, label="Columns",
-                            elem_id="view",
-                        )  # fmt: skip
+                        with gr.Row(elem_id="look"):
+                            view = gr.Radio(
+                                list(plots.VIEWS), value=plots.REPORTS, label="Columns",
+                                elem_id="view", min_width=0,
+                            )  # fmt: skip
+                            head = gr.Dropdown(
+                                actions.heads(about), value=actions.MEAN_OF_HEADS,
+                                label="Heads", elem_id="head", min_width=0, filterable=False,
+                            )  # fmt: skip
                         with gr.Row(elem_id="maps", equal_height=True):
                             # Empty figures make the browser fetch its plotting code early.
                             before, after, difference = (
@@ -199,20 +230,36 @@ def build_page(
                                     ("map-difference", "Attention, after minus before"),
                                 )
                             )  # fmt: skip
-                        reading = html("", "reading")
+                        reading = html("", "reading", cards.LAYER_SCRIPT)
+                        lines = gr.Plot(
+                            go.Figure(), show_label=False, container=False, elem_id="lines",
+                            label="Attention on all reports by layer, both runs",
+                            elem_classes="map", min_width=0,
+                        )  # fmt: skip
                         html("<h3>Where on the picture</h3>")
                         layer = gr.Slider(
                             0, about.layers - 1, first, step=1, elem_id="layer",
-                            label="Layer", info="Arrow keys step through the layers.",
+                            label="Layer", info="Chosen by arrow keys or a click on a map.",
                         )  # fmt: skip
                         overlays = html("", "overlays")
+                with gr.Column(elem_id="keep-panel", min_width=0):
+                    html("<h2>Keep</h2>")
+                    with gr.Row(elem_id="keep"):
+                        save_html = gr.Button("Save as HTML", size="sm", min_width=0)
+                        save_json = gr.Button("Save as JSON", size="sm", min_width=0)
+                        pixels = gr.Checkbox(
+                            False, label="With the pictures (HTML)", elem_id="pixels", min_width=0
+                        )
+                    file_out = html("", "file-out", cards.SAVE_SCRIPT, "<i></i>")
+                    history = html("", "history", cards.HISTORY_SCRIPT, cards.HISTORY)
 
         parts: dict[str, gr.blocks.Block] = {
             "image": image, "shown": shown, "samples": picker, "preview": preview,
             "question": question, "status": status, "evidence": evidence, "answers": answers,
             "attention": attention, "view": view, "before": before, "after": after,
             "difference": difference, "reading": reading, "layer": layer, "overlays": overlays,
-            "noise": noise,
+            "noise": noise, "found": found, "stale": stale, "compare": compare,
+            "head": head, "lines": lines, "history": history, "file_out": file_out,
         }  # fmt: skip
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:
@@ -226,12 +273,44 @@ def build_page(
             return placed(actions.read_upload(samples, take_upload(path))) | {upload: None}
 
         def on_ask(
-            draft: Any, image: Any, question: Any, *controls: Any
+            draft: Any,
+            found: Any,
+            image: Any,
+            question: Any,
+            reader_first: Any,
+            blind: Any,
+            *controls: Any,
         ) -> Iterator[dict[gr.blocks.Block, Any]]:
-            for update in actions.ask(engine, about, draft, image, question, controls):
+            for update in actions.ask(
+                engine, about, draft, found, image, question, controls, reader_first, blind
+            ):
                 yield placed(update)
 
+        def on_rank(
+            found: Any, shown: Any, tint: Any, layer: Any, *controls: Any
+        ) -> dict[gr.blocks.Block, Any]:
+            return placed(actions.rerank(engine, about, found, shown, tint, layer, controls))
+
+        def on_report(
+            event: gr.EventData, found: Any, shown: Any, tint: Any, layer: Any, *controls: Any
+        ) -> dict[gr.blocks.Block, Any]:
+            deed = event._data
+            return placed(actions.rerank(engine, about, found, shown, tint, layer, controls, deed))
+
+        def on_vote(event: gr.EventData, shown: Any) -> dict[gr.blocks.Block, Any]:
+            return placed(actions.vote(about, shown, event._data.get("vote")))
+
+        def on_save(kind: str, shown: Any, pixels: Any) -> dict[gr.blocks.Block, Any]:
+            return placed(actions.save(engine, shown, kind, pixels))
+
+        def on_view(*inputs: Any) -> dict[gr.blocks.Block, Any]:
+            return placed(actions.redraw(engine, about, *inputs))
+
         everything = list(parts.values())
+        controls = [k, *weights, strength, layers, noise]
+        ranked = [found, shown, tint, layer, *controls]
+        looked = [found, shown, tint, layer]
+        redrawn = [found, evidence, stale, status]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         picker.click(on_sample, None, everything, **quiet)
@@ -239,12 +318,29 @@ def build_page(
         asked = gr.on(
             [ask.click, question.submit],
             on_ask,
-            [draft, image, question, k, *weights, strength, layers, noise],
+            [draft, found, image, question, reader_first, blind, *controls],
             everything,
             concurrency_limit=1,
             concurrency_id="model",
             **quiet,
         )
+        # Drawn by what is ranked now: the sliders may have moved while the model answered.
+        asked.then(on_view, looked, redrawn, **quiet)
+        live: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
+        moves = [control.input for control in (k, noise, *weights, strength, layers)]  # type: ignore[attr-defined]
+        gr.on(moves, on_rank, ranked, redrawn, **live)
+        evidence.click(on_report, ranked, redrawn, **quiet)
+        gr.on(
+            [reveal.click, words.submit],
+            lambda *inputs: placed(actions.impression(about, *inputs)) | {words: ""},
+            [shown, words],
+            [*everything, words],
+            **quiet,
+        ).then(on_view, looked, redrawn, **quiet)
+        answers.click(on_vote, shown, everything, **quiet).then(on_view, looked, redrawn, **quiet)
+        for button, kind in ((save_html, "html"), (save_json, "json")):
+            button.click(partial(on_save, kind), [shown, pixels], [file_out, status], **quiet)
+        gr.on([tint.input, layer.input], on_view, looked, redrawn, **live)
         stop.click(
             lambda draft: placed(actions.stop(draft)),
             draft,
@@ -252,16 +348,19 @@ def build_page(
             cancels=[asked],
             **quiet,
         )
-        view.input(
+        gr.on(
+            [view.input, head.input],
             lambda *inputs: placed(actions.heatmaps(*inputs)),
-            [shown, view],
-            [before, after, difference, reading, status],
+            [shown, view, head, layer],
+            [before, after, difference, reading, lines, status],
             **quiet,
         )
         layer.input(
-            lambda *inputs: placed(actions.overlay(*inputs)),
-            [shown, layer],
-            [overlays, status],
+            lambda shown, head, layer: placed(
+                actions.overlay(shown, layer) | actions.lines(shown, head, layer)
+            ),
+            [shown, head, layer],
+            [overlays, lines, status],
             trigger_mode="always_last",
             **quiet,
         )
@@ -274,15 +373,25 @@ def build_page(
             None,
             [*weights, strength, layers],
             **quiet,
-        )
+        ).then(on_rank, ranked, redrawn, **quiet)
     page.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
     return page
 
 
-def html(content: str, name: str | None = None, script: str | None = None) -> gr.HTML:
-    """A part of the page that our own markup fills."""
+def html(
+    content: str,
+    name: str | None = None,
+    script: str | None = None,
+    template: str = "${value}",
+) -> gr.HTML:
+    """A part of the page that our own markup fills; a fixed ``template`` leaves it to a script."""
     return gr.HTML(
-        content, elem_id=name, elem_classes="ours", apply_default_css=False, js_on_load=script
+        content,
+        html_template=template,
+        elem_id=name,
+        elem_classes="ours",
+        apply_default_css=False,
+        js_on_load=script,
     )
 
 

@@ -53,13 +53,15 @@ class Maps:
         return max(0.01, float(np.abs(self.difference).max(initial=0.0)))
 
 
-def attention_maps(before: AttentionTrace, after: AttentionTrace, view: str) -> Maps | None:
+def attention_maps(
+    before: AttentionTrace, after: AttentionTrace, view: str, head: int | None = None
+) -> Maps | None:
     """Reports→Question mass per report, or the mass on every kind of token.
 
-    None where there is no report to show.
+    Of one head, or of their mean. None where there is no report to show.
     """
     reports = [i for i, name in enumerate(before.names) if name.startswith("report ")]
-    mass = [trace.mass_LHS.mean(axis=1) for trace in (before, after)]
+    mass = [_of_heads(trace, head) for trace in (before, after)]
     if view == REPORTS:
         if not reports:
             return None
@@ -75,6 +77,62 @@ def attention_maps(before: AttentionTrace, after: AttentionTrace, view: str) -> 
         columns = [np.insert(c, position, t, axis=1) for c, t in zip(columns, totals, strict=True)]
         names = (*names[:position], "reports", *names[position:])
     return Maps(names, columns[0], columns[1], after.layers)
+
+
+def _of_heads(trace: AttentionTrace, head: int | None) -> FloatArray:
+    """Mass by layer and name, float32 [L, S]: of one head, or the mean of all."""
+    mean_LS: FloatArray = trace.mass_LHS.mean(axis=1)
+    return mean_LS if head is None else trace.mass_LHS[:, head]
+
+
+def report_lines(
+    before: AttentionTrace, after: AttentionTrace, layer: int, head: int | None = None
+) -> go.Figure:
+    """Reports→Question mass by layer, both runs; critical layers shaded, one layer marked."""
+    reports = [i for i, name in enumerate(before.names) if name.startswith("report ")]
+    figure = go.Figure()
+    runs = (
+        ("RAG", before, "dash", "circle-open", "#7a8b99"),
+        ("MR-RAG", after, "solid", "square", "#d55e00"),
+    )
+    for name, trace, dash, symbol, colour in runs:
+        mass = _of_heads(trace, head)[:, reports].sum(axis=1)
+        figure.add_scatter(
+            x=list(range(len(mass))), y=mass.tolist(), name=name, mode="lines+markers",
+            line={"dash": dash, "color": colour, "width": 2},
+            marker={"symbol": symbol, "size": 8},
+            hovertemplate=f"layer %{{x}}, {name}: %{{y:.3f}}<extra></extra>",
+        )  # fmt: skip
+    for critical in after.layers:
+        figure.add_vrect(
+            x0=critical - 0.5, x1=critical + 0.5, fillcolor="#d55e00", opacity=0.1, line_width=0
+        )
+    figure.add_vline(x=layer, line={"color": "#7a8b99", "width": 1.5, "dash": "dot"})
+    figure.update_layout(
+        title={
+            "text": "Read from all reports together, by layer", "x": 0, "xanchor": "left",
+            "font": {"size": 13},
+        },
+        height=230,
+        margin={"l": 44, "r": 8, "t": 34, "b": 40},
+        font={"family": "IBM Plex Sans, system-ui, sans-serif", "size": 12},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        dragmode=False,
+        legend={
+            "orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom",
+            "font": {"color": "#7a8b99"},
+        },
+        xaxis={
+            "title": {"text": "layer", "font": {"size": 11}}, "fixedrange": True, "dtick": 1
+            if len(before.mass_LHS) <= 16 else 4, "showgrid": False, "zeroline": False,
+        },
+        yaxis={
+            "rangemode": "tozero", "fixedrange": True, "gridcolor": "rgba(122,139,153,.25)",
+            "zeroline": False,
+        },
+    )  # fmt: skip
+    return figure
 
 
 def layer_labels(layers: int, critical: Sequence[int]) -> list[str]:

@@ -46,38 +46,100 @@ def write_json(path: Path, value: object) -> None:
 
 
 def ask(args: argparse.Namespace) -> None:
-    """Answer one question about one image, three ways."""
-    from mrrag.export import case_to_json
-    from mrrag.images import load_image
-    from mrrag.pipeline import CaseResult, Settings, answer, find_evidence, load_pipeline
+    """Answer one question about one image, three ways; or an exported case again."""
+    from dataclasses import replace
 
-    pipeline = load_pipeline(args.assets)
-    query = Query(load_image(args.image), args.question)
-    settings = Settings(
-        k=args.k,
-        weights=None if args.weights is None else Weights(*args.weights),
-        strength=args.strength,
-        layers=None if args.layers is None else tuple(args.layers),
-        noise=args.noise,
+    from mrrag.errors import SettingsError
+    from mrrag.export import case_to_json, differences, read_case
+    from mrrag.images import load_image
+    from mrrag.pipeline import (
+        CaseResult,
+        Settings,
+        answer,
+        find_evidence,
+        influence,
+        load_pipeline,
     )
+
+    saved = None
+    if args.saved is not None:
+        saved = read_case(read_json(args.saved))
+        question, settings, frame = saved.question, saved.settings, saved.frame
+    elif args.question is None:
+        raise SettingsError("There is no question. Give one, or an exported case with --from.")
+    else:
+        question, frame = args.question, 0
+        settings = Settings(
+            k=args.k,
+            weights=None if args.weights is None else Weights(*args.weights),
+            strength=args.strength,
+            layers=None if args.layers is None else tuple(args.layers),
+            noise=args.noise,
+        )
+    image = load_image(args.image, frame=frame)
+    pipeline = load_pipeline(args.assets)
+    query = Query(image, question)
     evidence = find_evidence(pipeline, query, settings)
     *_, case = answer(pipeline, query, evidence, settings)
     assert isinstance(case, CaseResult)
+    case = replace(case, influence=influence(pipeline, query, case))
+    exported = case_to_json(case, image)
+    if args.html:
+        from app.report import case_to_html
+
+        pixels = (image, pipeline.knowledge_base) if args.pixels else None
+        args.html.write_text(case_to_html(case, exported, pixels), encoding="utf-8")
     if args.json:
-        print(json.dumps(case_to_json(case), ensure_ascii=False))
-        return
+        print(json.dumps(exported, ensure_ascii=False))
+    else:
+        print_case(case)
+    if saved is not None:
+        around, found = differences(saved, exported)
+        for sentence in (*around, *found):
+            print(f"differs: {sentence}", file=sys.stderr)
+        if found:
+            raise SettingsError("The case is not answered as it was; see above for what differs.")
+        print("The answers are those of the exported case.", file=sys.stderr)
+
+
+def print_case(case: Any) -> None:
+    """A case as text."""
     print("score = α·image-report + β·image-image + γ·question-report")
-    for r in case.retrieved:
+    for n, r in enumerate(case.retrieved):
         a, b, c = r.terms
-        print(f"{r.rank:2d}. {r.score:.3f} = {a:+.3f} {b:+.3f} {c:+.3f}  λ {r.relevance:.2f}")
+        said = ""
+        if case.influence:
+            word, before, after = (
+                case.influence.word, case.influence.before[n], case.influence.after[n],
+            )  # fmt: skip
+            said = f"  influence on P({word}) {before:+.3f} (RAG) {after:+.3f} (MR-RAG)"
+        print(f"{r.rank:2d}. {r.score:.3f} = {a:+.3f} {b:+.3f} {c:+.3f}  λ {r.relevance:.2f}{said}")
         print(f"    {' '.join(r.document.report.split())}")
     print()
     for method in METHODS:
-        said = case.answers[method]
-        print(f"{NAMES[method]:20s} P(yes) {said.p_yes:.3f}  P(no) {said.p_no:.3f}  {said.text}")
+        answered = case.answers[method]
+        print(
+            f"{NAMES[method]:20s} P(yes) {answered.p_yes:.3f}  P(no) {answered.p_no:.3f}  "
+            f"{answered.text}"
+        )
+    for warning in case.warnings.values():
+        print(f"warning: {warning}")
     for note in case.notes:
         print(f"note: {note}")
     print("Research demonstration. Not a medical device.")
+
+
+def read_json(path: Path) -> object:
+    """A JSON file that a person names."""
+    from mrrag.errors import SettingsError
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{path.name} cannot be read as JSON ({type(error).__name__}). Check its path, or "
+            "export the case again."
+        ) from None
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -260,13 +322,19 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("ask", ask)
     sub.add_argument("image", type=Path, help="a DICOM, PNG or JPEG file")
-    sub.add_argument("question")
+    sub.add_argument("question", nargs="?")
     sub.add_argument("--k", type=int, default=8, help="how many reports (%(default)s)")
     sub.add_argument("--weights", type=float, nargs=3, metavar=("ALPHA", "BETA", "GAMMA"))
     sub.add_argument("--strength", type=float, help="multiplies IFA's λ")
     sub.add_argument("--layers", type=int, nargs="*", help="where IFA acts, counted from 0")
     sub.add_argument("--noise", type=int, default=0, help="irrelevant reports among the k")
     sub.add_argument("--json", action="store_true")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="also write the case as a page")
+    sub.add_argument("--pixels", action="store_true", help="with the pictures in that page")
+    sub.add_argument(
+        "--from", dest="saved", type=Path, metavar="CASE.json",
+        help="ask an exported case again, by its own question and settings",
+    )  # fmt: skip
 
     sub = command("evaluate", evaluate)
     sub.add_argument("--data", type=Path, help="a data set (default: the bundled world)")

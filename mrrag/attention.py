@@ -190,7 +190,10 @@ def steer(
             [float(not blocked.reports or k in blocked.reports[b]) for k in _numbers(prompt)]
             for b, prompt in enumerate(prompts)
         ]
-        edits.append(make_edit("block", prompts, amounts, question_BQ, mask_BX, blocked.layers))
+        blocked_BQ = align([question_rows(p, blocked.rows or rows) for p in prompts], mask_BX)
+        edits.append(
+            make_edit("block", prompts, amounts, blocked_BQ[:, -Q:], mask_BX, blocked.layers)
+        )
     moved = tuple(Edit(e.transform, e.lam_BQX.to(device), e.layers) for e in edits if e)
     probe = Probe(_span_columns(prompts, mask_BX).to(device)) if trace else None
     if not moved and probe is None:

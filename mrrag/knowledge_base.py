@@ -91,6 +91,7 @@ class KnowledgeBase:
         digests = json.dumps(manifest["files"], sort_keys=True)
         self.fingerprint = hashlib.sha256(digests.encode()).hexdigest()
         self._places = tuple(places)
+        self._numbers = {d.id: i for i, d in enumerate(self.documents)}
         self._index = index
 
     @classmethod
@@ -163,8 +164,8 @@ class KnowledgeBase:
         ids: Collection[str] = (),
     ) -> list[int]:
         """Numbers of the documents of any of these patients, studies or ids, ascending."""
-        if not (patients or studies or ids):
-            return []
+        if not (patients or studies):
+            return sorted(self._numbers[i] for i in ids if i in self._numbers)
         return [
             i
             for i, d in enumerate(self.documents)

@@ -8,22 +8,43 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from mrrag.backbone import Backbone, Branch, answer_branches, encode_image, load_backbone
+import numpy as np
+
+from mrrag.backbone import (
+    Backbone,
+    Branch,
+    Item,
+    answer_branches,
+    encode_image,
+    load_backbone,
+    score_batch,
+)
+from mrrag.calibration import (
+    Calibration,
+    calibrate,
+    chance_scores,
+    is_same_picture,
+    percentile,
+    unlike,
+)
 from mrrag.encoders import Encoder, load_encoder
 from mrrag.errors import ModelError, SettingsError
+from mrrag.findings import contradictions
 from mrrag.knowledge_base import KnowledgeBase
-from mrrag.prompt import build_prompt
+from mrrag.prompt import Prompt, build_prompt, plain_text
 from mrrag.retrieval import QueryVectors, effective_weights, encode_query, retrieve
 from mrrag.scope import Scope, load_scope
-from mrrag.types import METHODS, Answer, AttentionTrace, Query, Retrieved, Weights
+from mrrag.steering import Block
+from mrrag.types import METHODS, Answer, AttentionTrace, FloatArray, Query, Retrieved, Weights
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 MAX_QUESTION_CHARACTERS = 1000
@@ -50,6 +71,8 @@ class Settings:
         Where an answer is cut.
     seed : int
         Of the noise.
+    pinned, excluded : tuple of str
+        Ids of documents that come whatever their score, and of those that never come.
     """
 
     k: int = 8
@@ -59,6 +82,8 @@ class Settings:
     noise: int = 0
     max_new_tokens: int = 40
     seed: int = 0
+    pinned: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,17 +106,64 @@ class Pipeline:
     knowledge_base: KnowledgeBase
     learnt: Learnt
     scope: Scope | None
+    calibration: Calibration
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What MCR found, before any answer: enough to re-rank without encoding again."""
+    """What MCR found, before any answer: enough to re-rank without encoding again.
+
+    Attributes
+    ----------
+    percentiles : tuple of float
+        For each document, the per cent of random pairs whose score is below its own.
+    warnings : dict
+        Kind → sentence: "unlike", "known", "weak", "contradiction". See :func:`warn`.
+    familiar : Familiar
+        What was found about the image, which no setting changes.
+    """
 
     vectors: QueryVectors
     retrieved: tuple[Retrieved, ...]
     weights: Weights
     notes: tuple[str, ...]
     seconds: float
+    percentiles: tuple[float, ...] = ()
+    warnings: dict[str, str] = field(default_factory=dict)
+    familiar: Familiar | None = None
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """Whether a query's image is unlike the knowledge base, or the id of its twin there."""
+
+    unlike: bool
+    twin: str | None
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What each report does to the answer: it is cut off, and P(yes), P(no) are read again.
+
+    The report is cut off from the question and the answer cue in every layer. Later
+    reports may still have read it, so this is the report's direct influence.
+
+    Attributes
+    ----------
+    word : str
+        "yes" or "no": what RAG answers first, and so whose probability is followed.
+    before, after : tuple of float
+        For each report, P(word) with all reports − P(word) without this one: RAG's and
+        MR-RAG's. Positive where the report speaks for the word.
+    whole_before, whole_after : float
+        P(word) with all reports.
+    """
+
+    word: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    whole_before: float
+    whole_after: float
 
 
 @dataclass(frozen=True)
@@ -103,7 +175,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One finished case. ``before`` is plain RAG's attention, ``after`` MR-RAG's."""
+    """One finished case. ``before`` is plain RAG's attention, ``after`` MR-RAG's.
+
+    ``settings`` hold what was used, with what was learnt filled in.
+    """
 
     question: str
     retrieved: tuple[Retrieved, ...]
@@ -114,6 +189,9 @@ class CaseResult:
     notes: tuple[str, ...]
     seconds: dict[str, float]
     versions: dict[str, str]
+    percentiles: tuple[float, ...] = ()
+    warnings: dict[str, str] = field(default_factory=dict)
+    influence: Influence | None = None
 
 
 def load_pipeline(assets: Path = ASSETS) -> Pipeline:
@@ -125,12 +203,15 @@ def load_pipeline(assets: Path = ASSETS) -> Pipeline:
         Where a part is absent, incomplete, or not made for the others.
     """
     encoder = load_encoder(assets / "encoder")
+    knowledge_base = KnowledgeBase.load(assets / "knowledge_base", encoder)
+    learnt = load_learnt(assets / "learnt.json")
     return Pipeline(
         backbone=load_backbone(assets / "llava"),
         encoder=encoder,
-        knowledge_base=KnowledgeBase.load(assets / "knowledge_base", encoder),
-        learnt=load_learnt(assets / "learnt.json"),
+        knowledge_base=knowledge_base,
+        learnt=learnt,
         scope=load_scope(assets / "llava"),
+        calibration=calibrate(knowledge_base, learnt.weights),
     )
 
 
@@ -178,32 +259,117 @@ def check(pipeline: Pipeline, query: Query, settings: Settings) -> None:
         )
 
 
+def resolved(pipeline: Pipeline, settings: Settings) -> Settings:
+    """The settings with what was learnt filled in, as a finished case keeps them."""
+    learnt = pipeline.learnt
+    return replace(
+        settings,
+        weights=settings.weights or learnt.weights,
+        strength=learnt.strength if settings.strength is None else settings.strength,
+        layers=learnt.layers if settings.layers is None else settings.layers,
+    )
+
+
 def find_evidence(
     pipeline: Pipeline,
     query: Query,
     settings: Settings,
     *,
-    vectors: QueryVectors | None = None,
+    known: Evidence | None = None,
 ) -> Evidence:
-    """Retrieve the documents of a query (MCR).
+    """Retrieve the documents of a query (MCR), and say what is to be doubted about them.
 
-    ``vectors`` of an earlier call for the same query save the encoding: new α, β, γ or
-    k cost one index scan.
+    ``known`` is earlier evidence of the same query, which saves the encoding: new α, β,
+    γ, k, pins or noise cost one index scan.
     """
     check(pipeline, query, settings)
     start = time.perf_counter()
-    if vectors is None:
-        vectors = encode_query(query, pipeline.encoder)
+    knowledge_base, calibration = pipeline.knowledge_base, pipeline.calibration
+    vectors = known.vectors if known else encode_query(query, pipeline.encoder)
     weights, notes = effective_weights(settings.weights or pipeline.learnt.weights, vectors)
     retrieved = retrieve(
-        pipeline.knowledge_base,
+        knowledge_base,
         vectors,
         weights,
         settings.k,
+        pinned_ids=settings.pinned,
+        exclude_ids=settings.excluded,
         noise=settings.noise,
         seed=settings.seed,
     )
-    return Evidence(vectors, retrieved, weights, tuple(notes), time.perf_counter() - start)
+    familiar = known.familiar if known else None
+    if familiar is None and query.image is not None and vectors.v is not None:
+        familiar = Familiar(
+            unlike(calibration, query.image, vectors.v),
+            is_same_picture(knowledge_base, query.image, vectors),
+        )
+    chance = chance_scores(calibration, vectors, weights)
+    percentiles = tuple(percentile([r.score for r in retrieved], chance).tolist())
+    return Evidence(
+        vectors,
+        retrieved,
+        weights,
+        tuple(notes),
+        time.perf_counter() - start,
+        percentiles,
+        warn(query.question, retrieved, percentiles, calibration.weak, familiar),
+        familiar,
+    )
+
+
+def warn(
+    question: str,
+    retrieved: tuple[Retrieved, ...],
+    percentiles: tuple[float, ...],
+    weak: float,
+    familiar: Familiar | None,
+) -> dict[str, str]:
+    """What a reader must know before trusting the evidence: kind → sentence.
+
+    "unlike"
+        The image is unlike those of the knowledge base, so the answer means nothing.
+    "known"
+        The image is in the knowledge base, and its own report was retrieved.
+    "weak"
+        The best report's score stands lower among random pairs than for 99 of 100 of
+        the knowledge base's own images.
+    "contradiction"
+        Reports affirm and deny a finding that the question names.
+    """
+    warnings = {}
+    if familiar is not None and familiar.unlike:
+        warnings["unlike"] = (
+            "This picture is unlike those in the knowledge base; 99 in 100 of its own lie closer "
+            "to the rest. The evidence does not apply to it, and the answer means nothing."
+        )
+    if familiar is not None and familiar.twin in {r.document.id for r in retrieved}:
+        warnings["known"] = (
+            f"This very picture is in the knowledge base, as document {familiar.twin}, and its "
+            "own report is among these. Exclude it for a fair look."
+        )
+    if max(percentiles, default=math.nan) < weak:
+        warnings["weak"] = (
+            f"The evidence is weak: the best report scores higher than {max(percentiles):.1f} % of "
+            f"random pairs, and the knowledge base’s own pictures nearly all reach {weak:.1f} %."
+        )
+    sides = contradictions(question, [r.document.report for r in retrieved])
+    if sides:
+        warnings["contradiction"] = (
+            "The reports contradict each other: "
+            + "; ".join(
+                f"{finding} is affirmed by {_ranks(retrieved, yes)} and denied by "
+                f"{_ranks(retrieved, no)}"
+                for finding, (yes, no) in sides.items()
+            )
+            + "."
+        )
+    return warnings
+
+
+def _ranks(retrieved: tuple[Retrieved, ...], places: tuple[int, ...]) -> str:
+    """ "1, 2 and 5": the ranks of documents as words."""
+    ranks = [str(retrieved[i].rank) for i in places]
+    return " and ".join(filter(None, (", ".join(ranks[:-1]), ranks[-1])))
 
 
 def answer(
@@ -235,20 +401,12 @@ def answer(
             "MR-RAG equals RAG here."
         )
 
-    def branch(method: str, texts: list[str], lam: tuple[float, ...]) -> Branch:
-        prompt = build_prompt(
-            backbone.tokenizer,
-            query.question,
-            texts,
-            image_token_id=backbone.image_token_id,
-            image_tokens=0 if features is None else backbone.image_tokens,
-        )
-        return Branch(method, prompt, lam)
-
+    plain = prompt_of(pipeline, query, [])
+    prompt = prompt_of(pipeline, query, reports)
     branches = (
-        branch("rag_off", [], ()),
-        branch("rag", reports, ()),
-        branch("mr_rag", reports, relevance),
+        Branch("rag_off", plain),
+        Branch("rag", prompt),
+        Branch("mr_rag", prompt, relevance),
     )
     notes += branches[1].prompt.notes
     outcome = None
@@ -285,7 +443,7 @@ def answer(
         answers=answers,
         before=outcome.traces[1],
         after=outcome.traces[2],
-        settings=settings,
+        settings=resolved(pipeline, settings),
         notes=tuple(notes),
         seconds={
             "evidence": evidence.seconds,
@@ -293,6 +451,64 @@ def answer(
             "answers": stopped - encoded,
         },
         versions=versions(pipeline),
+        percentiles=evidence.percentiles,
+        warnings=evidence.warnings,
+    )
+
+
+def prompt_of(pipeline: Pipeline, query: Query, reports: list[str]) -> Prompt:
+    """The prompt that asks a query after these reports."""
+    backbone = pipeline.backbone
+    return build_prompt(
+        backbone.tokenizer,
+        query.question,
+        reports,
+        image_token_id=backbone.image_token_id,
+        image_tokens=0 if query.image is None else backbone.image_tokens,
+    )
+
+
+def report_places(pipeline: Pipeline, report: str) -> tuple[str, list[tuple[int, int]]]:
+    """A report as the model reads it, and where in that text each of its tokens stands."""
+    tokenizer = pipeline.backbone.tokenizer
+    words = plain_text(report, tokenizer.all_special_tokens)
+    encoded = tokenizer(words, add_special_tokens=False, return_offsets_mapping=True)
+    return words, [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+
+
+def influence(pipeline: Pipeline, query: Query, case: CaseResult) -> Influence | None:
+    """What each report of a case does to its answer, causally (attention does not tell).
+
+    All reports are blocked in turn, with and without IFA, in one batched pass over one
+    prefix. None where RAG's answer begins with neither yes nor no, since there is then
+    no probability to follow.
+    """
+    said = case.answers["rag"]
+    if not case.retrieved or not said.p_yes + said.p_no > 0.5:  # false for NaN too
+        return None
+    backbone, settings, learnt = pipeline.backbone, case.settings, pipeline.learnt
+    features = None if query.image is None else encode_image(backbone, query.image)
+    prompt = prompt_of(pipeline, query, [r.document.report for r in case.retrieved])
+    relevance = tuple(r.relevance for r in case.retrieved)
+    blocked: list[tuple[int, ...]] = [(), *((k,) for k in range(1, len(relevance) + 1))]
+    items: list[Item] = [(features, prompt, lam) for lam in ((), relevance) for _ in blocked]
+    scores = score_batch(
+        backbone,
+        items,
+        strength=learnt.strength if settings.strength is None else settings.strength,
+        layers=learnt.layers if settings.layers is None else settings.layers,
+        rows=learnt.rows,
+        block=Block(range(backbone.layers), blocked * 2, rows="question+cue"),
+    )
+    yes = said.p_yes >= said.p_no
+    p_2K: FloatArray = (scores.p_yes if yes else scores.p_no).reshape(2, -1)
+    change_2K = p_2K[:, :1] - p_2K[:, 1:]
+    return Influence(
+        word="yes" if yes else "no",
+        before=tuple(np.round(change_2K[0].astype(float), 6).tolist()),
+        after=tuple(np.round(change_2K[1].astype(float), 6).tolist()),
+        whole_before=float(p_2K[0, 0]),
+        whole_after=float(p_2K[1, 0]),
     )
 
 
@@ -309,10 +525,12 @@ def declined(
         answers={m: Answer(m, message, nothing, nothing, "", 0, 0.0) for m in METHODS},
         before=None,
         after=None,
-        settings=settings,
+        settings=resolved(pipeline, settings),
         notes=(*notes, "The question is outside what this model knows, so it was not asked."),
         seconds={"evidence": evidence.seconds, "image": 0.0, "answers": 0.0},
         versions=versions(pipeline),
+        percentiles=evidence.percentiles,
+        warnings=evidence.warnings,
     )
 
 

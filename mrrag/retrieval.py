@@ -34,7 +34,6 @@ __all__ = [
     "fused_query",
     "relevance",
     "retrieve",
-    "score_percentiles",
 ]
 
 MAX_K = 50
@@ -204,6 +203,7 @@ def retrieve(
             f"{noise} irrelevant documents were asked for. From 0 to {min(len(best), left - k)} "
             f"are possible with {k} documents, {len(pinned)} of them pinned, out of {left}."
         )
+    drawn: list[int] = []
     if noise:
         retrieved = {*best, *pinned, *excluded}
         others = np.array([i for i in range(len(knowledge_base)) if i not in retrieved])
@@ -215,46 +215,13 @@ def retrieve(
     chosen = [i for i in _ranked(scored) if i in final]
     scores = [math.fsum(scored[i][1]) for i in chosen]
     return tuple(
-        Retrieved(knowledge_base.document(i), rank, score, *scored[i], relevance=lam)
+        Retrieved(
+            knowledge_base.document(i), rank, score, *scored[i], relevance=lam, drawn=i in drawn
+        )
         for rank, (i, score, lam) in enumerate(
             zip(chosen, scores, relevance(scores), strict=True), start=1
         )
     )
-
-
-def score_percentiles(
-    knowledge_base: KnowledgeBase,
-    weights: Weights,
-    questions_MD: FloatArray | None,
-    *,
-    percentiles: Sequence[float] = (1, 5, 25, 50, 75, 95, 99),
-    pairs: int = 2000,
-    seed: int = 0,
-) -> tuple[float, ...]:
-    """Percentiles of f between a random query and a random document: what is chance?
-
-    A query is the image of one document and, where ``questions_MD`` is given (unit
-    vectors, float32 [M, D]), one of those questions; the document is another patient's.
-
-    Raises
-    ------
-    SettingsError
-        Where the knowledge base holds one patient only.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(knowledge_base), (pairs, 2))
-    scores: list[float] = []
-    for a, b in drawn.tolist():
-        if knowledge_base.document(a).patient == knowledge_base.document(b).patient:
-            continue
-        _, v_ND = knowledge_base.vectors([a])
-        t = None if questions_MD is None else questions_MD[rng.integers(len(questions_MD))]
-        vectors = QueryVectors(v_ND[0], t)
-        usable, _ = effective_weights(weights, vectors)
-        scores.append(math.fsum(_score(knowledge_base, vectors, usable, [b])[b][1]))
-    if not scores:
-        raise SettingsError("Chance scores need a knowledge base with more than one patient.")
-    return tuple(float(p) for p in np.percentile(scores, percentiles))
 
 
 _Scored = dict[int, tuple[tuple[float, float, float], tuple[float, float, float]]]

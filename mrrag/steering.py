@@ -55,10 +55,13 @@ class Block:
     reports : sequence of collections of int
         For each prompt of the batch, the reports to block, counted from 1 as in the
         span names. Empty means every report of every prompt.
+    rows : str or None
+        Which tokens are cut off, a key of :data:`ROWS`; None means those of the pass.
     """
 
     layers: Collection[int]
     reports: Sequence[Collection[int]] = ()
+    rows: str | None = None
 
 
 @dataclass(frozen=True)

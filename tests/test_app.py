@@ -143,7 +143,7 @@ def test_negative_terms_grow_to_the_left_of_zero() -> None:
 
 def test_all_cards_share_one_scale() -> None:
     items = [retrieved(1, (0.5, 0.3, 0.2)), retrieved(2, (0.1, 0.1, -0.1))]
-    markup = cards.evidence(items, {}, ABOUT.weights, (), 0.1)
+    markup = cards.evidence([cards.Card(i) for i in items], "?", ABOUT.weights, (), 0.1)
     zeros = re.findall(r'class="zero" style="left:([\d.]+)%', markup)
     assert len(set(zeros)) == 1
     assert len(zeros) == 2
@@ -151,7 +151,7 @@ def test_all_cards_share_one_scale() -> None:
 
 def test_an_absent_pair_is_said_to_be_absent() -> None:
     item = replace(retrieved(1, (0.3, 0.2, 0.0)), cosines=(0.6, 0.4, math.nan))
-    markup = cards.evidence_card(item, None, 0.0, 1.0, random=False)
+    markup = cards.evidence_card(cards.Card(item), "?", 0.0, 1.0, 0.0)
     assert "γ absent" in markup
     assert "nan" not in markup
 
@@ -163,7 +163,10 @@ def test_hostile_text_is_escaped(where: str) -> None:
     shown = shown_case()
     if where in ("report", "id", "source"):
         item = replace(item, document=replace(document, **{where: HOSTILE}))
-        markup = cards.evidence([item], {}, ABOUT.weights, (), 0.1)
+        card = cards.Card(item, thumbnail="data:,", pinned=True)
+        markup = cards.evidence(
+            [card], HOSTILE, ABOUT.weights, (), 0.1, {"weak": HOSTILE}, [HOSTILE]
+        )
     elif where == "question":
         markup = cards.answer_columns(HOSTILE, {}, shown.result.answers)
     elif where == "answer":
@@ -400,7 +403,8 @@ def test_questions_that_cannot_be_asked_are_refused(
     image: object, question: object, words: str
 ) -> None:
     engine: Future[Any] = Future()  # never ready: a refusal does not wait for it
-    updates = list(actions.ask(engine, ABOUT, actions.Draft(), image, question, LEARNT_CONTROLS))
+    draft = actions.Draft()
+    updates = list(actions.ask(engine, ABOUT, draft, None, image, question, LEARNT_CONTROLS))
     assert words in refused(updates[-1])
 
 
@@ -408,7 +412,8 @@ def test_an_unexpected_error_shows_no_cause(caplog: pytest.LogCaptureFixture) ->
     engine: Future[Any] = Future()
     engine.set_exception(RuntimeError("secret of the case"))
     question = "Is there an effusion in Mr Smith?"
-    (update,) = actions.ask(engine, ABOUT, actions.Draft(), picture(), question, LEARNT_CONTROLS)
+    draft = actions.Draft()
+    (update,) = actions.ask(engine, ABOUT, draft, None, picture(), question, LEARNT_CONTROLS)
     assert "secret" not in refused(update)
     assert "Traceback" not in update["status"]
     assert "secret" not in caplog.text
@@ -423,8 +428,34 @@ def test_unknown_layers_are_refused(layer: object) -> None:
 
 def test_controls_of_a_case_that_is_not_there_are_refused() -> None:
     refused(actions.overlay(None, 1))
-    refused(actions.heatmaps("a case", plots.REPORTS))
-    refused(actions.heatmaps(shown_case(), "<script>"))
+    refused(actions.heatmaps("a case", plots.REPORTS, "Mean", 0))
+    refused(actions.heatmaps(shown_case(), "<script>", "Mean", 0))
+    refused(actions.lines(None, "Mean", 0))
+
+
+@pytest.mark.parametrize("head", [-1, 2, "2", "x", None, [0], 0.5, True])
+def test_unknown_heads_are_refused(head: object) -> None:
+    refused(actions.heatmaps(shown_case(), plots.REPORTS, head, 0))
+    refused(actions.lines(shown_case(), head, 0))
+
+
+def test_one_head_is_shown_alone() -> None:
+    shown = shown_case()
+    before = shown.result.before
+    assert before is not None
+    apart = np.array(before.mass_LHS)
+    apart[:, 1] = apart[:, 1, ::-1]
+    other = replace(before, mass_LHS=apart)
+    maps = plots.attention_maps(other, other, plots.REPORTS, 1)
+    assert maps is not None
+    np.testing.assert_array_equal(maps.before, apart[:, 1, 1:4])
+
+
+def test_the_lines_are_the_mass_on_all_reports() -> None:
+    figure = plots.report_lines(trace(0), trace(1, (1, 2)), 3)
+    for line, one in zip(figure.data, (trace(0), trace(1)), strict=True):
+        np.testing.assert_allclose(line.y, one.mass_LHS[:, 0, 1:4].sum(1), rtol=1e-5)
+    assert [s.x0 for s in figure.layout.shapes] == [0.5, 1.5, 3]
 
 
 def test_stop_leaves_what_was_said_so_far() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mrrag.errors import ModelError, SettingsError
 from mrrag.export import case_to_json
-from mrrag.images import load_image
+from mrrag.images import load_image, read_image
 from mrrag.pipeline import (
     ASSETS,
     CaseResult,
@@ -19,10 +19,12 @@ from mrrag.pipeline import (
     Settings,
     answer,
     find_evidence,
+    influence,
     load_learnt,
     load_pipeline,
+    warn,
 )
-from mrrag.types import METHODS, Query, Weights
+from mrrag.types import METHODS, Document, Image, Query, Retrieved, Weights
 
 SAMPLES = ASSETS.parent / "sample_cases"
 QUESTION = "Is there a pleural effusion?"
@@ -99,9 +101,7 @@ def test_the_terms_shown_sum_to_the_score(pipeline: Pipeline, query: Query) -> N
 def test_other_weights_need_no_encoding(pipeline: Pipeline, query: Query) -> None:
     first = find_evidence(pipeline, query, Settings())
     blind = replace(query, image=None)  # an encoder would now see no image
-    again = find_evidence(
-        pipeline, blind, Settings(weights=Weights(0.0, 1.0, 0.0)), vectors=first.vectors
-    )
+    again = find_evidence(pipeline, blind, Settings(weights=Weights(0.0, 1.0, 0.0)), known=first)
     assert [r.score for r in again.retrieved] == pytest.approx(
         sorted((r.cosines[1] for r in again.retrieved), reverse=True), abs=1e-9
     )
@@ -181,3 +181,71 @@ def test_the_bundle_fits_where_it_must() -> None:
     sizes = [f.stat().st_size for f in ASSETS.rglob("*") if f.is_file()]
     assert max(sizes) < 10_000_000
     assert sum(sizes) < 60_000_000
+
+
+def test_pins_and_exclusions_hold(pipeline: Pipeline, query: Query) -> None:
+    plain = find_evidence(pipeline, query, Settings(k=4))
+    outside = find_evidence(pipeline, query, Settings(k=8)).retrieved[6].document.id
+    gone = plain.retrieved[0].document.id
+    settings = Settings(k=4, pinned=(outside,), excluded=(gone,))
+    ids = [r.document.id for r in find_evidence(pipeline, query, settings, known=plain).retrieved]
+    assert outside in ids
+    assert gone not in ids
+    assert len(ids) == 4
+
+
+def test_the_influence_of_a_report_is_what_blocking_it_changes(
+    pipeline: Pipeline, query: Query
+) -> None:
+    case = case_of(pipeline, query, Settings(strength=1.0))
+    found = influence(pipeline, query, case)
+    assert found is not None
+    said = {m: getattr(case.answers[m], f"p_{found.word}") for m in ("rag", "mr_rag")}
+    assert found.whole_before == pytest.approx(said["rag"], abs=1e-4)
+    assert found.whole_after == pytest.approx(said["mr_rag"], abs=1e-4)
+    assert len(found.before) == len(found.after) == len(case.retrieved)
+    assert any(abs(change) > 0 for change in found.before)
+
+
+def test_without_steering_influence_is_the_same_before_and_after(
+    pipeline: Pipeline, query: Query
+) -> None:
+    case = case_of(pipeline, query, Settings(strength=0.0))
+    found = influence(pipeline, query, case)
+    assert found is not None
+    assert found.before == pytest.approx(found.after, abs=1e-5)
+
+
+def test_an_answer_that_is_not_yes_or_no_has_no_influence_to_follow(
+    pipeline: Pipeline, query: Query
+) -> None:
+    case = case_of(pipeline, replace(query, question="What is the blood type?"), Settings())
+    assert influence(pipeline, query, case) is None
+
+
+def test_reports_that_contradict_each_other_are_pointed_out(pipeline: Pipeline) -> None:
+    def said(rank: int, report: str) -> Retrieved:
+        return Retrieved(Document(str(rank), report, "p", "s"), rank, 0.5, (0,) * 3, (0,) * 3, 0.5)
+
+    reports = (said(1, "No effusion."), said(2, "Clear."), said(3, "Large left effusion."))
+    found = warn("Is there pleural fluid?", reports, (99.0, 98.0, 97.0), 95.0, None)
+    assert set(found) == {"contradiction"}
+    assert "affirmed by 3 and denied by 1" in found["contradiction"]
+    weak = warn("Is there a nodule?", reports, (90.0, 80.0, 70.0), 95.0, None)
+    assert set(weak) == {"weak"}
+
+
+def test_a_picture_from_elsewhere_is_pointed_out(pipeline: Pipeline) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200)).astype(np.uint8)
+    evidence = find_evidence(pipeline, Query(Image(noise), QUESTION), Settings())
+    assert "means nothing" in evidence.warnings["unlike"]
+
+
+def test_the_picture_itself_in_the_knowledge_base_is_pointed_out(pipeline: Pipeline) -> None:
+    base = pipeline.knowledge_base
+    own = read_image(base.thumbnail(3))
+    evidence = find_evidence(pipeline, Query(own, QUESTION), Settings())
+    assert base.document(3).id in evidence.warnings["known"]
+    without = Settings(excluded=(base.document(3).id,))
+    again = find_evidence(pipeline, Query(own, QUESTION), without, known=evidence)
+    assert "known" not in again.warnings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from mrrag.retrieval import (
     fused_query,
     relevance,
     retrieve,
-    score_percentiles,
 )
 from mrrag.types import Query, Retrieved, Weights
 
@@ -270,16 +268,9 @@ def test_settings_out_of_range_are_refused(
         retrieve(kb, vectors, EQUAL, **settings)  # type: ignore[arg-type]
 
 
-def test_chance_scores_are_percentiles_over_other_patients(
-    kb: KnowledgeBase, tower: BiTower, tmp_path: Path
-) -> None:
-    questions = tower.texts(["is there effusion", "heart size"])
-    for given in (None, questions):
-        found = score_percentiles(kb, EQUAL, given, pairs=100)
-        assert list(found) == sorted(found)
-        assert len(found) == 7
-        assert found == score_percentiles(kb, EQUAL, given, pairs=100)
-    one = build_knowledge_base(tmp_path / "kb", make_cases(tmp_path, 2), tower)
-    assert one.manifest["calibration"] is None
-    with pytest.raises(SettingsError, match="more than one patient"):
-        score_percentiles(one, EQUAL, None)
+def test_what_was_drawn_at_random_is_marked(kb: KnowledgeBase, vectors: QueryVectors) -> None:
+    clean = retrieve(kb, vectors, EQUAL, 8)
+    mixed = retrieve(kb, vectors, EQUAL, 8, noise=3)
+    assert not any(r.drawn for r in clean)
+    assert {r.document.id for r in mixed if not r.drawn} == set(ids(clean[:5]))
+    assert sum(r.drawn for r in mixed) == 3

@@ -1,0 +1,256 @@
+"""The evidence as it is ranked again in place, on the bundled model, without a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from concurrent.futures import Future
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app import actions, cards
+from app.about import About, read_about
+from mrrag.images import load_image
+from mrrag.pipeline import ASSETS, Pipeline, load_pipeline
+from mrrag.types import Document, Image, Retrieved
+
+SAMPLES = ASSETS.parent / "sample_cases"
+QUESTION = "Is there a pleural effusion?"
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Future[Pipeline]:
+    ready: Future[Pipeline] = Future()
+    ready.set_result(load_pipeline())
+    return ready
+
+
+@pytest.fixture(scope="module")
+def about() -> About:
+    return read_about(ASSETS)
+
+
+@pytest.fixture(scope="module")
+def image() -> Image:
+    first = json.loads((SAMPLES / "cases.json").read_text())[0]
+    return load_image(SAMPLES / first["file"])
+
+
+def controls(about: About, **changes: Any) -> list[Any]:
+    values: dict[str, Any] = {
+        "k": 5,
+        "alpha": round(about.weights.alpha, 2),
+        "beta": round(about.weights.beta, 2),
+        "gamma": round(about.weights.gamma, 2),
+        "strength": about.strength,
+        "layers": [str(i) for i in about.critical],
+        "noise": 0,
+    }
+    return list((values | changes).values())
+
+
+@pytest.fixture(scope="module")
+def asked(engine: Future[Pipeline], about: About, image: Image) -> dict[str, Any]:
+    """All that a question put on the page."""
+    page: dict[str, Any] = {}
+    draft = actions.Draft()
+    for update in actions.ask(engine, about, draft, None, image, QUESTION, controls(about)):
+        page |= update
+    assert "Done" in page["status"]
+    return page
+
+
+def rank(
+    engine: Future[Pipeline],
+    about: About,
+    page: dict[str, Any],
+    deed: object = None,
+    tint: object = "Off",
+    layer: object = 0,
+    **changes: Any,
+) -> dict[str, Any]:
+    given = controls(about, **changes)
+    return actions.rerank(
+        engine, about, page["found"], page["shown"], tint, layer, given, deed=deed
+    )
+
+
+def ids(markup: str) -> list[str]:
+    return re.findall(r'<li class="evidence-card" data-id="([^"]+)"', markup)
+
+
+def test_other_weights_rank_again_and_mark_the_answers_stale(
+    engine: Future[Pipeline], about: About, asked: dict[str, Any]
+) -> None:
+    moved = rank(engine, about, asked, alpha=0.0, beta=0.0, gamma=1.0)
+    assert ids(moved["evidence"]) != ids(asked["evidence"])
+    assert "the reports have changed" in moved["stale"]
+    assert 'class="moved' in moved["evidence"]
+    assert "influence on" not in moved["evidence"]
+    back = rank(engine, about, asked | moved)
+    assert ids(back["evidence"]) == ids(asked["evidence"])
+    assert back["stale"] == ""
+    assert 'class="moved' not in back["evidence"]
+    assert "influence on" in back["evidence"]
+
+
+def test_ranking_again_touches_no_model(
+    engine: Future[Pipeline], about: About, asked: dict[str, Any]
+) -> None:
+    # No encoder, and of the model no weights: only how many layers it has is asked for.
+    whole = engine.result()
+    backbone = replace(whole.backbone, model=SimpleNamespace(config=whole.backbone.model.config))
+    blind: Future[Pipeline] = Future()
+    blind.set_result(replace(whole, backbone=backbone, encoder=None))  # type: ignore[arg-type]
+    assert "evidence" in rank(blind, about, asked, alpha=0.9)
+
+
+def test_other_settings_of_ifa_mark_the_answers_stale(
+    engine: Future[Pipeline], about: About, asked: dict[str, Any]
+) -> None:
+    moved = rank(engine, about, asked, strength=about.strength + 0.5)
+    assert "IFA’s settings have changed" in moved["stale"]
+    assert ids(moved["evidence"]) == ids(asked["evidence"])
+
+
+def test_k_and_noise_act_at_once(
+    engine: Future[Pipeline], about: About, asked: dict[str, Any]
+) -> None:
+    more = rank(engine, about, asked, k=9)
+    assert len(ids(more["evidence"])) == 9
+    noisy = rank(engine, about, asked, noise=2)
+    assert noisy["evidence"].count("drawn at random") == 2
+
+
+def test_a_report_is_pinned_excluded_and_restored(
+    engine: Future[Pipeline], about: About, asked: dict[str, Any]
+) -> None:
+    first, *_, last = ids(asked["evidence"])
+    gone = rank(engine, about, asked, {"do": "exclude", "id": first})
+    assert first not in ids(gone["evidence"])
+    assert f'data-do="restore" data-id="{first}"' in gone["evidence"]
+    page = asked | gone
+    kept = rank(engine, about, page, {"do": "pin", "id": last}, alpha=-0.5, beta=-0.5)
+    assert last in ids(kept["evidence"])
+    assert first not in ids(kept["evidence"])
+    page |= kept
+    page |= rank(engine, about, page, {"do": "unpin", "id": last})
+    page |= rank(engine, about, page, {"do": "restore", "id": first})
+    assert ids(page["evidence"]) == ids(asked["evidence"])
+
+
+def test_pins_hold_when_the_question_is_asked_again(
+    engine: Future[Pipeline], about: About, asked: dict[str, Any], image: Image
+) -> None:
+    first = ids(asked["evidence"])[0]
+    found = (asked | rank(engine, about, asked, {"do": "exclude", "id": first}))["found"]
+    again: dict[str, Any] = {}
+    run = actions.ask(engine, about, actions.Draft(), found, image, QUESTION, controls(about))
+    for update in run:
+        again |= update
+    assert first not in ids(again["evidence"])
+    other = replace(image)  # another upload is another case
+    update = next(
+        u
+        for u in actions.ask(
+            engine, about, actions.Draft(), found, other, QUESTION, controls(about)
+        )
+        if "evidence" in u
+    )
+    assert first in ids(update["evidence"])
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        {"do": "pin", "id": "no such document"},
+        {"do": "burn", "id": None},
+        {"do": "pin"},
+        {"id": ["x"]},
+        "pin",
+        7,
+        {},
+    ],
+)
+def test_deeds_that_no_button_offers_are_refused(
+    engine: Future[Pipeline], about: About, asked: dict[str, Any], deed: object
+) -> None:
+    update = rank(engine, about, asked, deed)
+    assert 'class="status problem"' in update["status"]
+    assert "evidence" not in update
+
+
+@pytest.mark.parametrize(
+    ("tint", "layer"), [("<b>", 0), (None, 0), ("RAG", -1), ("RAG", "1"), ("RAG", 10**9)]
+)
+def test_views_that_do_not_exist_are_refused(
+    engine: Future[Pipeline], about: About, asked: dict[str, Any], tint: object, layer: object
+) -> None:
+    update = actions.redraw(engine, about, asked["found"], asked["shown"], tint, layer)
+    assert 'class="status problem"' in update["status"]
+
+
+def test_nothing_happens_before_a_question(engine: Future[Pipeline], about: About) -> None:
+    assert actions.rerank(engine, about, None, None, "Off", 0, controls(about)) == {}
+    assert actions.rerank(engine, about, "a case", 3, "Off", 0, controls(about)) == {}
+
+
+def test_settings_out_of_range_are_refused_in_place(
+    engine: Future[Pipeline], about: About, asked: dict[str, Any]
+) -> None:
+    update = rank(engine, about, asked, alpha=1e9)
+    assert 'class="status problem"' in update["status"]
+    assert "found" not in update
+
+
+@pytest.mark.parametrize("tint", ["RAG", "MR-RAG"])
+def test_the_tint_covers_every_word_as_the_model_read_it(
+    engine: Future[Pipeline], about: About, asked: dict[str, Any], tint: str
+) -> None:
+    shown = asked["shown"]
+    tokens = actions.report_tints(engine.result(), shown, tint, about.critical[0])
+    assert tokens is not None
+    trace = shown.result.before if tint == "RAG" else shown.result.after
+    for item, (words, places, shares) in zip(shown.result.retrieved, tokens, strict=True):
+        span = next(s for s in trace.spans if s.name == f"report {item.rank}")
+        assert len(places) == len(shares) == span.stop - span.start
+        assert " ".join(item.document.report.split()) == words
+        assert "".join(words[a:b] for a, b in places).replace(" ", "") == words.replace(" ", "")
+        assert max(shares) <= 1.0 + 1e-6
+    update = actions.redraw(engine, about, asked["found"], shown, tint, about.critical[0])
+    assert 'class="tok"' in update["evidence"]
+
+
+def test_marks_say_what_the_report_says_of_the_finding() -> None:
+    markup = cards.report_html(f"No effusion. {HOSTILE} Large nodule.", "Effusion or a nodule?")
+    assert '<mark class="denied" title="pleural effusion: denied">effusion</mark>' in markup
+    assert '<mark class="affirmed" title="nodule: affirmed">nodule</mark>' in markup
+    assert "<script" not in markup
+
+
+def test_the_text_of_a_report_is_unchanged_by_marks_and_tint() -> None:
+    report = "FINDINGS: The left effusion is & remains <large>. No nodule."
+    places = [(i, i + 3) for i in range(0, len(report) - 3, 3)]
+    tinted = cards.report_html(report, "effusion", (report, places, [0.5] * len(places)))
+    for markup in (cards.report_html(report, "effusion"), tinted):
+        plain = re.sub(r"<[^>]+>", "", markup)
+        assert plain == "Findings The left effusion is &amp; remains &lt;large&gt;. No nodule."
+
+
+def test_influence_is_drawn_to_its_side_and_in_figures() -> None:
+    item = Retrieved(Document("d", "Text.", "p", "s"), 1, 0.6, (0.1,) * 3, (0.2,) * 3, 1.0)
+    card = cards.Card(item, word="yes", influence=(0.2, -0.1))
+    markup = cards.influence_bars(card, 0.2)
+    assert "+0.200" in markup and "−0.100" in markup  # noqa: PT018
+    assert 'class="for" style="left:50.00%;width:50.00%"' in markup
+    assert 'class="against" style="left:25.00%;width:25.00%"' in markup
+
+
+def test_word_differences_are_said_plainly() -> None:
+    assert "Word for word" in cards.word_difference("No  effusion.", "No effusion.")
+    changed = cards.word_difference("Yes, <b> effusion.", "No effusion.")
+    assert "<del>No</del> <ins>Yes, &lt;b&gt;</ins> effusion." in changed
