@@ -15,7 +15,7 @@ import gradio as gr
 import plotly.graph_objects as go
 from gradio.utils import get_upload_folder
 
-from app import actions, cards, plots
+from app import actions, cards, plots, viewer
 from app.about import About
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def build_page(
     )
     with page:
         image = gr.State(None, time_to_live=CASE_SECONDS)
+        file = gr.State(b"", time_to_live=CASE_SECONDS)  # of several frames, without identity
         shown = gr.State(None, time_to_live=CASE_SECONDS)
         draft = gr.State(actions.Draft(), time_to_live=CASE_SECONDS)
 
@@ -126,7 +127,12 @@ def build_page(
                 html(
                     '<p class="small under">DICOM, PNG or JPEG; read into memory, then deleted.</p>'
                 )
-                preview = html(cards.empty("No picture yet."), "preview")
+                film = html("", "viewer", viewer.SCRIPT, viewer.frame())
+                heat = html("", "heat", viewer.HEAT_SCRIPT, "<i></i>")
+                window = gr.Textbox(visible=False)  # the viewer's window, read as a person asks
+                with gr.Row(elem_id="about-picture", equal_height=False):
+                    sees = html("", "sees")
+                    preview = html(cards.empty("No picture yet."), "preview")
                 question = gr.Textbox(
                     label="Question",
                     placeholder="Is there a pleural effusion?",
@@ -212,7 +218,7 @@ def build_page(
             "question": question, "status": status, "evidence": evidence, "answers": answers,
             "attention": attention, "view": view, "before": before, "after": after,
             "difference": difference, "reading": reading, "layer": layer, "overlays": overlays,
-            "noise": noise,
+            "noise": noise, "film": film, "file": file, "heat": heat, "sees": sees,
         }  # fmt: skip
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:
@@ -225,10 +231,14 @@ def build_page(
         def on_upload(path: Any) -> dict[gr.blocks.Block, Any]:
             return placed(actions.read_upload(samples, take_upload(path))) | {upload: None}
 
+        def on_frame(image: Any, file: Any, event: gr.EventData) -> dict[gr.blocks.Block, Any]:
+            return placed(actions.choose_frame(image, file, event._data.get("frame")))
+
         def on_ask(
-            draft: Any, image: Any, question: Any, *controls: Any
+            draft: Any, image: Any, question: Any, *rest: Any
         ) -> Iterator[dict[gr.blocks.Block, Any]]:
-            for update in actions.ask(engine, about, draft, image, question, controls):
+            *controls, window = rest
+            for update in actions.ask(engine, about, draft, image, question, controls, window):
                 yield placed(update)
 
         everything = list(parts.values())
@@ -236,11 +246,21 @@ def build_page(
 
         picker.click(on_sample, None, everything, **quiet)
         upload.upload(on_upload, upload, [*everything, upload], **quiet)
+        film.frame(on_frame, [image, file], everything, trigger_mode="always_last", **quiet)
+        film.seen(
+            lambda *inputs: placed(actions.model_view(engine, *inputs)),
+            [image, window],
+            [sees, status],
+            js=viewer.READ_VIEW,
+            trigger_mode="always_last",
+            **quiet,
+        )
         asked = gr.on(
             [ask.click, question.submit],
             on_ask,
-            [draft, image, question, k, *weights, strength, layers, noise],
+            [draft, image, question, k, *weights, strength, layers, noise, window],
             everything,
+            js=viewer.READ_VIEW,
             concurrency_limit=1,
             concurrency_id="model",
             **quiet,
@@ -261,7 +281,7 @@ def build_page(
         layer.input(
             lambda *inputs: placed(actions.overlay(*inputs)),
             [shown, layer],
-            [overlays, status],
+            [overlays, heat, status],
             trigger_mode="always_last",
             **quiet,
         )
@@ -279,10 +299,20 @@ def build_page(
     return page
 
 
-def html(content: str, name: str | None = None, script: str | None = None) -> gr.HTML:
-    """A part of the page that our own markup fills."""
+def html(
+    content: str,
+    name: str | None = None,
+    script: str | None = None,
+    template: str = "${value}",
+) -> gr.HTML:
+    """A part of the page that our own markup fills; a fixed ``template`` leaves it to a script."""
     return gr.HTML(
-        content, elem_id=name, elem_classes="ours", apply_default_css=False, js_on_load=script
+        content,
+        html_template=template,
+        elem_id=name,
+        elem_classes="ours",
+        apply_default_css=False,
+        js_on_load=script,
     )
 
 
