@@ -127,12 +127,6 @@ def build_page(
                 html(
                     '<p class="small under">DICOM, PNG or JPEG; read into memory, then deleted.</p>'
                 )
-                film = html("", "viewer", viewer.SCRIPT, viewer.frame())
-                heat = html("", "heat", viewer.HEAT_SCRIPT, "<i></i>")
-                window = gr.Textbox(visible=False)  # the viewer's window, read as a person asks
-                with gr.Row(elem_id="about-picture", equal_height=False):
-                    sees = html("", "sees")
-                    preview = html(cards.empty("No picture yet."), "preview")
                 question = gr.Textbox(
                     label="Question",
                     placeholder="Is there a pleural effusion?",
@@ -142,6 +136,12 @@ def build_page(
                     elem_id="question",
                     submit_btn=False,
                 )
+                film = html("", "viewer", viewer.SCRIPT, viewer.frame())
+                heat = html("", "heat", viewer.HEAT_SCRIPT, "<i></i>")
+                window = gr.Textbox(visible=False)  # the viewer's window, read as a person asks
+                with gr.Row(elem_id="about-picture", equal_height=False):
+                    sees = html("", "sees")
+                    preview = html(cards.empty("No picture yet."), "preview")
                 with gr.Column(elem_id="act", min_width=0):
                     with gr.Row(elem_id="go"):
                         ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=0)

@@ -408,7 +408,8 @@ def frame() -> str:
   </div>
   <p class="viewer-live" role="status" aria-live="polite"></p>
   <div class="tools" role="group" aria-label="Viewer tools">
-    <label class="preset"><span>Window</span><select aria-label="Window preset"></select></label>
+    <label class="preset"><span>Window</span><span class="pick"><select
+      aria-label="Window preset"></select></span></label>
     <button type="button" data-do="invert" aria-pressed="false" title="Invert (I)">Invert</button>
     <button type="button" data-do="reset" title="Reset window, zoom and pan (R)">Reset</button>
     <button type="button" data-do="out" title="Zoom out (−)" aria-label="Zoom out">−</button>
@@ -424,10 +425,10 @@ def frame() -> str:
     <output></output>
   </div>
   <div class="heat-tools" hidden>
-    <label><span>Heatmap</span><select aria-label="Heatmap">
+    <label><span>Heatmap</span><span class="pick"><select aria-label="Heatmap">
       <option value="off">off</option><option value="before">before IFA</option>
       <option value="after">after IFA</option><option value="difference">difference</option>
-    </select></label>
+    </select></span></label>
     <label class="opacity"><span>Opacity</span><input type="range" min="0" max="100" value="60"
       aria-label="Heatmap opacity"></label>
     <p class="heat-scale" hidden><span class="low"></span><i aria-hidden="true"></i><span
