@@ -168,13 +168,12 @@ def choose_sample(samples: Sequence[Sample], index: object) -> Update:
     return cleared() | {
         "image": sample.image,
         "file": b"",
-        "film": viewer.film(sample.image, sample.title, frames_kept=False),
         "samples": samples_html(samples, index),
         "preview": viewer.details(sample.image, sample.title, sample.note),
         "question": sample.question,
         "noise": sample.noise,
         "status": cards.status("Ready. Press Ask."),
-    }
+    } | viewer.put_up(sample.image, sample.title, frames_kept=False)
 
 
 def read_upload(samples: Sequence[Sample], data: object) -> Update:
@@ -190,17 +189,17 @@ def read_upload(samples: Sequence[Sample], data: object) -> Update:
         return cleared() | {
             "image": viewer.retained(image),
             "file": file,
-            "film": viewer.film(image, UPLOADED, frames_kept=bool(file)),
             "samples": samples_html(samples, None),
             "preview": viewer.details(image, UPLOADED),
             "status": cards.status("Read, and the upload was deleted. Type a question, press Ask."),
-        }
+        } | viewer.put_up(image, UPLOADED, frames_kept=bool(file))
     except Exception as error:
         refused = refuse(error)
         return cleared() | {
             "image": None,
             "file": b"",
             "film": "",
+            "waiting": "",
             "sees": "",
             "samples": samples_html(samples, None),
             "preview": refused["status"],
@@ -217,10 +216,9 @@ def choose_frame(image: object, file: object, frame: object) -> Update:
         read = replace(read_image(file, frame=number), sha256=image.sha256)
         return cleared() | {
             "image": viewer.retained(read),
-            "film": viewer.film(read, UPLOADED, frames_kept=True),
             "preview": viewer.details(read, UPLOADED),
             "status": cards.status(f"Frame {number + 1} of {read.frames}. Press Ask."),
-        }
+        } | viewer.put_up(read, UPLOADED, frames_kept=True)
     except Exception as error:
         return refuse(error)
 

@@ -113,6 +113,7 @@ def build_page(
     with page:
         image = gr.State(None, time_to_live=CASE_SECONDS)
         file = gr.State(b"", time_to_live=CASE_SECONDS)  # of several frames, without identity
+        waiting = gr.State("", time_to_live=CASE_SECONDS)  # a picture on its way to the viewer
         shown = gr.State(None, time_to_live=CASE_SECONDS)
         draft = gr.State(actions.Draft(), time_to_live=CASE_SECONDS)
 
@@ -219,6 +220,7 @@ def build_page(
             "attention": attention, "view": view, "before": before, "after": after,
             "difference": difference, "reading": reading, "layer": layer, "overlays": overlays,
             "noise": noise, "film": film, "file": file, "heat": heat, "sees": sees,
+            "waiting": waiting,
         }  # fmt: skip
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:
@@ -246,6 +248,10 @@ def build_page(
 
         picker.click(on_sample, None, everything, **quiet)
         upload.upload(on_upload, upload, [*everything, upload], **quiet)
+        # Not queued: see viewer.put_up. It hands over what waits, and does nothing else.
+        film.fetch(
+            lambda picture: (picture, ""), waiting, [film, waiting], queue=False, **quiet
+        )
         film.frame(on_frame, [image, file], everything, trigger_mode="always_last", **quiet)
         film.seen(
             lambda *inputs: placed(actions.model_view(engine, *inputs)),

@@ -1,7 +1,7 @@
 /* The picture viewer: window, zoom, pan, frames and the attention over the picture.
 
    The body of a function that gradio calls once with `element`, `trigger`, `props` and
-   `watch`. A picture comes as JSON in `props.value` (app/viewer.py); its markup is fixed, so
+   `watch`. A picture comes as JSON in `props.value` (made by app/viewer.py); its markup is fixed, so
    nothing of a case is ever parsed as HTML. Coordinates are pixels of the file, and a view
    is a scale in screen pixels per file pixel with the file point at the canvas's middle.
 
@@ -682,11 +682,16 @@ function showHeat(next) {
   if (film) repaint();
 }
 
+/* A word says that a picture waits, to be fetched; a JSON object is that picture. */
 async function receive() {
   const ticket = ++serial;
-  const sent = props.value ? JSON.parse(props.value) : null;
-  root.dataset.state = sent ? 'loading' : 'empty';
-  const next = sent && await decode(sent);
+  const {value} = props;
+  root.dataset.state = value ? 'loading' : 'empty';
+  if (value && !value.startsWith('{')) {
+    trigger('fetch');
+    return;
+  }
+  const next = value ? await decode(JSON.parse(value)) : null;
   if (ticket === serial) show(next);
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import secrets
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,6 +65,15 @@ def other_frames(data: bytes, image: Image) -> bytes:
         return strip_identity(data)
     except ImageError:
         return b""
+
+
+def put_up(image: Image, title: str, *, frames_kept: bool) -> dict[str, Any]:
+    """The viewer's part of an update: a new picture waits, and the viewer is told to fetch it.
+
+    It is fetched by an event of its own that is not queued, since a message of the queue's
+    stream takes the browser seconds where it has megabytes.
+    """
+    return {"film": secrets.token_hex(8), "waiting": film(image, title, frames_kept=frames_kept)}
 
 
 def film(image: Image, title: str, *, frames_kept: bool) -> str:
