@@ -250,8 +250,9 @@ def build_page(
         upload.upload(on_upload, upload, [*everything, upload], **quiet)
         # Not queued: see viewer.put_up. It hands over what waits, and does nothing else.
         film.fetch(
-            lambda picture: (picture, ""), waiting, [film, waiting], queue=False, **quiet
-        )
+            lambda picture: picture, waiting, film,
+            queue=False, trigger_mode="always_last", **quiet,
+        )  # fmt: skip
         film.frame(on_frame, [image, file], everything, trigger_mode="always_last", **quiet)
         film.seen(
             lambda *inputs: placed(actions.model_view(engine, *inputs)),

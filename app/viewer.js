@@ -34,9 +34,10 @@ let serial = 0;
 let wanted = 0; // an animation frame has been asked for
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-const short = (value) => {
-  const digits = Math.abs(value) >= 100 || Number.isInteger(value) ? 0 : 2;
-  return value.toFixed(digits).replace('-', '−');
+/* A number with as many digits as a range of this width needs, and a true minus sign. */
+const short = (value, width) => {
+  const digits = width >= 20 || Number.isInteger(value) ? 0 : width >= 1 ? 2 : 4;
+  return value.toFixed(digits).replace(/^-(?=.*[1-9])/, '−').replace(/^-/, '');
 };
 
 /* ---- decoding ---- */
@@ -286,7 +287,7 @@ function repaint() {
 function windowWords() {
   if (film.kind !== 'grey') return 'colour, as it is';
   const name = win.preset < 0 ? 'by hand' : film.presets[win.preset]?.name ?? 'header’s VOI LUT';
-  const numbers = win.center === null ? '' : `C ${short(win.center)}  W ${short(win.width)}  `;
+  const numbers = win.center === null ? '' : `C ${short(win.center, win.width)}  W ${short(win.width, win.width)}  `;
   return `${numbers}${name}${invert ? ', inverted' : ''}`;
 }
 
@@ -304,7 +305,7 @@ function describe() {
       const level = film.levels[0];
       const place = level.index[
         Math.floor(y / level.step) * level.width + Math.floor(x / level.step)];
-      value += place === film.size ? '  padding' : `  value ${short(film.values[place])}`;
+      value += place === film.size ? '  padding' : `  value ${short(film.values[place], film.values.at(-1) - film.values[0])}`;
     }
     const patch = patchAt(pointer);
     if (patch && heatMenu.value !== 'off') {
@@ -664,6 +665,7 @@ function show(next) {
     useBox.checked = false;
     invert = false;
     pointer = null;
+    win = {center: null, width: null, preset: -1};
   }
   showHeat(null);
   if (!ready) {
