@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from app import cards, plots
+from app import cards, plots, viewer
 from app.about import About
 from app.pictures import (
     data_url,
@@ -35,7 +35,6 @@ from app.pictures import (
     heat_pixels,
     overlay_html,
     patches_on_picture,
-    preview_url,
     shrink,
 )
 from mrrag.errors import CorpusError, ImageError, MRRAGError, SettingsError
@@ -62,6 +61,7 @@ MEAN_OF_HEADS = "Mean"
 NO_PREFERENCE = "none"
 TINT_OFF, TINT_RAG, TINT_MR_RAG = TINTS = ("Off", "RAG", "MR-RAG")
 THUMBNAIL_PX = 96
+UPLOADED = "Uploaded picture"
 UNEXPECTED = (
     "Something went wrong on our side, and nothing of your case was kept. Try again; if it "
     "happens again with this picture or question, choose another."
@@ -170,7 +170,7 @@ def load_samples(folder: Path) -> tuple[Sample, ...]:
             path = (folder / entry["file"]).resolve()
             if folder.resolve() not in path.parents:
                 raise ValueError(f"{entry['file']} lies outside the folder")
-            image = replace(read_image(path.read_bytes()), values=None)
+            image = viewer.retained(read_image(path.read_bytes()))
             samples.append(
                 Sample(
                     title=str(entry["title"]),
@@ -200,6 +200,7 @@ def cleared() -> Update:
         "shown": None,
         "found": None,
         "stale": "",
+        "heat": "",
         "evidence": cards.empty("The most similar reports appear here, before any answer."),
         "answers": cards.empty("Three answers appear here, side by side."),
         "attention": cards.empty("Where the question read from appears here, layer by layer."),
@@ -211,39 +212,91 @@ def choose_sample(samples: Sequence[Sample], index: object) -> Update:
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(samples):
         return refuse("That sample case does not exist. Choose one of those shown.")
     sample = samples[index]
-    return cleared() | {
-        "image": sample.image,
-        "samples": samples_html(samples, index),
-        "preview": cards.preview(
-            sample.image, preview_url(sample.image.display), sample.title, sample.note
-        ),
-        "question": sample.question,
-        "noise": sample.noise,
-        "status": cards.status("Ready. Press Ask."),
-    }
+    return (
+        cleared()
+        | {
+            "image": sample.image,
+            "file": b"",
+            "samples": samples_html(samples, index),
+            "preview": viewer.details(sample.image, sample.title, sample.note),
+            "question": sample.question,
+            "noise": sample.noise,
+            "status": cards.status("Ready. Press Ask."),
+        }
+        | viewer.put_up(sample.image, sample.title, frames_kept=False)
+    )
 
 
 def read_upload(samples: Sequence[Sample], data: object) -> Update:
-    """Put an uploaded file's picture on the page; the bytes are not kept."""
+    """Put an uploaded file's picture on the page.
+
+    The bytes are kept only for a file of several frames, and then without who it shows.
+    """
     try:
         if not isinstance(data, bytes) or not data:
             raise ImageError("No file came. Choose a DICOM, PNG or JPEG file.")
-        # The page draws and the model reads what is displayed; the rest need not stay.
-        image = replace(read_image(data), values=None)
-        return cleared() | {
-            "image": image,
-            "samples": samples_html(samples, None),
-            "preview": cards.preview(image, preview_url(image.display), "Uploaded picture"),
-            "status": cards.status("Read, and the upload was deleted. Type a question, press Ask."),
-        }
+        image = read_image(data)
+        file = viewer.other_frames(data, image)
+        return (
+            cleared()
+            | {
+                "image": viewer.retained(image),
+                "file": file,
+                "samples": samples_html(samples, None),
+                "preview": viewer.details(image, UPLOADED),
+                "status": cards.status(
+                    "Read, and the upload was deleted. Type a question, press Ask."
+                ),
+            }
+            | viewer.put_up(image, UPLOADED, frames_kept=bool(file))
+        )
     except Exception as error:
         refused = refuse(error)
         return cleared() | {
             "image": None,
+            "file": b"",
+            "film": "",
+            "waiting": "",
+            "sees": "",
             "samples": samples_html(samples, None),
             "preview": refused["status"],
             "status": cards.status("There is no picture yet."),
         }
+
+
+def choose_frame(image: object, file: object, frame: object) -> Update:
+    """Put another frame of the uploaded file on the page; the model then reads that one."""
+    try:
+        if not isinstance(image, Image) or not isinstance(file, bytes) or not file:
+            raise SettingsError("There is no file with several frames. Upload one.")
+        number = _whole("The frame", frame, 0, image.frames - 1)
+        read = replace(read_image(file, frame=number), sha256=image.sha256)
+        return (
+            cleared()
+            | {
+                "image": viewer.retained(read),
+                "preview": viewer.details(read, UPLOADED),
+                "status": cards.status(f"Frame {number + 1} of {read.frames}. Press Ask."),
+            }
+            | viewer.put_up(read, UPLOADED, frames_kept=True)
+        )
+    except Exception as error:
+        return refuse(error)
+
+
+def model_view(engine: Future[Pipeline], image: object, window: object) -> Update:
+    """The square that the model would read now, through the person's window if it is ticked."""
+    if not isinstance(image, Image):
+        return {"sees": ""}
+    try:
+        pipeline = engine.result(timeout=120)
+        from mrrag.backbone import model_input
+
+        chosen = viewer.as_chosen(image, window)
+        pixels = model_input(pipeline.backbone, chosen)
+        return {"sees": viewer.model_view(pixels, by_hand=chosen is not image)}
+    except Exception as error:
+        return refuse(error)
 
 
 # ---------------------------------------------------------------- settings
@@ -336,6 +389,7 @@ def ask(
     controls: Sequence[object],
     reader_first: object = False,
     blind: object = False,
+    window: object = "",
 ) -> Iterator[Update]:
     """Evidence first, then three answers as they come, then the attention.
 
@@ -353,6 +407,7 @@ def ask(
                 f"The question has {len(question)} characters; {MAX_QUESTION_CHARACTERS} are "
                 "allowed. Shorten it."
             )
+        image = viewer.as_chosen(image, window)
         if not engine.done():
             yield {"status": cards.status("Loading the model", kind="busy")}
         pipeline = engine.result(timeout=120)
@@ -372,7 +427,10 @@ def ask(
 
 def _choices(found: object, image: Image) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What was pinned and excluded by hand for this picture."""
-    if not isinstance(found, Found) or found.image is not image:
+    if not isinstance(found, Found):
+        return (), ()
+    # By what it shows: through another window the same picture is another object.
+    if (found.image.sha256, found.image.frame) != (image.sha256, image.frame):
         return (), ()
     return found.settings.pinned, found.settings.excluded
 
@@ -838,6 +896,7 @@ def overlay(shown: object, layer: object) -> Update:
         for heat, when in zip(heats, ("before", "after"), strict=True)
     )
     return {
+        "heat": viewer.heat(*heats, wanted, shape),
         "overlays": cards.overlays(
             wanted,
             wanted in traces[1].layers,
@@ -846,7 +905,7 @@ def overlay(shown: object, layer: object) -> Update:
             shares=_pair(float(heat.sum()) for heat in heats),
             padding=_pair(float(heat[~seen].sum()) for heat in heats),
             top=top,
-        )
+        ),
     }
 
 

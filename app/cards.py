@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from mrrag.findings import matched_words, mentions, named
-from mrrag.types import METHODS, Answer, Image, Retrieved, Weights
+from mrrag.types import METHODS, Answer, Retrieved, Weights
 
 DISCLAIMER = "Research demonstration. Not a medical device."
 PROBABILITY_LABEL = "model token probability, not clinical confidence"
@@ -153,24 +153,6 @@ def samples(entries: Sequence[tuple[str, str]], chosen: int | None) -> str:
         for i, (title, url) in enumerate(entries)
     )
     return f'<div class="samples" role="group" aria-label="Sample cases">{buttons}</div>'
-
-
-def preview(image: Image, url: str, title: str, note: str = "") -> str:
-    """The picture as it will be read, with what was done to the file."""
-    tags = "".join(
-        f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in image.tags.items()
-    )
-    notes = "".join(f"<li>{text(note)}</li>" for note in image.notes)
-    rows, columns = image.display.shape[:2]
-    return (
-        f'<figure class="film-frame"><img src="{url}" alt="{text(title)}, {columns} by {rows} '
-        f'pixels"><figcaption>{text(title)}<span>{columns} × {rows} px</span></figcaption></figure>'
-        + (f'<p class="case-note">{text(note)}</p>' if note else "")
-        + '<details class="file-notes"><summary>What was done to the file</summary>'
-        + (f"<ul>{notes}</ul>" if notes else "<p>Nothing: shown as stored.</p>")
-        + (f"<dl>{tags}</dl>" if tags else "")
-        + "</details>"
-    )
 
 
 # ---------------------------------------------------------------- evidence

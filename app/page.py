@@ -16,7 +16,7 @@ import gradio as gr
 import plotly.graph_objects as go
 from gradio.utils import get_upload_folder
 
-from app import actions, cards, plots
+from app import actions, cards, plots, viewer
 from app.about import About
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def build_page(
     with page:
         image = gr.State(None, time_to_live=CASE_SECONDS)
         found = gr.State(None, time_to_live=CASE_SECONDS)
+        file = gr.State(b"", time_to_live=CASE_SECONDS)  # of several frames, without identity
+        waiting = gr.State("", time_to_live=CASE_SECONDS)  # a picture on its way to the viewer
         shown = gr.State(None, time_to_live=CASE_SECONDS)
         draft = gr.State(actions.Draft(), time_to_live=CASE_SECONDS)
 
@@ -128,7 +130,6 @@ def build_page(
                 html(
                     '<p class="small under">DICOM, PNG or JPEG; read into memory, then deleted.</p>'
                 )
-                preview = html(cards.empty("No picture yet."), "preview")
                 question = gr.Textbox(
                     label="Question",
                     placeholder="Is there a pleural effusion?",
@@ -138,6 +139,12 @@ def build_page(
                     elem_id="question",
                     submit_btn=False,
                 )
+                film = html("", "viewer", viewer.SCRIPT, viewer.frame())
+                heat = html("", "heat", viewer.HEAT_SCRIPT, "<i></i>")
+                window = gr.Textbox(visible=False)  # the viewer's window, read as a person asks
+                with gr.Row(elem_id="about-picture", equal_height=False):
+                    sees = html("", "sees")
+                    preview = html(cards.empty("No picture yet."), "preview")
                 with gr.Column(elem_id="act", min_width=0):
                     with gr.Row(elem_id="go"):
                         ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=0)
@@ -260,6 +267,8 @@ def build_page(
             "difference": difference, "reading": reading, "layer": layer, "overlays": overlays,
             "noise": noise, "found": found, "stale": stale, "compare": compare,
             "head": head, "lines": lines, "history": history, "file_out": file_out,
+            "noise": noise, "film": film, "file": file, "heat": heat, "sees": sees,
+            "waiting": waiting,
         }  # fmt: skip
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:
@@ -272,6 +281,9 @@ def build_page(
         def on_upload(path: Any) -> dict[gr.blocks.Block, Any]:
             return placed(actions.read_upload(samples, take_upload(path))) | {upload: None}
 
+        def on_frame(image: Any, file: Any, event: gr.EventData) -> dict[gr.blocks.Block, Any]:
+            return placed(actions.choose_frame(image, file, event._data.get("frame")))
+
         def on_ask(
             draft: Any,
             found: Any,
@@ -279,10 +291,11 @@ def build_page(
             question: Any,
             reader_first: Any,
             blind: Any,
-            *controls: Any,
+            *rest: Any,
         ) -> Iterator[dict[gr.blocks.Block, Any]]:
+            *controls, window = rest
             for update in actions.ask(
-                engine, about, draft, found, image, question, controls, reader_first, blind
+                engine, about, draft, found, image, question, controls, reader_first, blind, window
             ):
                 yield placed(update)
 
@@ -315,11 +328,26 @@ def build_page(
 
         picker.click(on_sample, None, everything, **quiet)
         upload.upload(on_upload, upload, [*everything, upload], **quiet)
+        # Not queued: see viewer.put_up. It hands over what waits, and does nothing else.
+        film.fetch(
+            lambda picture: picture, waiting, film,
+            queue=False, trigger_mode="always_last", **quiet,
+        )  # fmt: skip
+        film.frame(on_frame, [image, file], everything, trigger_mode="always_last", **quiet)
+        film.seen(
+            lambda *inputs: placed(actions.model_view(engine, *inputs)),
+            [image, window],
+            [sees, status],
+            js=viewer.READ_VIEW,
+            trigger_mode="always_last",
+            **quiet,
+        )
         asked = gr.on(
             [ask.click, question.submit],
             on_ask,
-            [draft, found, image, question, reader_first, blind, *controls],
+            [draft, found, image, question, reader_first, blind, *controls, window],
             everything,
+            js=viewer.READ_VIEW,
             concurrency_limit=1,
             concurrency_id="model",
             **quiet,
@@ -360,7 +388,7 @@ def build_page(
                 actions.overlay(shown, layer) | actions.lines(shown, head, layer)
             ),
             [shown, head, layer],
-            [overlays, lines, status],
+            [overlays, heat, lines, status],
             trigger_mode="always_last",
             **quiet,
         )

@@ -20,7 +20,6 @@ CIVIDIS = (
     "#00224e", "#123570", "#3b496c", "#575d6d", "#707173",
     "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838",
 )  # fmt: skip
-PREVIEW_PX = 1024
 
 
 def data_url(pixels: npt.NDArray[np.uint8], *, lossless: bool = True) -> str:
@@ -49,11 +48,6 @@ def shrink(pixels: npt.NDArray[np.uint8], longest: int) -> npt.NDArray[np.uint8]
         return pixels
     size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
     return np.asarray(PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.LANCZOS))
-
-
-def preview_url(pixels: npt.NDArray[np.uint8]) -> str:
-    """The display pixels, unchanged up to :data:`PREVIEW_PX` a side and shrunk above."""
-    return data_url(shrink(pixels, PREVIEW_PX))
 
 
 def padded_square(rows: int, columns: int) -> tuple[int, int, int]:

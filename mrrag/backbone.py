@@ -279,6 +279,21 @@ def pixel_values(backbone: Backbone, images: Sequence[Image]) -> Tensor:
     return pixels.to(backbone.device, backbone.model.dtype)
 
 
+def model_input(backbone: Backbone, image: Image) -> npt.NDArray[np.uint8]:
+    """The padded square that the vision tower reads, as a picture; uint8 [side, side, 3].
+
+    The processor's last step, the normalisation, is undone.
+    """
+    pixels = pixel_values(backbone, [image])[0].float().cpu().numpy()
+    processor = backbone.image_processor
+    if processor.do_normalize:
+        mean, std = (np.reshape(v, (-1, 1, 1)) for v in (processor.image_mean, processor.image_std))
+        pixels = pixels * std + mean
+    if processor.do_rescale:
+        pixels = pixels / processor.rescale_factor
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+
 @torch.inference_mode()
 def encode_images(backbone: Backbone, images: Sequence[Image]) -> Tensor:
     """Vision tower and projector, once per image; [B, P, E], to be used again and again."""

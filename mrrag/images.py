@@ -19,6 +19,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from math import isfinite
 from pathlib import Path
@@ -29,13 +30,13 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
-from pydicom import dcmread, uid
+from pydicom import dcmread, dcmwrite, uid
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame, parse_fragments
 from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut, apply_rescale, apply_windowing
+from pydicom.pixels.processing import apply_color_lut, apply_rescale
 from pydicom.pixels.utils import as_pixel_options
 from pydicom.tag import Tag
 from pydicom.valuerep import VR
@@ -43,7 +44,17 @@ from pydicom.valuerep import VR
 from mrrag.errors import ImageError
 from mrrag.types import Image, Window
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "load_image", "read_image", "thumbnail", "to_pil"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "apply_window",
+    "load_image",
+    "read_image",
+    "strip_identity",
+    "thumbnail",
+    "to_pil",
+    "window_grey",
+]
 
 Array = npt.NDArray[Any]
 
@@ -81,6 +92,8 @@ PALETTE_DATA = tuple(
     for kind, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
     for colour in ("Red", "Green", "Blue")
 )
+# The functional groups that hold them in a multi-frame file (PS3.3 C.7.6.16).
+MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 ATTRIBUTES = (
     *("SOPClassUID", "Modality", "ViewPosition", "ImagerPixelSpacing", "BurnedInAnnotation"),
@@ -166,6 +179,93 @@ def load_image(path: str | Path, *, frame: int = 0) -> Image:
             "Check its path and permissions.",
         ) from error
     return read_image(data, frame=frame)
+
+
+def apply_window(image: Image, window: Window, *, invert: bool = False) -> Image:
+    """Return the picture as another window shows it; ``invert`` turns the greys around.
+
+    Raises
+    ------
+    ImageError
+        Where the picture has no ``values`` to look at, or the window is none.
+    """
+    if image.values is None:
+        raise _refusal(
+            "This picture has no grey values to apply a window to.",
+            "Grey pictures whose values were kept can be windowed; colours are shown as they are.",
+            "Use the picture as it is.",
+        )
+    display = window_grey(image.values, window, image.voi_function)
+    if image.inverted != invert:
+        display = 255 - display
+    if image.padding is not None:
+        display[image.padding] = 0
+    note = (
+        f"Instead of that, shown through the window chosen by hand (centre {window.center:g}, "
+        f"width {window.width:g}{', inverted' if invert else ''})."
+    )
+    return replace(image, display=display, notes=(*image.notes, note))
+
+
+def window_grey(values: Array, window: Window, function: str) -> npt.NDArray[np.uint8]:
+    """Map modality values to greys, dark to bright (PS3.3 C.11.2.1.2.1 and C.11.2.1.3).
+
+    Raises
+    ------
+    ImageError
+        Where the centre or width is not finite, or the width is too small for ``function``.
+    """
+    center, width, linear = window.center, window.width, function == "LINEAR"
+    if not (isfinite(center) and isfinite(width)) or width <= 0 or (linear and width < 1):
+        raise _refusal(
+            f"The window has a centre of {center:g} and a width of {width:g}.",
+            f"Both must be finite, and the width {'at least 1' if linear else 'more than 0'}.",
+            "Choose another window.",
+        )
+    if values.dtype.kind in "iu" and values.itemsize <= 2 and values.size > 2**16:
+        # Fewer values than pixels: look each of them up.
+        first = np.iinfo(values.dtype).min
+        table = np.arange(first, np.iinfo(values.dtype).max + 1)
+        return window_grey(table, window, function)[values.astype(np.int32) - first]
+    x = values.astype(np.float64)
+    if function == "SIGMOID":
+        with np.errstate(over="ignore"):  # exp reaches infinity, and the grey 0
+            grey = 255 / (1 + np.exp(-4 * (x - center) / width))
+    else:
+        if linear:
+            center, width = center - 0.5, width - 1
+        inside = (x > center - width / 2) & (x <= center + width / 2)
+        grey = np.where(x > center, 255.0, 0.0)
+        if width > 0:  # a linear window of width 1 is a threshold
+            np.copyto(grey, ((x - center) / width + 0.5) * 255, where=inside)
+    return np.rint(grey).astype(np.uint8)
+
+
+def strip_identity(data: bytes) -> bytes:
+    """Return a DICOM file that reads alike and holds only the attributes that are parsed.
+
+    Raises
+    ------
+    ImageError
+        Where the file is no DICOM file, or cannot be written again.
+    """
+    with _reading, disable_value_validation(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(pydicom|PIL|imagecodecs)\b")
+        if not _is_dicom(data):
+            raise _refusal("The file is not a DICOM file.", "Only these are stripped.", EXPORT)
+        with _refusing("The DICOM header"):
+            dataset = _parse(data)
+            for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+                for group in dataset.get(groups) or []:
+                    for element in list(group):
+                        if element.keyword not in MACROS:
+                            del group[element.tag]
+            meta = FileMetaDataset()
+            meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+            dataset.file_meta, dataset.preamble = meta, b"\0" * 128
+            stripped = BytesIO()
+            dcmwrite(stripped, dataset, enforce_file_format=False)
+    return stripped.getvalue()
 
 
 def to_pil(image: Image) -> PIL.Image.Image:
@@ -324,6 +424,7 @@ def _read_dicom(data: bytes, frame: int) -> Image:
         pixels = _decode_frame(dataset, frame, frames)
 
     values: Array | None = None
+    padding: npt.NDArray[np.bool_] | None = None
     windows: tuple[Window, ...] = ()
     inverted = photometric == "MONOCHROME1"
     with _refusing("The DICOM display attributes (palette, modality LUT, VOI LUT, windows)"):
@@ -337,7 +438,8 @@ def _read_dicom(data: bytes, frame: int) -> Image:
                 display = 255 - display
                 notes.append("MONOCHROME1: low values are shown bright.")
             if not shown.all():
-                display[~shown] = 0
+                padding = ~shown
+                display[padding] = 0
                 notes.append(f"Padding ({1 - shown.mean():.1%} of the pixels) is shown black.")
         elif photometric == PALETTE:
             display = _apply_palette(pixels, dataset)
@@ -347,7 +449,9 @@ def _read_dicom(data: bytes, frame: int) -> Image:
         display=np.ascontiguousarray(display),
         values=values,
         windows=windows,
+        voi_function=str(dataset.get("VOILUTFunction") or "LINEAR") if windows else "LINEAR",
         inverted=inverted,
+        padding=padding,
         frame=frame,
         frames=frames,
         tags=tags,
@@ -428,11 +532,7 @@ def _flatten_functional_groups(dataset: Dataset, frame: int) -> None:
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
     own = dataset.get("PerFrameFunctionalGroupsSequence") or []
     for group in (*shared[:1], *own[frame : frame + 1]):
-        for macro in (
-            "PixelMeasuresSequence",
-            "PixelValueTransformationSequence",
-            "FrameVOILUTSequence",
-        ):
+        for macro in MACROS:
             for item in (group.get(macro) or [])[:1]:
                 for keyword in TRANSFORMS:
                     if keyword in item:
@@ -773,10 +873,8 @@ def _apply_voi(
         )
     if windows:
         window = windows[0]
-        dataset.WindowCenter, dataset.WindowWidth = window.center, window.width
-        low, high = apply_windowing(np.array([-np.inf, np.inf]), dataset)
         return (
-            _scale(apply_windowing(values, dataset), float(low), float(high)),
+            window_grey(values, window, dataset.get("VOILUTFunction") or "LINEAR"),
             f"Shown through the header's window “{window.name}”"
             f" (centre {window.center:g}, width {window.width:g}).",
         )

@@ -41,8 +41,12 @@ class Image:
     windows : tuple of Window
         The header's presets that apply to ``values``; the first one made ``display``, unless a
         VOI LUT did (a note then says so).
+    voi_function : str
+        How ``windows`` are meant: LINEAR, LINEAR_EXACT or SIGMOID (DICOM PS3.3 C.11.2.1.3).
     inverted : bool
         True where low ``values`` are shown bright (MONOCHROME1).
+    padding : bool [rows, columns], or None where there is none
+        The pixels outside the picture, which are always shown black.
     frame, frames : int
         Which frame this is, counted from 0, of how many.
     tags : mapping
@@ -56,7 +60,9 @@ class Image:
     display: npt.NDArray[np.uint8]
     values: npt.NDArray[np.generic] | None = None
     windows: tuple[Window, ...] = ()
+    voi_function: str = "LINEAR"
     inverted: bool = False
+    padding: npt.NDArray[np.bool_] | None = None
     frame: int = 0
     frames: int = 1
     tags: Mapping[str, str] = field(default_factory=dict)

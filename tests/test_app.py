@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app import actions, cards, plots
+from app import actions, cards, plots, viewer
 from app.about import About, read_about
 from app.page import build_page, launch_options, take_upload, theme
 from app.pictures import data_url, heat_pixels, overlay_html, padded_square, patch_box, shrink
@@ -176,7 +176,7 @@ def test_hostile_text_is_escaped(where: str) -> None:
         markup = cards.answer_columns("?", {}, answers)
         markup += cards.answer_columns("?", dict.fromkeys(METHODS, HOSTILE))
     elif where == "tag":
-        markup = cards.preview(replace(picture(), tags={HOSTILE: HOSTILE}), "data:,", HOSTILE)
+        markup = viewer.details(replace(picture(), tags={"modality": HOSTILE}), HOSTILE, HOSTILE)
     else:
         markup = cards.note_list([HOSTILE]) + cards.status(HOSTILE) + cards.empty(HOSTILE)
     assert "<script" not in markup
