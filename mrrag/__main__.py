@@ -160,6 +160,25 @@ def bench(args: argparse.Namespace) -> None:
 # Commands that make what the others use
 
 
+def fetch(args: argparse.Namespace) -> None:
+    """Download a public data set to a folder that the other commands read."""
+    from tqdm import tqdm
+
+    from mrrag.fetch import fetch_iu_xray
+
+    bars: dict[str, Any] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = tqdm(desc=name, total=total, unit="B", unit_scale=True, mininterval=1)
+        bars[name].update(done - bars[name].n)
+
+    counts = fetch_iu_xray(args.directory, source=args.source, progress=progress)
+    for bar in bars.values():
+        bar.close()
+    print(", ".join(f"{n} files in {args.directory / folder}" for folder, n in counts.items()))
+
+
 def corpus(args: argparse.Namespace) -> None:
     """Read a data set, and say what it holds and what was skipped, by reason."""
     from mrrag.corpus import detect_layout, read_corpus
@@ -326,6 +345,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--new-tokens", type=int, default=64)
     sub.add_argument("--repeats", type=int, default=5)
     sub.add_argument("--json", action="store_true")
+
+    from mrrag.fetch import OPENI
+
+    sub = command("fetch", fetch)
+    sub.add_argument("data_set", choices=("iu-xray",), help="the chest radiographs of Open-i")
+    default = ROOT / "runs" / "iu-xray"
+    sub.add_argument("directory", type=Path, nargs="?", default=default, help="(%(default)s)")
+    sub.add_argument("--source", default=OPENI, help="where the archives lie (%(default)s)")
 
     sub = command("corpus", corpus)
     sub.add_argument("path", type=Path, help="the folder of a data set, or a VQA file")
