@@ -9,12 +9,16 @@ import argparse
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mrrag.errors import MRRAGError
 from mrrag.types import METHODS, Query, Weights
+
+if TYPE_CHECKING:
+    from mrrag.corpus import Corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
@@ -218,13 +222,73 @@ def bench(args: argparse.Namespace) -> None:
 # Commands that make what the others use
 
 
+def fetch(args: argparse.Namespace) -> None:
+    """Download a public data set to a folder that the other commands read."""
+    from tqdm import tqdm
+
+    from mrrag.fetch import fetch_iu_xray
+
+    bars: dict[str, Any] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = tqdm(desc=name, total=total, unit="B", unit_scale=True, mininterval=1)
+        bars[name].update(done - bars[name].n)
+
+    counts = fetch_iu_xray(args.directory, source=args.source, progress=progress)
+    for bar in bars.values():
+        bar.close()
+    print(", ".join(f"{n} files in {args.directory / folder}" for folder, n in counts.items()))
+
+
+def corpus(args: argparse.Namespace) -> None:
+    """Read a data set, and say what it holds and what was skipped, by reason."""
+    from mrrag.corpus import detect_layout, read_corpus
+
+    layout = args.layout or detect_layout(args.path)
+    print(
+        corpus_text(read_corpus(args.path, layout, images=args.images), layout, args.list_skipped)
+    )
+
+
+def corpus_text(read: Corpus, layout: str, list_skipped: bool = False) -> str:
+    """What a data set holds, in lines."""
+    documents = [case.document for case in read.cases]
+    splits = Counter(case.split or "none" for case in read.cases)
+    by_type = Counter(question.answer_type for question in read.questions)
+    lines = [
+        f"layout          {layout}",
+        f"source          {'; '.join(dict.fromkeys(d.source for d in documents)) or 'not stated'}",
+        f"licence         {'; '.join(dict.fromkeys(d.licence for d in documents)) or 'not stated'}",
+        f"cases           {len(documents)}",
+        f"  with a report {sum(bool(d.report) for d in documents)}",
+        f"patients        {len({d.patient for d in documents})}",
+        f"studies         {len({d.study for d in documents})}",
+        f"splits          {', '.join(f'{name} {n}' for name, n in splits.items())}",
+        f"other images    {read.other_images} of these cases",
+        f"questions       {len(read.questions)}"
+        + "".join(f", {n} {name}" for name, n in sorted(by_type.items())),
+    ]
+    for what, skipped in (("row", read.skipped), ("question", read.skipped_questions)):
+        for reason, rows in skipped.items():
+            lines.append(f"skipped {what:8s}{len(rows):6d}  {reason}")
+            if list_skipped:
+                lines += [f"    {row}" for row in rows]
+    return "\n".join(lines)
+
+
 def draw_world(
-    directory: Path, patients: int, seed: int, size: int, only: str | None = None
+    directory: Path,
+    patients: int,
+    seed: int,
+    size: int,
+    only: str | None = None,
+    form: str = "iu-xray",
 ) -> None:
     """Write a phantom world; pictures that are there already are not drawn again."""
-    from mrrag.phantom.write import write_data_set
+    from mrrag.phantom.write import FORMS
 
-    write_data_set(
+    FORMS[form](
         directory,
         patients=patients,
         seed=seed,
@@ -235,8 +299,8 @@ def draw_world(
 
 
 def phantom(args: argparse.Namespace) -> None:
-    """Draw a phantom world in the layout of IU-Xray."""
-    draw_world(args.directory, args.patients, args.seed, args.size)
+    """Draw a phantom world in the layout of IU-Xray, MIMIC-CXR-JPG or Harvard-FairVLMed."""
+    draw_world(args.directory, args.patients, args.seed, args.size, form=args.form)
 
 
 def train_retriever(args: argparse.Namespace) -> None:
@@ -350,11 +414,27 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--repeats", type=int, default=5)
     sub.add_argument("--json", action="store_true")
 
+    from mrrag.fetch import OPENI
+
+    sub = command("fetch", fetch)
+    sub.add_argument("data_set", choices=("iu-xray",), help="the chest radiographs of Open-i")
+    default = ROOT / "runs" / "iu-xray"
+    sub.add_argument("directory", type=Path, nargs="?", default=default, help="(%(default)s)")
+    sub.add_argument("--source", default=OPENI, help="where the archives lie (%(default)s)")
+
+    sub = command("corpus", corpus)
+    sub.add_argument("path", type=Path, help="the folder of a data set, or a VQA file")
+    sub.add_argument("--layout", help="which layout it has (default: found on disk)")
+    sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
+    sub.add_argument("--list-skipped", action="store_true", help="name every skipped row")
+
     sub = command("phantom", phantom)
     sub.add_argument("directory", type=Path)
     sub.add_argument("--patients", type=int, default=8000)
     sub.add_argument("--seed", type=int, default=2026)
     sub.add_argument("--size", type=int, default=512, help="rows and columns, px")
+    forms = ("iu-xray", "mimic-cxr-jpg", "fairvlmed")
+    sub.add_argument("--form", choices=forms, default=forms[0], help="chests, chests, eyes")
 
     def learning(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         sub = command(name, run)

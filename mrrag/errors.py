@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "CorpusError",
+    "FetchError",
     "ImageError",
     "KnowledgeBaseError",
     "MRRAGError",
@@ -22,6 +23,10 @@ class ImageError(MRRAGError):
 
 class CorpusError(MRRAGError):
     """A data set on disk that is not in a layout we read."""
+
+
+class FetchError(MRRAGError):
+    """A download that failed, or that is not what it should be."""
 
 
 class KnowledgeBaseError(MRRAGError):

@@ -16,6 +16,7 @@ import re
 import struct
 import threading
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -168,7 +169,10 @@ def read_image(data: bytes, *, frame: int = 0) -> Image:
 
 
 def load_image(path: str | Path, *, frame: int = 0) -> Image:
-    """Read an image file from disk: see :func:`read_image`."""
+    """Read an image file from disk: see :func:`read_image`.
+
+    A NumPy archive of Harvard-FairVLMed is read too, by its ``slo_fundus``.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -178,6 +182,8 @@ def load_image(path: str | Path, *, frame: int = 0) -> Image:
             FORMATS,
             "Check its path and permissions.",
         ) from error
+    if Path(path).suffix == ".npz":
+        return _read_archive(data)
     return read_image(data, frame=frame)
 
 
@@ -326,6 +332,33 @@ def _check_frame(frame: int, frames: int) -> None:
             f"The file has {frames} frame{'s' * (frames > 1)}, counted from 1.",
             "Ask for one of these.",
         )
+
+
+# NumPy archives, from disk only: nobody uploads them
+
+
+def _read_archive(data: bytes) -> Image:
+    """Read ``slo_fundus`` [rows, columns] of an .npz, bytes or fractions of one, unpickled."""
+    if len(data) > MAX_BYTES:
+        raise _too_many_bytes(f"The file has {len(data):,} bytes.")
+    with _refusing("The NumPy archive"):
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            size = archive.getinfo("slo_fundus.npy").file_size
+        if size > MAX_BYTES:
+            raise _too_many_bytes("Its picture inflates to more than is read.")
+        with np.load(BytesIO(data), allow_pickle=False) as arrays:
+            pixels = arrays["slo_fundus"]
+        if pixels.ndim != 2 or pixels.dtype.kind not in "uif":
+            raise ValueError("not a grey picture")
+        _check_size(*pixels.shape)
+        if pixels.dtype != np.uint8:
+            values = np.nan_to_num(pixels.astype(np.float32))
+            top = 1.0 if values.max() <= 1.0 else 255.0
+            pixels = np.round(values.clip(0.0, top) * (255.0 / top)).astype(np.uint8)
+    rows, columns = pixels.shape
+    tags = {"format": "NPZ", "rows x columns": f"{rows} x {columns}", "colour": "grey"}
+    digest = hashlib.sha256(data).hexdigest()
+    return Image(display=pixels, values=pixels, tags=tags, sha256=digest)
 
 
 # PNG and JPEG

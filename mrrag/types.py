@@ -80,7 +80,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Document:
-    """One case of a knowledge base: an image d_i and its report d_t."""
+    """One case of a knowledge base: an image d_i and its report d_t.
+
+    ``split`` is "train", "validation", "test", or empty where the data set has none.
+    """
 
     id: str
     report: str
@@ -88,6 +91,7 @@ class Document:
     study: str
     source: str = ""
     licence: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True)

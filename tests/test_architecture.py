@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"types", "errors", "scope", "metrics", "findings"},
     {"images", "prompt"},
-    {"steering", "encoders", "corpus"},
+    {"steering", "encoders", "corpus", "fetch"},
     {"attention"},
     {"backbone", "knowledge_base"},
     {"retrieval"},
@@ -21,7 +21,7 @@ LAYERS = (
     {"training"},
     {"__main__"},
 )
-PHANTOM_LEAVES = {"world", "report", "render", "dicom", "write"}
+PHANTOM_LEAVES = {"world", "report", "render", "fundus", "dicom", "write"}
 
 
 def imports(path: Path) -> set[str]:

@@ -908,3 +908,33 @@ def test_threads_leave_the_warning_filters_as_they_were() -> None:
         thread.join()
     assert not failures
     assert warnings.filters == before
+
+
+def test_fundus_archives_are_read_from_disk_without_unpickling(tmp_path: Path) -> None:
+    grey = np.arange(60, dtype=np.uint8).reshape(10, 6)
+    for pixels in (grey, grey.astype(np.float32), grey / 255.0):
+        np.savez_compressed(tmp_path / "data_00001.npz", slo_fundus=pixels, note=np.str_("a"))
+        np.testing.assert_array_equal(load_image(tmp_path / "data_00001.npz").display, grey)
+    with pytest.raises(ImageError, match="ZIP archive"):  # an upload is no archive
+        read_image((tmp_path / "data_00001.npz").read_bytes())
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"other": np.zeros((4, 4))},
+        {"slo_fundus": np.zeros((4, 4, 4, 4))},
+        {"slo_fundus": np.array([{"a": 1}], dtype=object)},
+        {"slo_fundus": np.zeros((0, 4))},
+        {"slo_fundus": np.zeros((9000, 9000), np.uint8)},  # 81 MB that pack to 80 KB
+    ],
+)
+def test_archives_that_hold_no_picture_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray]
+) -> None:
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ImageError):
+        load_image(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:50])
+    with pytest.raises(ImageError):
+        load_image(tmp_path / "a.npz")

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from mrrag.corpus import read_corpus
 from mrrag.images import load_image
 from mrrag.phantom.render import render
 from mrrag.phantom.report import write_report
 from mrrag.phantom.world import draw_studies
-from mrrag.phantom.write import split_patients, write_data_set
+from mrrag.phantom.write import FORMS, split_patients, write_data_set
 from mrrag.training.data import read_data_set
 
 
@@ -63,3 +65,19 @@ def test_questions_name_their_study(tmp_path: Path) -> None:
     lines = (tmp_path / "questions.jsonl").read_text().splitlines()
     uids = {json.loads(line)["uid"] for line in lines}
     assert uids <= {str(s.uid) for s in studies}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_every_form_draws_one_split_and_goes_on_without_drawing_again(
+    tmp_path: Path, form: str
+) -> None:
+    settings = {"patients": 8, "seed": 9, "size": 64, "workers": 1}
+    FORMS[form](tmp_path, **settings, only="test")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert {c.split for c in read_corpus(tmp_path).cases} == {"test"}
+    times = {p: p.stat().st_mtime_ns for p in before if p.suffix in (".png", ".jpg", ".npz")}
+    FORMS[form](tmp_path, **settings)
+    assert all(p.stat().st_mtime_ns == time for p, time in times.items())
+    # What is not a picture is the same to the last byte, whatever was drawn.
+    assert all(p.read_bytes() == data for p, data in before.items())
+    assert len({c.split for c in read_corpus(tmp_path).cases}) > 1
