@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import itertools
 import json
 import logging
@@ -45,6 +46,10 @@ logger = logging.getLogger(__name__)
 
 # model_type in config.json → how its parameter names map onto LlavaForConditionalGeneration.
 KEY_MAPPINGS: dict[str, dict[str, str]] = {"llava": {}}
+
+# What transformers calls the keyword of a cache; the old name warns in the new versions.
+_ARGUMENTS = inspect.signature(LlavaForConditionalGeneration.forward).parameters
+CACHE = "cache" if "cache" in _ARGUMENTS else "past_key_values"
 
 Item = tuple[Tensor | None, Prompt, Sequence[float] | None]
 
@@ -328,7 +333,7 @@ def prefill(
     cache = DynamicCache() if cache is None else fork(cache)
     if len(embeds_XE):
         backbone.model(
-            inputs_embeds=embeds_XE[None], past_key_values=cache, use_cache=True, logits_to_keep=1
+            inputs_embeds=embeds_XE[None], **{CACHE: cache}, use_cache=True, logits_to_keep=1
         )
     return cache
 
@@ -396,7 +401,7 @@ def run_suffixes(
         inputs_embeds=embeds_BXE,
         attention_mask=mask_BX.to(backbone.device),
         position_ids=positions_BX.to(backbone.device),
-        past_key_values=cache,
+        **{CACHE: cache},
         use_cache=True,
         logits_to_keep=1,
         steering=steering,
@@ -436,7 +441,7 @@ def decode(
             input_ids=ids_B[:, None],
             attention_mask=mask_BX,
             position_ids=positions_B1,
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
         ).logits[:, -1]
 

@@ -98,7 +98,8 @@ def test_features_and_logits_are_transformers_own(
     with torch.inference_mode():
         theirs = stock(input_ids=torch.tensor([prompt.ids]), pixel_values=pixels)
         ours = tiny_llava.model(inputs_embeds=embed(tiny_llava, prompt, features)[None])
-        assert torch.equal(theirs.image_hidden_states, features[0])
+        pooled = stock.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        assert torch.equal(pooled[0], features[0])
         assert torch.equal(theirs.logits, ours.logits)
         branch = last(tiny_llava, features, [Branch("rag", prompt)])
     p_V = theirs.logits[0, -1].softmax(-1)
