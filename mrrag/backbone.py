@@ -1,4 +1,4 @@
-"""The frozen vision-language model: load it, read an image once, answer in branches.
+"""The frozen vision-language model: read an image once, answer in branches.
 
 One question, several answers: what the branches have in common (the image, the reports)
 is prefilled once; their suffixes run as one batch, each row with its own steering; then
@@ -8,17 +8,16 @@ tokens alone.
 Every pass takes embeddings, so nothing below :func:`embed` knows of images or ids, and
 every batch is padded on the left, so the last column is always the token to go on from.
 
-It does not know where reports come from, what they are worth, or who asks.
+It does not know what a checkpoint's files look like, where reports come from, what they
+are worth, or who asks.
 Shape suffixes: B batch row, X key column, E embedding, P image patch, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import itertools
-import json
 import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -32,20 +31,24 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import AutoTokenizer, DynamicCache, LlavaForConditionalGeneration
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from mrrag import attention
 from mrrag.attention import Steering, steer, traces
+from mrrag.checkpoint import (
+    find_checkpoint,
+    fingerprint,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    read_config,
+)
 from mrrag.errors import ModelError, SettingsError
-from mrrag.prompt import Prompt
+from mrrag.prompt import Prompt, encode_after
 from mrrag.steering import Block
 from mrrag.types import AttentionTrace, Image
 
 logger = logging.getLogger(__name__)
-
-# model_type in config.json → how its parameter names map onto LlavaForConditionalGeneration.
-KEY_MAPPINGS: dict[str, dict[str, str]] = {"llava": {}}
 
 # What transformers calls the keyword of a cache; the old name warns in the new versions.
 _ARGUMENTS = inspect.signature(LlavaForConditionalGeneration.forward).parameters
@@ -69,7 +72,7 @@ class Backbone:
     eos_ids : tuple of int
         The tokens that end an answer.
     fingerprint : str
-        Of the files, to tell checkpoints apart; see :func:`fingerprint`.
+        Of the files, to tell checkpoints apart; see :func:`mrrag.checkpoint.fingerprint`.
     """
 
     model: Any = field(repr=False)
@@ -91,8 +94,11 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
-        return torch.device(self.model.device)
+        """Where a pass begins, which is where its inputs go."""
+        first = self.model.get_input_embeddings()
+        # Weights that accelerate keeps elsewhere come here when they are needed.
+        hook = getattr(first, "_hf_hook", None)
+        return torch.device(getattr(hook, "execution_device", None) or first.weight.device)
 
 
 @dataclass(frozen=True)
@@ -135,64 +141,56 @@ class ScoreBatch:
 
 
 def load_backbone(
-    path: str | Path,
+    name: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    tower: str = "checkpoint",
+    quantize: str | None = None,
 ) -> Backbone:
-    """Load a checkpoint folder in the transformers layout, from safetensors only.
+    """Load a checkpoint, a folder or a name on the hub, from safetensors only.
 
     Parameters
     ----------
     dtype
-        To compute in, whatever the files store.
+        To compute in, whatever the files store; by default float32 on the CPU and bfloat16
+        elsewhere.
+    device, tower, quantize
+        As in :func:`mrrag.checkpoint.load_model`; ``revision`` as in
+        :func:`mrrag.checkpoint.find_checkpoint`.
 
     Raises
     ------
     ModelError
-        Where the folder is absent or is of another kind, or where the files lack a
-        parameter, have one too many, or have one of another shape.
+        Where there is no such checkpoint, or it is of another kind, or the files lack a
+        parameter, have one too many, or have one of another shape, or there is no room.
     """
-    path = Path(path)
-    config = _read_config(path)
-    kind = config.get("model_type")
-    if kind not in KEY_MAPPINGS:
-        raise ModelError(
-            f"{path.name} is of the kind {kind!r}; MR-RAG reads {', '.join(KEY_MAPPINGS)}. "
-            "Choose another checkpoint."
-        )
-    if not any(path.glob("*.safetensors")):
-        raise ModelError(
-            f"{path.name} has no .safetensors file, and no other format is read. "
-            "Download the checkpoint again, or convert it."
-        )
-    try:
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            path,
-            dtype=dtype,
-            key_mapping=KEY_MAPPINGS[kind] or None,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # said below, with the names, as the others are
-            output_loading_info=True,
-        )
-        model, info = loaded
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        image_processor = _load_image_processor(path, model.config)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{path.name} could not be loaded: {error} Download the checkpoint again."
-        ) from error
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[what]:
-            names = ", ".join(sorted(map(str, info[what]))[:8])
-            raise ModelError(
-                f"{path.name} has {len(info[what])} {what.replace('_', ' ')}: {names}. Its files "
-                "and its config.json do not belong together. Download the checkpoint again."
-            )
-    model.set_attn_implementation({"text_config": attention.NAME})
-    model.eval().requires_grad_(False).to(device)
+    folder = find_checkpoint(name, revision)
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder, config)
+    model = load_model(
+        folder,
+        config,
+        dtype=dtype or (torch.float32 if device == "cpu" else torch.bfloat16),
+        device=device,
+        tower=tower,
+        quantize=quantize,
+    )
+    return make_backbone(
+        model,
+        tokenizer,
+        load_image_processor(folder, config),
+        name=folder.name if Path(name).expanduser().is_dir() else str(name),
+        fingerprint=fingerprint(folder),
+    )
 
+
+def make_backbone(
+    model: Any, tokenizer: Any, image_processor: Any, *, name: str, fingerprint: str
+) -> Backbone:
+    """Put our attention under a model's text part, and note what its files say about it."""
+    model.set_attn_implementation({"text_config": attention.NAME})
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
     class_token = model.config.vision_feature_select_strategy == "full"
@@ -206,59 +204,20 @@ def load_backbone(
         yes_ids=_word_ids(tokenizer, "yes"),
         no_ids=_word_ids(tokenizer, "no"),
         eos_ids=_eos_ids(model, tokenizer),
-        name=path.name,
-        fingerprint=fingerprint(path),
-    )
-
-
-def fingerprint(path: Path) -> str:
-    """Sixteen hexadecimal digits that tell checkpoint folders apart, in milliseconds.
-
-    SHA-256 over config.json, tokenizer.json and, of every safetensors file, the name, the
-    size, and the first and last MiB: enough to notice a retraining, not a seal.
-    """
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json"):
-        if (path / name).is_file():
-            digest.update((path / name).read_bytes())
-    for file in sorted(path.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(2**20))
-            stream.seek(max(0, size - 2**20))
-            digest.update(stream.read())
-    return digest.hexdigest()[:16]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"No readable config.json in {path}. Give the folder of a LLaVA checkpoint."
-        ) from error
-    return dict(config)
-
-
-def _load_image_processor(path: Path, config: Any) -> Any:
-    if any((path / f).is_file() for f in ("preprocessor_config.json", "processor_config.json")):
-        return LlavaImageProcessorPil.from_pretrained(path, local_files_only=True)
-    side = config.vision_config.image_size
-    # LLaVA-Med's own: pad to a square with the mean colour, then resize (bicubic).
-    return LlavaImageProcessorPil(
-        do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        name=name,
+        fingerprint=fingerprint,
     )
 
 
 def _word_ids(tokenizer: Any, word: str) -> tuple[int, ...]:
     """The first tokens that are this whole word, in any case, at the start of an answer."""
     found = set()
+    plain = {"add_special_tokens": False}
     for variant in (word, word.capitalize(), word.upper()):
         for text in (variant, " " + variant):
-            first = tokenizer.encode(text, add_special_tokens=False)[0]
-            if tokenizer.decode([first]).strip().lower() == word:
-                found.add(first)
+            for ids in (encode_after(tokenizer, text), tokenizer.encode(text, **plain)):
+                if tokenizer.decode(ids[:1]).strip().lower() == word:
+                    found.add(ids[0])
     if not found:
         raise ModelError(
             f"The checkpoint's vocabulary has no token for {word!r}, so the probability of "

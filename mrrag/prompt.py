@@ -79,6 +79,19 @@ def plain_text(text: str, special: Sequence[str]) -> str:
         text = cleaned
 
 
+def encode_after(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of text that goes on after other text, as a joint encoding would have them.
+
+    A SentencePiece tokenizer takes whatever it is given for the start of a sentence and
+    puts a space before it. Behind a line break, which joins with nothing, it does not.
+    """
+    line_break = tokenizer.encode("\n", add_special_tokens=False)
+    joined = tokenizer.encode("\n" + text, add_special_tokens=False)
+    if joined[: len(line_break)] == line_break:
+        return joined[len(line_break) :]
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
 def build_prompt(
     tokenizer: Tokenizer,
     question: str,
@@ -110,8 +123,11 @@ def build_prompt(
     if not question:
         raise SettingsError("The question is empty. Type a question about the image.")
 
-    def encode(text: str) -> list[int]:
+    def begin(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
+
+    def go_on(text: str) -> list[int]:
+        return encode_after(tokenizer, text)
 
     ids: list[int] = []
     spans: list[Span] = []
@@ -124,18 +140,19 @@ def build_prompt(
         ids.extend(tokens)
 
     opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    add("other", opening + encode("[INST] "))
+    add("other", opening + begin("[INST] "))
     add("image", [image_token_id] * image_tokens)
-    add("other", encode("\n" + (REPORTS_HEADING if reports else "")))
+    # LLaVA cuts its text at the image, so what follows begins anew there, too.
+    add("other", begin("\n" + (REPORTS_HEADING if reports else "")))
     for k, report in enumerate(reports, start=1):
-        tokens = encode(plain_text(report, special))
+        tokens = go_on(plain_text(report, special))
         if len(tokens) > max_report_tokens:
             notes.append(f"Report {k} was cut from {len(tokens)} to {max_report_tokens} tokens.")
             tokens = tokens[:max_report_tokens]
-        add("other", encode(f"{k}. "))
+        add("other", go_on(f"{k}. "))
         add(f"report {k}", tokens)
-        add("other", encode("\n"))
+        add("other", go_on("\n"))
     suffix_start = len(ids)
-    add("question", encode(question))
-    add("cue", encode(" [/INST]"))
+    add("question", go_on(question))
+    add("cue", go_on(" [/INST]"))
     return Prompt(tuple(ids), tuple(spans), suffix_start, tuple(notes))

@@ -11,7 +11,7 @@ LAYERS = (
     {"types", "errors", "scope", "metrics"},
     {"images", "prompt"},
     {"steering", "encoders", "corpus"},
-    {"attention"},
+    {"attention", "checkpoint"},
     {"backbone", "knowledge_base"},
     {"retrieval"},
     {"pipeline"},
