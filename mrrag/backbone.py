@@ -20,7 +20,7 @@ import inspect
 import itertools
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers.cache_utils import DynamicLayer
 
 from mrrag import attention
 from mrrag.attention import Steering, steer, traces
@@ -44,7 +45,7 @@ from mrrag.checkpoint import (
     read_config,
 )
 from mrrag.errors import ModelError, SettingsError
-from mrrag.prompt import Prompt, encode_after
+from mrrag.prompt import Prompt, continuing
 from mrrag.steering import Block
 from mrrag.types import AttentionTrace, Image
 
@@ -71,6 +72,9 @@ class Backbone:
         The tokens that say yes or no as the first word of an answer, in any case.
     eos_ids : tuple of int
         The tokens that end an answer.
+    capture : bool
+        Whether a step of decoding may be captured as a CUDA graph: on one device, with
+        nothing moved in and out, and where a process keeps its device.
     fingerprint : str
         Of the files, to tell checkpoints apart; see :func:`mrrag.checkpoint.fingerprint`.
     """
@@ -86,6 +90,7 @@ class Backbone:
     eos_ids: tuple[int, ...]
     name: str
     fingerprint: str
+    capture: bool = False
 
     @property
     def layers(self) -> int:
@@ -111,12 +116,35 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A prefix that has been read, to go on from in the next question about an image.
+
+    Attributes
+    ----------
+    features : Tensor or None
+        The image's, from :func:`encode_image`; another image's reading is of no use.
+    ids : tuple of int
+        The tokens read: template, image and reports.
+    """
+
+    features: Tensor | None = field(repr=False)
+    ids: tuple[int, ...] = field(repr=False)
+    cache: DynamicCache = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """What keeping it costs, on the device."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
+
+
+@dataclass(frozen=True)
 class Step:
     """How far the branches are; every field but ``done`` has one entry per branch.
 
     ``p_yes`` and ``p_no`` are probabilities of the first answer token over the whole
     vocabulary. ``tokens`` counts without the end of the answer; ``seconds`` runs until
-    the branch has ended. ``traces`` is empty where none was asked for.
+    the branch has ended. ``traces`` is empty where none was asked for. ``reading`` is the
+    longest prefix of the branches, for the next call.
     """
 
     p_yes: tuple[float, ...]
@@ -126,6 +154,7 @@ class Step:
     tokens: tuple[int, ...]
     seconds: tuple[float, ...]
     done: bool
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -177,17 +206,26 @@ def load_backbone(
         tower=tower,
         quantize=quantize,
     )
+    devices = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
     return make_backbone(
         model,
         tokenizer,
         load_image_processor(folder, config),
         name=folder.name if Path(name).expanduser().is_dir() else str(name),
         fingerprint=fingerprint(folder),
+        # bitsandbytes' int8 looks at its values on the CPU, which a graph cannot.
+        capture=device == "auto" and len(devices) <= 1 and quantize != "int8",
     )
 
 
 def make_backbone(
-    model: Any, tokenizer: Any, image_processor: Any, *, name: str, fingerprint: str
+    model: Any,
+    tokenizer: Any,
+    image_processor: Any,
+    *,
+    name: str,
+    fingerprint: str,
+    capture: bool = False,
 ) -> Backbone:
     """Put our attention under a model's text part, and note what its files say about it."""
     model.set_attn_implementation({"text_config": attention.NAME})
@@ -206,16 +244,17 @@ def make_backbone(
         eos_ids=_eos_ids(model, tokenizer),
         name=name,
         fingerprint=fingerprint,
+        capture=capture,
     )
 
 
 def _word_ids(tokenizer: Any, word: str) -> tuple[int, ...]:
     """The first tokens that are this whole word, in any case, at the start of an answer."""
+    go_on = continuing(tokenizer)
     found = set()
-    plain = {"add_special_tokens": False}
     for variant in (word, word.capitalize(), word.upper()):
         for text in (variant, " " + variant):
-            for ids in (encode_after(tokenizer, text), tokenizer.encode(text, **plain)):
+            for ids in (go_on(text), tokenizer.encode(text, add_special_tokens=False)):
                 if tokenizer.decode(ids[:1]).strip().lower() == word:
                     found.add(ids[0])
     if not found:
@@ -308,6 +347,40 @@ def fork(cache: DynamicCache) -> DynamicCache:
     return forked
 
 
+def crop(cache: DynamicCache, tokens: int) -> DynamicCache:
+    """The first ``tokens`` of a cache, over the same memory."""
+    cropped = fork(cache)
+    for layer in cropped.layers:
+        layer.keys, layer.values = layer.keys[:, :, :tokens], layer.values[:, :, :tokens]
+    return cropped
+
+
+def read_prefixes(
+    backbone: Backbone,
+    features: Tensor | None,
+    prompts: Sequence[Prompt],
+    embeds: Sequence[Tensor],
+    known: Reading | None = None,
+) -> list[Reading]:
+    """Read the prefix of every prompt, each token once.
+
+    A prefix goes on from what it has in common with one that was read before, here or (by
+    ``known``) in an earlier call: all of the image, and the reports as far as they are the
+    same and in the same order.
+    """
+    read = [known] if known is not None and known.features is features else []
+    readings = []
+    for prompt, embeds_XE in zip(prompts, embeds, strict=True):
+        ids = prompt.ids[: prompt.suffix_start]
+        best = max(read, key=lambda r: _common_length(r.ids, ids), default=None)
+        shared = 0 if best is None else _common_length(best.ids, ids)
+        cache = DynamicCache() if best is None or not shared else crop(best.cache, shared)
+        reading = Reading(features, ids, prefill(backbone, embeds_XE[shared : len(ids)], cache))
+        readings.append(reading)
+        read.append(reading)
+    return readings
+
+
 def layout(prefixes: Sequence[int], suffixes: Sequence[int]) -> Tensor:
     """Which columns of a batch hold tokens: bool [B, X], on the CPU.
 
@@ -368,6 +441,91 @@ def run_suffixes(
     return logits[:, -1].float()
 
 
+class RoomyLayer(DynamicLayer):
+    """One layer's cache with room for all that is to come: its shape never changes."""
+
+    def __init__(self, layer: Any, room: int, column: Tensor) -> None:
+        super().__init__()
+        self.keys = pad(layer.keys, (0, 0, 0, room))
+        self.values = pad(layer.values, (0, 0, 0, room))
+        self.is_initialized = True
+        self.column = column
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write one token at the column, and give all there is; the mask hides the rest."""
+        column = self.column.to(self.keys.device)
+        self.keys.index_copy_(2, column, key_states)
+        self.values.index_copy_(2, column, value_states)
+        return self.keys, self.values
+
+
+def token_step(
+    backbone: Backbone, cache: DynamicCache, mask_BX: Tensor, ids_B1: Tensor, room: int
+) -> Callable[[], None]:
+    """A function that feeds ``ids_B1`` and overwrites it with what comes next.
+
+    Every tensor that it reads and writes keeps its place and its shape, so that on one
+    CUDA device the whole step is captured once, as a graph, and replayed: a 7B step is
+    some thousand small kernels, which Python cannot launch as fast as the device runs
+    them. Elsewhere, and where capturing is not possible, it runs as it is.
+
+    Parameters
+    ----------
+    mask_BX
+        Which columns of ``cache`` hold tokens.
+    room
+        How often the function may be called.
+    """
+    model, device = backbone.model, backbone.device
+    start = mask_BX.shape[1]
+    mask_B11X = pad(mask_BX.to(device), (0, room))[:, None, None]
+    positions_B1 = mask_BX.sum(1, keepdim=True).to(device)
+    column = torch.tensor([start], device=device)
+    roomy = fork(cache)
+    roomy.layers = [RoomyLayer(layer, room, column) for layer in cache.layers]
+
+    def step() -> None:
+        mask_B11X.index_fill_(3, column, True)
+        logits_B1V = model(
+            input_ids=ids_B1,
+            attention_mask=mask_B11X,
+            position_ids=positions_B1,
+            **{CACHE: roomy},
+            use_cache=True,
+        ).logits
+        ids_B1.copy_(logits_B1V.argmax(-1))
+        positions_B1.add_(1)
+        column.add_(1)
+
+    if not (backbone.capture and device.type == "cuda"):
+        return step
+    return captured(step, (ids_B1, mask_B11X, positions_B1, column))
+
+
+def captured(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:
+    """A step as a CUDA graph; the trial run that capturing needs is taken back."""
+    before = [tensor.clone() for tensor in state]
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        step()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    run: Callable[[], None] = graph.replay
+    try:
+        # Other threads may use the device meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            step()
+    except RuntimeError as error:
+        logger.warning("Decoding without a CUDA graph, so slower: %s", error)
+        run = step
+    for tensor, value in zip(state, before, strict=True):
+        tensor.copy_(value)
+    return run
+
+
 @torch.inference_mode()
 def decode(
     backbone: Backbone,
@@ -380,29 +538,23 @@ def decode(
     """Go on greedily, all rows as one batch; yield a token per row as it comes.
 
     A row that has ended yields None. The loop ends with the last row, after
-    ``max_new_tokens``, or when the generator is closed.
+    ``max_new_tokens``, or when the generator is closed. ``cache`` stays as it is.
     """
     eos = torch.tensor(backbone.eos_ids, device=backbone.device)
-    mask_BX = mask_BX.to(backbone.device)
-    ended_B = torch.zeros(len(mask_BX), dtype=torch.bool, device=backbone.device)
-    for step in itertools.count(1):
-        ids_B = logits_BV.argmax(-1)
-        ended_B = ended_B | torch.isin(ids_B, eos)
-        tokens = torch.where(ended_B, -1, ids_B).tolist()
+    ids_B1 = logits_BV.argmax(-1, keepdim=True)
+    ended_B1 = torch.zeros_like(ids_B1, dtype=torch.bool)
+    advance: Callable[[], None] | None = None
+    for count in range(1, max_new_tokens + 1):
+        ended_B1 |= torch.isin(ids_B1, eos)
+        tokens = ids_B1.masked_fill(ended_B1, -1).flatten().tolist()
         if max(tokens) < 0:
             return
         yield [None if token < 0 else token for token in tokens]
-        if step >= max_new_tokens:
+        if count == max_new_tokens:
             return
-        positions_B1 = mask_BX.sum(1, keepdim=True)
-        mask_BX = pad(mask_BX, (0, 1), value=True)
-        logits_BV = backbone.model(
-            input_ids=ids_B[:, None],
-            attention_mask=mask_BX,
-            position_ids=positions_B1,
-            **{CACHE: cache},
-            use_cache=True,
-        ).logits[:, -1]
+        if advance is None:
+            advance = token_step(backbone, cache, mask_BX, ids_B1, max_new_tokens - 1)
+        advance()
 
 
 # Answering
@@ -420,6 +572,7 @@ def answer_branches(
     transform: str = "ifa",
     max_new_tokens: int,
     trace: bool = True,
+    known: Reading | None = None,
 ) -> Iterator[Step]:
     """Answer one question in several ways at once, over a shared prefix.
 
@@ -438,6 +591,8 @@ def answer_branches(
         Which tokens count as the question, a key of :data:`mrrag.steering.ROWS`.
     transform
         A key of :data:`mrrag.steering.TRANSFORMS`.
+    known
+        Of an earlier call with the same ``features``, to read on from; it stays as it is.
 
     Raises
     ------
@@ -449,17 +604,13 @@ def answer_branches(
     prompts = [branch.prompt for branch in branches]
     embeds = [embed(backbone, prompt, features) for prompt in prompts]
 
-    # The image is common to all branches; the reports, to those with the same prefix.
-    prefixes = [prompt.ids[: prompt.suffix_start] for prompt in prompts]
-    common = _common_length(prefixes)
-    root = prefill(backbone, embeds[0][:common])
-    caches: dict[tuple[int, ...], DynamicCache] = {}
-    for prefix, embeds_XE in zip(prefixes, embeds, strict=True):
-        if prefix not in caches:
-            caches[prefix] = prefill(backbone, embeds_XE[common : len(prefix)], root)
-    cache = stack([caches[prefix] for prefix in prefixes])
+    readings = read_prefixes(backbone, features, prompts, embeds, known)
+    cache = stack([reading.cache for reading in readings])
+    longest = max(readings, key=lambda reading: len(reading.ids))
 
-    mask_BX = layout([len(p) for p in prefixes], [len(p.ids) - p.suffix_start for p in prompts])
+    mask_BX = layout(
+        [p.suffix_start for p in prompts], [len(p.ids) - p.suffix_start for p in prompts]
+    )
     steering = steer(
         prompts,
         [branch.relevance for branch in branches],
@@ -481,7 +632,8 @@ def answer_branches(
 
     def step(done: bool) -> Step:
         texts = tuple(_text(backbone, row, done) for row in ids)
-        return Step(p_yes, p_no, seen, texts, tuple(map(len, ids)), tuple(seconds), done)
+        tokens = tuple(map(len, ids))
+        return Step(p_yes, p_no, seen, texts, tokens, tuple(seconds), done, longest)
 
     yield step(done=False)
     for tokens in decode(backbone, cache, mask_BX, logits_BV, max_new_tokens=max_new_tokens):
@@ -608,8 +760,8 @@ def _check_layers(backbone: Backbone, layers: Collection[int]) -> None:
         )
 
 
-def _common_length(sequences: Sequence[Sequence[int]]) -> int:
-    same = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*sequences, strict=False))
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
     return sum(1 for _ in same)
 
 

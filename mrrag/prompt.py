@@ -12,7 +12,7 @@ one BOS, no system prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from mrrag.types import Span
 
 REPORTS_HEADING = "Reports of similar cases:\n"
 MARKERS = ("[INST]", "[/INST]", "<image>")
+SPACE = "▁"  # how SentencePiece writes a space
 
 
 class Tokenizer(Protocol):
@@ -79,17 +80,23 @@ def plain_text(text: str, special: Sequence[str]) -> str:
         text = cleaned
 
 
-def encode_after(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of text that goes on after other text, as a joint encoding would have them.
+def continuing(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """How to encode text that goes on after other text.
 
     A SentencePiece tokenizer takes whatever it is given for the start of a sentence and
-    puts a space before it. Behind a line break, which joins with nothing, it does not.
+    puts a space before it, which models taught on whole prompts never saw there. Behind a
+    line break, which joins with nothing, it does not. (The bundled model was taught piece
+    by piece, on a byte-level tokenizer.)
     """
-    line_break = tokenizer.encode("\n", add_special_tokens=False)
-    joined = tokenizer.encode("\n" + text, add_special_tokens=False)
-    if joined[: len(line_break)] == line_break:
-        return joined[len(line_break) :]
-    return tokenizer.encode(text, add_special_tokens=False)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def after_line_break(text: str) -> list[int]:
+        return encode("\n" + text)[len(line_break) :]
+
+    line_break = encode("\n")
+    return after_line_break if encode(SPACE) == encode(" ") else encode
 
 
 def build_prompt(
@@ -123,11 +130,10 @@ def build_prompt(
     if not question:
         raise SettingsError("The question is empty. Type a question about the image.")
 
+    go_on = continuing(tokenizer)
+
     def begin(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
-
-    def go_on(text: str) -> list[int]:
-        return encode_after(tokenizer, text)
 
     ids: list[int] = []
     spans: list[Span] = []

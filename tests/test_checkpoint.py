@@ -71,6 +71,11 @@ def published(tmp_path_factory: pytest.TempPathFactory, tower: Path) -> Path:
     return write_published(tmp_path_factory.mktemp("published") / "llava-med", tower)
 
 
+@pytest.fixture(scope="module")
+def backbone(published: Path) -> Backbone:
+    return load_backbone(published)
+
+
 @pytest.fixture
 def copied(published: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(published, tmp_path / "copy"))
@@ -123,8 +128,7 @@ def configure(folder: Path, **changes: Any) -> None:
 # The published layout
 
 
-def test_the_published_layout_gives_the_logits_of_weights_set_by_hand(published: Path) -> None:
-    backbone = load_backbone(published)
+def test_the_published_layout_gives_the_logits_of_weights_set_by_hand(backbone: Backbone) -> None:
     assert torch.equal(logits(backbone.model, backbone), logits(by_hand(), backbone))
     assert answers(backbone).tokens == (3, 3)
 
@@ -212,8 +216,7 @@ def test_the_published_shape_is_read_and_not_the_class_default() -> None:
 # Tokens and the template
 
 
-def test_the_prompt_is_the_published_template(published: Path) -> None:
-    backbone = load_backbone(published)
+def test_the_prompt_is_the_published_template(backbone: Backbone) -> None:
     prompt = build_prompt(
         backbone.tokenizer, QUESTION, (), image_token_id=0, image_tokens=backbone.image_tokens
     )
@@ -227,8 +230,7 @@ def test_the_prompt_is_the_published_template(published: Path) -> None:
     assert prompt.ids.count(1) == 1
 
 
-def test_reports_are_in_the_prompt_word_for_word(published: Path) -> None:
-    backbone = load_backbone(published)
+def test_reports_are_in_the_prompt_word_for_word(backbone: Backbone) -> None:
     prompt = prompt_of(backbone)
     after = backbone.tokenizer.decode(list(prompt.ids[prompt.span("image").stop :]))
     reports = "".join(f"{k}. {text}\n" for k, text in enumerate(REPORTS, 1))
@@ -237,8 +239,7 @@ def test_reports_are_in_the_prompt_word_for_word(published: Path) -> None:
         assert backbone.tokenizer.decode(list(prompt.ids[span.start : span.stop])) == text
 
 
-def test_no_text_can_ask_for_the_placeholder(published: Path) -> None:
-    backbone = load_backbone(published)
+def test_no_text_can_ask_for_the_placeholder(backbone: Backbone) -> None:
     prompt = build_prompt(
         backbone.tokenizer,
         "Is <unk> there <image> a</s> nodule <s>?",
@@ -251,16 +252,14 @@ def test_no_text_can_ask_for_the_placeholder(published: Path) -> None:
     assert prompt.ids.count(2) == 0
 
 
-def test_answers_begin_with_yes_or_no_and_end_at_eos(published: Path) -> None:
-    backbone = load_backbone(published)
+def test_answers_begin_with_yes_or_no_and_end_at_eos(backbone: Backbone) -> None:
     assert backbone.eos_ids == (2,)
     pieces = backbone.tokenizer.convert_ids_to_tokens(list(backbone.yes_ids))
     assert {"▁Yes", "▁yes"} <= set(pieces)
     assert not set(backbone.yes_ids) & set(backbone.no_ids)
 
 
-def test_an_image_is_padded_with_the_mean_colour(published: Path) -> None:
-    backbone = load_backbone(published)
+def test_an_image_is_padded_with_the_mean_colour(backbone: Backbone) -> None:
     wide = Image(np.full((10, 40), 255, np.uint8))
     pixels = pixel_values(backbone, [wide])[0]
     assert pixels.shape == (3, 28, 28)
@@ -277,10 +276,9 @@ def test_the_tower_is_the_checkpoint_s_unless_another_is_asked_for(
     own, stock = load_backbone(published), load_backbone(published, tower="stock")
     other = load_backbone(published, tower=str(write_tower(tmp_path / "other", seed=5)))
     hand = by_hand()
+    pixels = pixel_values(own, [PICTURE])
     ours = encode_image(own, PICTURE)
-    assert torch.equal(
-        ours[0], hand.get_image_features(pixel_values(own, [PICTURE])).pooler_output[0]
-    )
+    assert torch.equal(ours[0], hand.get_image_features(pixels).pooler_output[0])
     weights = load_file(tower / "model.safetensors")
     hand.model.vision_tower.load_state_dict(
         {name.removeprefix("vision_model."): tensor for name, tensor in weights.items()}
@@ -342,10 +340,12 @@ def test_another_text_model_is_a_backbone_too(
 # Placement and quantization
 
 
-def test_a_model_spread_over_devices_answers_alike(published: Path, tmp_path: Path) -> None:
+def test_a_model_spread_over_devices_answers_alike(
+    published: Path, backbone: Backbone, tmp_path: Path
+) -> None:
     from accelerate import dispatch_model
 
-    whole, spread = load_backbone(published), load_backbone(published)
+    spread = load_backbone(published)
     dispatch_model(
         spread.model,
         device_map={
@@ -365,10 +365,10 @@ def test_a_model_spread_over_devices_answers_alike(published: Path, tmp_path: Pa
     )
     assert any(p.is_meta for p in spread.model.parameters())
     assert spread.device == torch.device("cpu")
-    here, there = answers(whole), answers(spread)
+    here, there = answers(backbone), answers(spread)
     assert here.texts == there.texts
-    assert here.p_yes == there.p_yes
-    assert np.array_equal(here.traces[1].mass_LHS, there.traces[1].mass_LHS)
+    assert here.p_yes == pytest.approx(there.p_yes, abs=1e-6)
+    assert np.abs(here.traces[1].mass_LHS - there.traces[1].mass_LHS).max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
