@@ -45,7 +45,7 @@ class Probe:
         """Reduce one layer's probabilities; no synchronisation with the device."""
         share_BQ = question_BQ / question_BQ.sum(-1, keepdim=True)
         mean_BHX = torch.einsum("bhqx,bq->bhx", weights_BHQX, share_BQ)
-        self.mass_BHS.append(mean_BHX @ self.spans_BXS)
+        self.mass_BHS.append(mean_BHX @ self.spans_BXS.to(mean_BHX.device))
         self.keys_BX.append(mean_BHX.mean(1))
 
 
@@ -97,17 +97,19 @@ def attention(
 
     rows = steering.question_BQ.shape[1]
     logits_BHQX = row_logits(query[:, :, -rows:], key, scaling)
+    # A layer may live on another device than the one the pass began on.
+    device = query.device
     for edit in edits:
-        logits_BHQX = edit.transform(logits_BHQX, edit.lam_BQX)
+        logits_BHQX = edit.transform(logits_BHQX, edit.lam_BQX.to(device))
     weights_BHQX = masked_softmax(logits_BHQX, attention_mask)
     if edits:
-        lam_BQ = torch.stack([edit.lam_BQX.amax((1, 3)) for edit in edits]).amax(0)
+        lam_BQ = torch.stack([edit.lam_BQX.amax((1, 3)) for edit in edits]).amax(0).to(device)
         edited_BQHD = row_values(weights_BHQX, value).to(output.dtype)
         output[:, -rows:] = torch.where(
             (lam_BQ > 0)[:, :, None, None], edited_BQHD, output[:, -rows:]
         )
     if steering.probe is not None:
-        steering.probe.record(weights_BHQX, steering.question_BQ)
+        steering.probe.record(weights_BHQX, steering.question_BQ.to(device))
     return output, None
 
 
@@ -210,8 +212,8 @@ def traces(
     """What a probed pass saw, one trace per prompt, free of padding and on the CPU."""
     if steering.probe is None:
         raise ValueError("This pass was not probed.")
-    mass_BLHS = torch.stack(steering.probe.mass_BHS, 1).cpu()
-    keys_BLX = torch.stack(steering.probe.keys_BX, 1).cpu()
+    mass_BLHS = _stacked(steering.probe.mass_BHS)
+    keys_BLX = _stacked(steering.probe.keys_BX)
     result = []
     for b, prompt in enumerate(prompts):
         names = span_names(prompt)
@@ -227,6 +229,12 @@ def traces(
             )
         )
     return tuple(result)
+
+
+def _stacked(layers: Sequence[Tensor]) -> Tensor:
+    """One tensor [B, L, ...] on the CPU, wherever the layers live; one copy a device."""
+    first = layers[0].device
+    return torch.stack([layer.to(first) for layer in layers], 1).cpu()
 
 
 def span_names(prompt: Prompt) -> tuple[str, ...]:

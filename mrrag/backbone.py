@@ -1,4 +1,4 @@
-"""The frozen vision-language model: load it, read an image once, answer in branches.
+"""The frozen vision-language model: read an image once, answer in branches.
 
 One question, several answers: what the branches have in common (the image, the reports)
 is prefilled once; their suffixes run as one batch, each row with its own steering; then
@@ -8,19 +8,19 @@ tokens alone.
 Every pass takes embeddings, so nothing below :func:`embed` knows of images or ids, and
 every batch is padded on the left, so the last column is always the token to go on from.
 
-It does not know where reports come from, what they are worth, or who asks.
+It does not know what a checkpoint's files look like, where reports come from, what they
+are worth, or who asks.
 Shape suffixes: B batch row, X key column, E embedding, P image patch, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
+import inspect
 import itertools
-import json
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,29 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import AutoTokenizer, DynamicCache, LlavaForConditionalGeneration
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers.cache_utils import DynamicLayer
 
 from mrrag import attention
 from mrrag.attention import Steering, steer, traces
+from mrrag.checkpoint import (
+    find_checkpoint,
+    fingerprint,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    read_config,
+)
 from mrrag.errors import ModelError, SettingsError
-from mrrag.prompt import Prompt
+from mrrag.prompt import Prompt, continuing
 from mrrag.steering import Block
 from mrrag.types import AttentionTrace, Image
 
 logger = logging.getLogger(__name__)
 
-# model_type in config.json → how its parameter names map onto LlavaForConditionalGeneration.
-KEY_MAPPINGS: dict[str, dict[str, str]] = {"llava": {}}
+# What transformers calls the keyword of a cache; the old name warns in the new versions.
+_ARGUMENTS = inspect.signature(LlavaForConditionalGeneration.forward).parameters
+CACHE = "cache" if "cache" in _ARGUMENTS else "past_key_values"
 
 Item = tuple[Tensor | None, Prompt, Sequence[float] | None]
 
@@ -63,8 +72,11 @@ class Backbone:
         The tokens that say yes or no as the first word of an answer, in any case.
     eos_ids : tuple of int
         The tokens that end an answer.
+    capture : bool
+        Whether a step of decoding may be captured as a CUDA graph: on one device, with
+        nothing moved in and out, and where a process keeps its device.
     fingerprint : str
-        Of the files, to tell checkpoints apart; see :func:`fingerprint`.
+        Of the files, to tell checkpoints apart; see :func:`mrrag.checkpoint.fingerprint`.
     """
 
     model: Any = field(repr=False)
@@ -78,6 +90,7 @@ class Backbone:
     eos_ids: tuple[int, ...]
     name: str
     fingerprint: str
+    capture: bool = False
 
     @property
     def layers(self) -> int:
@@ -86,8 +99,11 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
-        return torch.device(self.model.device)
+        """Where a pass begins, which is where its inputs go."""
+        first = self.model.get_input_embeddings()
+        # Weights that accelerate keeps elsewhere come here when they are needed.
+        hook = getattr(first, "_hf_hook", None)
+        return torch.device(getattr(hook, "execution_device", None) or first.weight.device)
 
 
 @dataclass(frozen=True)
@@ -100,12 +116,35 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A prefix that has been read, to go on from in the next question about an image.
+
+    Attributes
+    ----------
+    features : Tensor or None
+        The image's, from :func:`encode_image`; another image's reading is of no use.
+    ids : tuple of int
+        The tokens read: template, image and reports.
+    """
+
+    features: Tensor | None = field(repr=False)
+    ids: tuple[int, ...] = field(repr=False)
+    cache: DynamicCache = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """What keeping it costs, on the device."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
+
+
+@dataclass(frozen=True)
 class Step:
     """How far the branches are; every field but ``done`` has one entry per branch.
 
     ``p_yes`` and ``p_no`` are probabilities of the first answer token over the whole
     vocabulary. ``tokens`` counts without the end of the answer; ``seconds`` runs until
-    the branch has ended. ``traces`` is empty where none was asked for.
+    the branch has ended. ``traces`` is empty where none was asked for. ``reading`` is the
+    longest prefix of the branches, for the next call.
     """
 
     p_yes: tuple[float, ...]
@@ -115,6 +154,7 @@ class Step:
     tokens: tuple[int, ...]
     seconds: tuple[float, ...]
     done: bool
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -130,64 +170,65 @@ class ScoreBatch:
 
 
 def load_backbone(
-    path: str | Path,
+    name: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    tower: str = "checkpoint",
+    quantize: str | None = None,
 ) -> Backbone:
-    """Load a checkpoint folder in the transformers layout, from safetensors only.
+    """Load a checkpoint, a folder or a name on the hub, from safetensors only.
 
     Parameters
     ----------
     dtype
-        To compute in, whatever the files store.
+        To compute in, whatever the files store; by default float32 on the CPU and bfloat16
+        elsewhere.
+    device, tower, quantize
+        As in :func:`mrrag.checkpoint.load_model`; ``revision`` as in
+        :func:`mrrag.checkpoint.find_checkpoint`.
 
     Raises
     ------
     ModelError
-        Where the folder is absent or is of another kind, or where the files lack a
-        parameter, have one too many, or have one of another shape.
+        Where there is no such checkpoint, or it is of another kind, or the files lack a
+        parameter, have one too many, or have one of another shape, or there is no room.
     """
-    path = Path(path)
-    config = _read_config(path)
-    kind = config.get("model_type")
-    if kind not in KEY_MAPPINGS:
-        raise ModelError(
-            f"{path.name} is of the kind {kind!r}; MR-RAG reads {', '.join(KEY_MAPPINGS)}. "
-            "Choose another checkpoint."
-        )
-    if not any(path.glob("*.safetensors")):
-        raise ModelError(
-            f"{path.name} has no .safetensors file, and no other format is read. "
-            "Download the checkpoint again, or convert it."
-        )
-    try:
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            path,
-            dtype=dtype,
-            key_mapping=KEY_MAPPINGS[kind] or None,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # said below, with the names, as the others are
-            output_loading_info=True,
-        )
-        model, info = loaded
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        image_processor = _load_image_processor(path, model.config)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{path.name} could not be loaded: {error} Download the checkpoint again."
-        ) from error
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[what]:
-            names = ", ".join(sorted(map(str, info[what]))[:8])
-            raise ModelError(
-                f"{path.name} has {len(info[what])} {what.replace('_', ' ')}: {names}. Its files "
-                "and its config.json do not belong together. Download the checkpoint again."
-            )
-    model.set_attn_implementation({"text_config": attention.NAME})
-    model.eval().requires_grad_(False).to(device)
+    folder = find_checkpoint(name, revision)
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder, config)
+    model = load_model(
+        folder,
+        config,
+        dtype=dtype or (torch.float32 if device == "cpu" else torch.bfloat16),
+        device=device,
+        tower=tower,
+        quantize=quantize,
+    )
+    devices = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    return make_backbone(
+        model,
+        tokenizer,
+        load_image_processor(folder, config),
+        name=folder.name if Path(name).expanduser().is_dir() else str(name),
+        fingerprint=fingerprint(folder),
+        # bitsandbytes' int8 looks at its values on the CPU, which a graph cannot.
+        capture=device == "auto" and len(devices) <= 1 and quantize != "int8",
+    )
 
+
+def make_backbone(
+    model: Any,
+    tokenizer: Any,
+    image_processor: Any,
+    *,
+    name: str,
+    fingerprint: str,
+    capture: bool = False,
+) -> Backbone:
+    """Put our attention under a model's text part, and note what its files say about it."""
+    model.set_attn_implementation({"text_config": attention.NAME})
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
     class_token = model.config.vision_feature_select_strategy == "full"
@@ -201,59 +242,21 @@ def load_backbone(
         yes_ids=_word_ids(tokenizer, "yes"),
         no_ids=_word_ids(tokenizer, "no"),
         eos_ids=_eos_ids(model, tokenizer),
-        name=path.name,
-        fingerprint=fingerprint(path),
-    )
-
-
-def fingerprint(path: Path) -> str:
-    """Sixteen hexadecimal digits that tell checkpoint folders apart, in milliseconds.
-
-    SHA-256 over config.json, tokenizer.json and, of every safetensors file, the name, the
-    size, and the first and last MiB: enough to notice a retraining, not a seal.
-    """
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json"):
-        if (path / name).is_file():
-            digest.update((path / name).read_bytes())
-    for file in sorted(path.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(2**20))
-            stream.seek(max(0, size - 2**20))
-            digest.update(stream.read())
-    return digest.hexdigest()[:16]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"No readable config.json in {path}. Give the folder of a LLaVA checkpoint."
-        ) from error
-    return dict(config)
-
-
-def _load_image_processor(path: Path, config: Any) -> Any:
-    if any((path / f).is_file() for f in ("preprocessor_config.json", "processor_config.json")):
-        return LlavaImageProcessorPil.from_pretrained(path, local_files_only=True)
-    side = config.vision_config.image_size
-    # LLaVA-Med's own: pad to a square with the mean colour, then resize (bicubic).
-    return LlavaImageProcessorPil(
-        do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        name=name,
+        fingerprint=fingerprint,
+        capture=capture,
     )
 
 
 def _word_ids(tokenizer: Any, word: str) -> tuple[int, ...]:
     """The first tokens that are this whole word, in any case, at the start of an answer."""
+    go_on = continuing(tokenizer)
     found = set()
     for variant in (word, word.capitalize(), word.upper()):
         for text in (variant, " " + variant):
-            first = tokenizer.encode(text, add_special_tokens=False)[0]
-            if tokenizer.decode([first]).strip().lower() == word:
-                found.add(first)
+            for ids in (go_on(text), tokenizer.encode(text, add_special_tokens=False)):
+                if tokenizer.decode(ids[:1]).strip().lower() == word:
+                    found.add(ids[0])
     if not found:
         raise ModelError(
             f"The checkpoint's vocabulary has no token for {word!r}, so the probability of "
@@ -343,7 +346,7 @@ def prefill(
     cache = DynamicCache() if cache is None else fork(cache)
     if len(embeds_XE):
         backbone.model(
-            inputs_embeds=embeds_XE[None], past_key_values=cache, use_cache=True, logits_to_keep=1
+            inputs_embeds=embeds_XE[None], **{CACHE: cache}, use_cache=True, logits_to_keep=1
         )
     return cache
 
@@ -357,6 +360,40 @@ def fork(cache: DynamicCache) -> DynamicCache:
     forked = copy.copy(cache)
     forked.layers = [copy.copy(layer) for layer in cache.layers]
     return forked
+
+
+def crop(cache: DynamicCache, tokens: int) -> DynamicCache:
+    """The first ``tokens`` of a cache, over the same memory."""
+    cropped = fork(cache)
+    for layer in cropped.layers:
+        layer.keys, layer.values = layer.keys[:, :, :tokens], layer.values[:, :, :tokens]
+    return cropped
+
+
+def read_prefixes(
+    backbone: Backbone,
+    features: Tensor | None,
+    prompts: Sequence[Prompt],
+    embeds: Sequence[Tensor],
+    known: Reading | None = None,
+) -> list[Reading]:
+    """Read the prefix of every prompt, each token once.
+
+    A prefix goes on from what it has in common with one that was read before, here or (by
+    ``known``) in an earlier call: all of the image, and the reports as far as they are the
+    same and in the same order.
+    """
+    read = [known] if known is not None and known.features is features else []
+    readings = []
+    for prompt, embeds_XE in zip(prompts, embeds, strict=True):
+        ids = prompt.ids[: prompt.suffix_start]
+        best = max(read, key=lambda r: _common_length(r.ids, ids), default=None)
+        shared = 0 if best is None else _common_length(best.ids, ids)
+        cache = DynamicCache() if best is None or not shared else crop(best.cache, shared)
+        reading = Reading(features, ids, prefill(backbone, embeds_XE[shared : len(ids)], cache))
+        readings.append(reading)
+        read.append(reading)
+    return readings
 
 
 def layout(prefixes: Sequence[int], suffixes: Sequence[int]) -> Tensor:
@@ -411,12 +448,97 @@ def run_suffixes(
         inputs_embeds=embeds_BXE,
         attention_mask=mask_BX.to(backbone.device),
         position_ids=positions_BX.to(backbone.device),
-        past_key_values=cache,
+        **{CACHE: cache},
         use_cache=True,
         logits_to_keep=1,
         steering=steering,
     ).logits
     return logits[:, -1].float()
+
+
+class RoomyLayer(DynamicLayer):
+    """One layer's cache with room for all that is to come: its shape never changes."""
+
+    def __init__(self, layer: Any, room: int, column: Tensor) -> None:
+        super().__init__()
+        self.keys = pad(layer.keys, (0, 0, 0, room))
+        self.values = pad(layer.values, (0, 0, 0, room))
+        self.is_initialized = True
+        self.column = column
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write one token at the column, and give all there is; the mask hides the rest."""
+        column = self.column.to(self.keys.device)
+        self.keys.index_copy_(2, column, key_states)
+        self.values.index_copy_(2, column, value_states)
+        return self.keys, self.values
+
+
+def token_step(
+    backbone: Backbone, cache: DynamicCache, mask_BX: Tensor, ids_B1: Tensor, room: int
+) -> Callable[[], None]:
+    """A function that feeds ``ids_B1`` and overwrites it with what comes next.
+
+    Every tensor that it reads and writes keeps its place and its shape, so that on one
+    CUDA device the whole step is captured once, as a graph, and replayed: a 7B step is
+    some thousand small kernels, which Python cannot launch as fast as the device runs
+    them. Elsewhere, and where capturing is not possible, it runs as it is.
+
+    Parameters
+    ----------
+    mask_BX
+        Which columns of ``cache`` hold tokens.
+    room
+        How often the function may be called.
+    """
+    model, device = backbone.model, backbone.device
+    start = mask_BX.shape[1]
+    mask_B11X = pad(mask_BX.to(device), (0, room))[:, None, None]
+    positions_B1 = mask_BX.sum(1, keepdim=True).to(device)
+    column = torch.tensor([start], device=device)
+    roomy = fork(cache)
+    roomy.layers = [RoomyLayer(layer, room, column) for layer in cache.layers]
+
+    def step() -> None:
+        mask_B11X.index_fill_(3, column, True)
+        logits_B1V = model(
+            input_ids=ids_B1,
+            attention_mask=mask_B11X,
+            position_ids=positions_B1,
+            **{CACHE: roomy},
+            use_cache=True,
+        ).logits
+        ids_B1.copy_(logits_B1V.argmax(-1))
+        positions_B1.add_(1)
+        column.add_(1)
+
+    if not (backbone.capture and device.type == "cuda"):
+        return step
+    return captured(step, (ids_B1, mask_B11X, positions_B1, column))
+
+
+def captured(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:
+    """A step as a CUDA graph; the trial run that capturing needs is taken back."""
+    before = [tensor.clone() for tensor in state]
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        step()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    run: Callable[[], None] = graph.replay
+    try:
+        # Other threads may use the device meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            step()
+    except RuntimeError as error:
+        logger.warning("Decoding without a CUDA graph, so slower: %s", error)
+        run = step
+    for tensor, value in zip(state, before, strict=True):
+        tensor.copy_(value)
+    return run
 
 
 @torch.inference_mode()
@@ -431,29 +553,23 @@ def decode(
     """Go on greedily, all rows as one batch; yield a token per row as it comes.
 
     A row that has ended yields None. The loop ends with the last row, after
-    ``max_new_tokens``, or when the generator is closed.
+    ``max_new_tokens``, or when the generator is closed. ``cache`` stays as it is.
     """
     eos = torch.tensor(backbone.eos_ids, device=backbone.device)
-    mask_BX = mask_BX.to(backbone.device)
-    ended_B = torch.zeros(len(mask_BX), dtype=torch.bool, device=backbone.device)
-    for step in itertools.count(1):
-        ids_B = logits_BV.argmax(-1)
-        ended_B = ended_B | torch.isin(ids_B, eos)
-        tokens = torch.where(ended_B, -1, ids_B).tolist()
+    ids_B1 = logits_BV.argmax(-1, keepdim=True)
+    ended_B1 = torch.zeros_like(ids_B1, dtype=torch.bool)
+    advance: Callable[[], None] | None = None
+    for count in range(1, max_new_tokens + 1):
+        ended_B1 |= torch.isin(ids_B1, eos)
+        tokens = ids_B1.masked_fill(ended_B1, -1).flatten().tolist()
         if max(tokens) < 0:
             return
         yield [None if token < 0 else token for token in tokens]
-        if step >= max_new_tokens:
+        if count == max_new_tokens:
             return
-        positions_B1 = mask_BX.sum(1, keepdim=True)
-        mask_BX = pad(mask_BX, (0, 1), value=True)
-        logits_BV = backbone.model(
-            input_ids=ids_B[:, None],
-            attention_mask=mask_BX,
-            position_ids=positions_B1,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+        if advance is None:
+            advance = token_step(backbone, cache, mask_BX, ids_B1, max_new_tokens - 1)
+        advance()
 
 
 # Answering
@@ -471,6 +587,7 @@ def answer_branches(
     transform: str = "ifa",
     max_new_tokens: int,
     trace: bool = True,
+    known: Reading | None = None,
 ) -> Iterator[Step]:
     """Answer one question in several ways at once, over a shared prefix.
 
@@ -489,6 +606,8 @@ def answer_branches(
         Which tokens count as the question, a key of :data:`mrrag.steering.ROWS`.
     transform
         A key of :data:`mrrag.steering.TRANSFORMS`.
+    known
+        Of an earlier call with the same ``features``, to read on from; it stays as it is.
 
     Raises
     ------
@@ -500,17 +619,13 @@ def answer_branches(
     prompts = [branch.prompt for branch in branches]
     embeds = [embed(backbone, prompt, features) for prompt in prompts]
 
-    # The image is common to all branches; the reports, to those with the same prefix.
-    prefixes = [prompt.ids[: prompt.suffix_start] for prompt in prompts]
-    common = _common_length(prefixes)
-    root = prefill(backbone, embeds[0][:common])
-    caches: dict[tuple[int, ...], DynamicCache] = {}
-    for prefix, embeds_XE in zip(prefixes, embeds, strict=True):
-        if prefix not in caches:
-            caches[prefix] = prefill(backbone, embeds_XE[common : len(prefix)], root)
-    cache = stack([caches[prefix] for prefix in prefixes])
+    readings = read_prefixes(backbone, features, prompts, embeds, known)
+    cache = stack([reading.cache for reading in readings])
+    longest = max(readings, key=lambda reading: len(reading.ids))
 
-    mask_BX = layout([len(p) for p in prefixes], [len(p.ids) - p.suffix_start for p in prompts])
+    mask_BX = layout(
+        [p.suffix_start for p in prompts], [len(p.ids) - p.suffix_start for p in prompts]
+    )
     steering = steer(
         prompts,
         [branch.relevance for branch in branches],
@@ -532,7 +647,8 @@ def answer_branches(
 
     def step(done: bool) -> Step:
         texts = tuple(_text(backbone, row, done) for row in ids)
-        return Step(p_yes, p_no, seen, texts, tuple(map(len, ids)), tuple(seconds), done)
+        tokens = tuple(map(len, ids))
+        return Step(p_yes, p_no, seen, texts, tokens, tuple(seconds), done, longest)
 
     yield step(done=False)
     for tokens in decode(backbone, cache, mask_BX, logits_BV, max_new_tokens=max_new_tokens):
@@ -659,8 +775,8 @@ def _check_layers(backbone: Backbone, layers: Collection[int]) -> None:
         )
 
 
-def _common_length(sequences: Sequence[Sequence[int]]) -> int:
-    same = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*sequences, strict=False))
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
     return sum(1 for _ in same)
 
 

@@ -12,7 +12,7 @@ one BOS, no system prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from mrrag.types import Span
 
 REPORTS_HEADING = "Reports of similar cases:\n"
 MARKERS = ("[INST]", "[/INST]", "<image>")
+SPACE = "▁"  # how SentencePiece writes a space
 
 
 class Tokenizer(Protocol):
@@ -79,6 +80,25 @@ def plain_text(text: str, special: Sequence[str]) -> str:
         text = cleaned
 
 
+def continuing(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """How to encode text that goes on after other text.
+
+    A SentencePiece tokenizer takes whatever it is given for the start of a sentence and
+    puts a space before it, which models taught on whole prompts never saw there. Behind a
+    line break, which joins with nothing, it does not. (The bundled model was taught piece
+    by piece, on a byte-level tokenizer.)
+    """
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def after_line_break(text: str) -> list[int]:
+        return encode("\n" + text)[len(line_break) :]
+
+    line_break = encode("\n")
+    return after_line_break if encode(SPACE) == encode(" ") else encode
+
+
 def build_prompt(
     tokenizer: Tokenizer,
     question: str,
@@ -110,7 +130,9 @@ def build_prompt(
     if not question:
         raise SettingsError("The question is empty. Type a question about the image.")
 
-    def encode(text: str) -> list[int]:
+    go_on = continuing(tokenizer)
+
+    def begin(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
     ids: list[int] = []
@@ -124,18 +146,19 @@ def build_prompt(
         ids.extend(tokens)
 
     opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    add("other", opening + encode("[INST] "))
+    add("other", opening + begin("[INST] "))
     add("image", [image_token_id] * image_tokens)
-    add("other", encode("\n" + (REPORTS_HEADING if reports else "")))
+    # LLaVA cuts its text at the image, so what follows begins anew there, too.
+    add("other", begin("\n" + (REPORTS_HEADING if reports else "")))
     for k, report in enumerate(reports, start=1):
-        tokens = encode(plain_text(report, special))
+        tokens = go_on(plain_text(report, special))
         if len(tokens) > max_report_tokens:
             notes.append(f"Report {k} was cut from {len(tokens)} to {max_report_tokens} tokens.")
             tokens = tokens[:max_report_tokens]
-        add("other", encode(f"{k}. "))
+        add("other", go_on(f"{k}. "))
         add(f"report {k}", tokens)
-        add("other", encode("\n"))
+        add("other", go_on("\n"))
     suffix_start = len(ids)
-    add("question", encode(question))
-    add("cue", encode(" [/INST]"))
+    add("question", go_on(question))
+    add("cue", go_on(" [/INST]"))
     return Prompt(tuple(ids), tuple(spans), suffix_start, tuple(notes))

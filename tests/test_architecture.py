@@ -11,7 +11,7 @@ LAYERS = (
     {"types", "errors", "scope", "metrics", "findings"},
     {"images", "prompt"},
     {"steering", "encoders", "corpus", "fetch"},
-    {"attention"},
+    {"attention", "checkpoint"},
     {"backbone", "knowledge_base"},
     {"retrieval"},
     {"calibration"},
