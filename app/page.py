@@ -217,6 +217,10 @@ def build_page(
                                 actions.heads(about), value=actions.MEAN_OF_HEADS,
                                 label="Heads", elem_id="head", min_width=0, filterable=False,
                             )  # fmt: skip
+                            states = gr.Radio(
+                                list(actions.STATES), value=actions.AS_IT_RAN, label="After IFA",
+                                elem_id="states", min_width=0,
+                            )  # fmt: skip
                         with gr.Row(elem_id="maps", equal_height=True):
                             # Empty figures make the browser fetch its plotting code early.
                             before, after, difference = (
@@ -259,7 +263,8 @@ def build_page(
             "attention": attention, "view": view, "before": before, "after": after,
             "difference": difference, "reading": reading, "layer": layer, "overlays": overlays,
             "noise": noise, "found": found, "stale": stale, "compare": compare,
-            "head": head, "lines": lines, "history": history, "file_out": file_out,
+            "head": head, "states": states, "lines": lines,
+            "history": history, "file_out": file_out,
         }  # fmt: skip
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:
@@ -349,9 +354,9 @@ def build_page(
             **quiet,
         )
         gr.on(
-            [view.input, head.input],
+            [view.input, head.input, states.input],
             lambda *inputs: placed(actions.heatmaps(*inputs)),
-            [shown, view, head, layer],
+            [shown, view, head, layer, states],
             [before, after, difference, reading, lines, status],
             **quiet,
         )
