@@ -58,6 +58,7 @@ SECONDS_BETWEEN_UPDATES = 0.04
 OVERLAY_PX = 512
 COMPARE_PX = 768
 MEAN_OF_HEADS = "Mean"
+AS_IT_RAN, SAME_STATES = STATES = ("As it ran", "On RAG’s own states (counterfactual)")
 NO_PREFERENCE = "none"
 TINT_OFF, TINT_RAG, TINT_MR_RAG = TINTS = ("Off", "RAG", "MR-RAG")
 THUMBNAIL_PX = 96
@@ -472,9 +473,7 @@ def _answer(
             "shown": shown,
             "status": cards.status("Weighing each report", kind="busy"),
         } | present(about, shown)
-        shown = replace(
-            shown, result=replace(step, influence=mrrag.influence(pipeline, query, step))
-        )
+        shown = replace(shown, result=mrrag.explain(pipeline, query, step))
         yield {
             "shown": shown,
             "status": cards.status(f"Done in {taken:.1f} s.", kind="done"),
@@ -823,8 +822,14 @@ def attention(shown: Shown, about: About) -> Update:
     critical = result.after.layers or about.critical
     layer = critical[len(critical) // 2] if critical else about.layers // 2
     return (
-        {"attention": "", "layer": layer, "view": plots.REPORTS, "head": MEAN_OF_HEADS}
-        | heatmaps(shown, plots.REPORTS, MEAN_OF_HEADS, layer)
+        {
+            "attention": "",
+            "layer": layer,
+            "view": plots.REPORTS,
+            "head": MEAN_OF_HEADS,
+            "states": AS_IT_RAN,
+        }
+        | heatmaps(shown, plots.REPORTS, MEAN_OF_HEADS, layer, AS_IT_RAN)
         | overlay(shown, layer)
     )
 
@@ -840,13 +845,23 @@ def _head(trace: AttentionTrace, head: object) -> int | None:
     return _whole("The head", _digits(head), 0, trace.mass_LHS.shape[1] - 1)
 
 
-def heatmaps(shown: object, view: object, head: object, layer: object) -> Update:
-    """The three heatmaps of a view, and the lines of both runs."""
+def heatmaps(shown: object, view: object, head: object, layer: object, states: object) -> Update:
+    """The three heatmaps of a view, and the lines of both runs.
+
+    ``states`` says whether the second map is MR-RAG as it ran, or IFA's transform on
+    plain RAG's own states.
+    """
     if not isinstance(shown, Shown) or shown.result.before is None or shown.result.after is None:
         return refuse(NO_CASE)
     if view not in plots.VIEWS:
         return refuse("That view does not exist. Choose one of those shown.")
+    if states not in STATES:
+        return refuse("Those states do not exist. Choose one of those shown.")
     traces = (shown.result.before, shown.result.after)
+    if states == SAME_STATES:
+        if shown.result.same_state is None:
+            return refuse("That map is still on its way. Try again in a moment.")
+        traces = (shown.result.before, shown.result.same_state)
     try:
         wanted = _head(traces[0], head)
     except SettingsError as error:
@@ -854,7 +869,8 @@ def heatmaps(shown: object, view: object, head: object, layer: object) -> Update
     maps = plots.attention_maps(*traces, str(view), wanted)
     if maps is None:
         return refuse("This case has no reports to show attention on.")
-    before, after, difference = plots.heatmaps(maps)
+    title = "After: MR-RAG" if states == AS_IT_RAN else "IFA on RAG’s own states"
+    before, after, difference = plots.heatmaps(maps, title)
     return {
         "before": before,
         "after": after,

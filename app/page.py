@@ -224,6 +224,10 @@ def build_page(
                                 actions.heads(about), value=actions.MEAN_OF_HEADS,
                                 label="Heads", elem_id="head", min_width=0, filterable=False,
                             )  # fmt: skip
+                            states = gr.Radio(
+                                list(actions.STATES), value=actions.AS_IT_RAN, label="After IFA",
+                                elem_id="states", min_width=0,
+                            )  # fmt: skip
                         with gr.Row(elem_id="maps", equal_height=True):
                             # Empty figures make the browser fetch its plotting code early.
                             before, after, difference = (
@@ -266,9 +270,9 @@ def build_page(
             "attention": attention, "view": view, "before": before, "after": after,
             "difference": difference, "reading": reading, "layer": layer, "overlays": overlays,
             "noise": noise, "found": found, "stale": stale, "compare": compare,
-            "head": head, "lines": lines, "history": history, "file_out": file_out,
-            "noise": noise, "film": film, "file": file, "heat": heat, "sees": sees,
-            "waiting": waiting,
+            "head": head, "states": states, "lines": lines,
+            "history": history, "file_out": file_out,
+            "film": film, "file": file, "heat": heat, "sees": sees, "waiting": waiting,
         }  # fmt: skip
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:
@@ -377,9 +381,9 @@ def build_page(
             **quiet,
         )
         gr.on(
-            [view.input, head.input],
+            [view.input, head.input, states.input],
             lambda *inputs: placed(actions.heatmaps(*inputs)),
-            [shown, view, head, layer],
+            [shown, view, head, layer, states],
             [before, after, difference, reading, lines, status],
             **quiet,
         )

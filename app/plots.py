@@ -257,13 +257,13 @@ def heatmap(
     return figure
 
 
-def heatmaps(maps: Maps) -> tuple[go.Figure, go.Figure, go.Figure]:
+def heatmaps(maps: Maps, after: str = "After: MR-RAG") -> tuple[go.Figure, go.Figure, go.Figure]:
     """Before and after on one scale from 0, and the difference on one centred at 0."""
     shared = (0.0, maps.top)
     return (
         heatmap(maps.before, maps.columns, maps.critical, title="Before: RAG",
                 limits=shared, scale=SEQUENTIAL),
-        heatmap(maps.after, maps.columns, maps.critical, title="After: MR-RAG",
+        heatmap(maps.after, maps.columns, maps.critical, title=after,
                 limits=shared, scale=SEQUENTIAL),
         heatmap(maps.difference, maps.columns, maps.critical, title="Difference: after − before",
                 limits=(-maps.swing, maps.swing), scale=DIVERGING, signed=True),

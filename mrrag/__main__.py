@@ -51,8 +51,6 @@ def write_json(path: Path, value: object) -> None:
 
 def ask(args: argparse.Namespace) -> None:
     """Answer one question about one image, three ways; or an exported case again."""
-    from dataclasses import replace
-
     from mrrag.errors import SettingsError
     from mrrag.export import case_to_json, differences, read_case
     from mrrag.images import load_image
@@ -60,8 +58,8 @@ def ask(args: argparse.Namespace) -> None:
         CaseResult,
         Settings,
         answer,
+        explain,
         find_evidence,
-        influence,
         load_pipeline,
     )
 
@@ -86,7 +84,7 @@ def ask(args: argparse.Namespace) -> None:
     evidence = find_evidence(pipeline, query, settings)
     *_, case = answer(pipeline, query, evidence, settings)
     assert isinstance(case, CaseResult)
-    case = replace(case, influence=influence(pipeline, query, case))
+    case = explain(pipeline, query, case)
     exported = case_to_json(case, image)
     if args.html:
         from app.report import case_to_html

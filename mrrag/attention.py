@@ -53,12 +53,15 @@ class Probe:
 class Steering:
     """What one forward pass does to its question rows, and what it notes about them.
 
-    ``question_BQ`` marks the question rows among the last Q query rows of the pass.
+    ``question_BQ`` marks the question rows among the last Q query rows of the pass. Where
+    ``acts`` is False the probe sees the edits and the pass does not: what they would do
+    to the plain run's own states.
     """
 
     question_BQ: Tensor
     edits: tuple[Edit, ...] = ()
     probe: Probe | None = None
+    acts: bool = True
 
 
 def attention(
@@ -102,7 +105,7 @@ def attention(
     for edit in edits:
         logits_BHQX = edit.transform(logits_BHQX, edit.lam_BQX.to(device))
     weights_BHQX = masked_softmax(logits_BHQX, attention_mask)
-    if edits:
+    if edits and steering.acts:
         lam_BQ = torch.stack([edit.lam_BQX.amax((1, 3)) for edit in edits]).amax(0).to(device)
         edited_BQHD = row_values(weights_BHQX, value).to(output.dtype)
         output[:, -rows:] = torch.where(
@@ -155,6 +158,7 @@ def steer(
     transform: str = "ifa",
     blocked: Block | None = None,
     trace: bool = False,
+    acts: bool = True,
     device: torch.device | str = "cpu",
 ) -> Steering | None:
     """Plan a pass over a batch of prompts, each with its own λ, spans and padding.
@@ -169,6 +173,8 @@ def steer(
         Reports whose flow to the question is cut.
     trace
         Whether to note where the question rows look, in every layer.
+    acts
+        Whether the edits change the pass, or only what is noted.
 
     Returns
     -------
@@ -200,7 +206,7 @@ def steer(
     probe = Probe(_span_columns(prompts, mask_BX).to(device)) if trace else None
     if not moved and probe is None:
         return None
-    return Steering(question_BQ.to(device), moved, probe)
+    return Steering(question_BQ.to(device), moved, probe, acts)
 
 
 def traces(

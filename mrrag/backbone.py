@@ -712,6 +712,42 @@ def score_batch(
 
 
 @torch.inference_mode()
+def same_state_trace(
+    backbone: Backbone,
+    item: Item,
+    *,
+    strength: float,
+    layers: Collection[int],
+    rows: str = "question+cue",
+    transform: str = "ifa",
+) -> AttentionTrace:
+    """Where the plain run's question rows would look, were their logits transformed.
+
+    The transform acts on the plain run's own states and is not passed on, so each layer
+    shows its direct effect alone, free of what earlier layers did to the states.
+    """
+    features, prompt, relevance = item
+    _check_layers(backbone, layers)
+    mask_BX = layout([prompt.suffix_start], [len(prompt.ids) - prompt.suffix_start])
+    steering = steer(
+        [prompt],
+        [relevance or ()],
+        mask_BX,
+        strength=strength,
+        layers=layers,
+        rows=rows,
+        transform=transform,
+        trace=True,
+        acts=False,
+        device=backbone.device,
+    )
+    assert steering is not None  # a probed pass always is
+    suffix = embed(backbone, prompt, features)[prompt.suffix_start :]
+    run_suffixes(backbone, [suffix], prefill_batch(backbone, [item]), mask_BX, steering)
+    return traces(steering, [prompt], mask_BX, backbone.grid)[0]
+
+
+@torch.inference_mode()
 def generate_batch(
     backbone: Backbone,
     items: Sequence[Item],

@@ -75,7 +75,7 @@ def case_to_json(case: CaseResult, image: Image | None = None) -> dict[str, Any]
             for method, a in case.answers.items()
         },
         "influence": None if case.influence is None else asdict(case.influence),
-        "trace": _trace(case.before, case.after),
+        "trace": _trace(case.before, case.after, case.same_state),
         "settings": asdict(case.settings),
         "notes": list(case.notes),
         "seconds": case.seconds,
@@ -169,7 +169,9 @@ def differences(saved: Saved, again: Mapping[str, Any]) -> tuple[list[str], list
     return around, found
 
 
-def _trace(before: AttentionTrace | None, after: AttentionTrace | None) -> dict[str, Any] | None:
+def _trace(
+    before: AttentionTrace | None, after: AttentionTrace | None, same_state: AttentionTrace | None
+) -> dict[str, Any] | None:
     """Question rows' attention mass per layer and span, averaged over heads."""
     if before is None or after is None:
         return None
@@ -181,6 +183,7 @@ def _trace(before: AttentionTrace | None, after: AttentionTrace | None) -> dict[
         "tokens": [asdict(span) for span in before.spans],
         "before": _rounded(before.mass_LHS.mean(1)),
         "after": _rounded(after.mass_LHS.mean(1)),
+        "same_state": None if same_state is None else _rounded(same_state.mass_LHS.mean(1)),
     }
 
 

@@ -26,6 +26,7 @@ from mrrag.backbone import (
     answer_branches,
     encode_image,
     load_backbone,
+    same_state_trace,
     score_batch,
 )
 from mrrag.calibration import (
@@ -177,7 +178,9 @@ class Progress:
 class CaseResult:
     """One finished case. ``before`` is plain RAG's attention, ``after`` MR-RAG's.
 
-    ``settings`` hold what was used, with what was learnt filled in.
+    ``settings`` hold what was used, with what was learnt filled in. ``same_state`` is IFA's
+    transform applied to plain RAG's own states (a counterfactual). It and ``influence``
+    are there once :func:`explain` has added them.
     """
 
     question: str
@@ -192,6 +195,7 @@ class CaseResult:
     percentiles: tuple[float, ...] = ()
     warnings: dict[str, str] = field(default_factory=dict)
     influence: Influence | None = None
+    same_state: AttentionTrace | None = None
 
 
 def load_pipeline(assets: Path = ASSETS) -> Pipeline:
@@ -474,6 +478,31 @@ def report_places(pipeline: Pipeline, report: str) -> tuple[str, list[tuple[int,
     words = plain_text(report, tokenizer.all_special_tokens)
     encoded = tokenizer(words, add_special_tokens=False, return_offsets_mapping=True)
     return words, [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+
+
+def explain(pipeline: Pipeline, query: Query, case: CaseResult) -> CaseResult:
+    """The case with what each report does to its answer, and IFA's direct effect."""
+    return replace(
+        case,
+        influence=influence(pipeline, query, case),
+        same_state=same_state(pipeline, query, case),
+    )
+
+
+def same_state(pipeline: Pipeline, query: Query, case: CaseResult) -> AttentionTrace | None:
+    """IFA's transform on the logits of plain RAG's own states; None where none was run."""
+    if case.before is None:
+        return None
+    backbone, settings, learnt = pipeline.backbone, case.settings, pipeline.learnt
+    features = None if query.image is None else encode_image(backbone, query.image)
+    prompt = prompt_of(pipeline, query, [r.document.report for r in case.retrieved])
+    return same_state_trace(
+        backbone,
+        (features, prompt, tuple(r.relevance for r in case.retrieved)),
+        strength=learnt.strength if settings.strength is None else settings.strength,
+        layers=learnt.layers if settings.layers is None else settings.layers,
+        rows=learnt.rows,
+    )
 
 
 def influence(pipeline: Pipeline, query: Query, case: CaseResult) -> Influence | None:

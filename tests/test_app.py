@@ -428,14 +428,14 @@ def test_unknown_layers_are_refused(layer: object) -> None:
 
 def test_controls_of_a_case_that_is_not_there_are_refused() -> None:
     refused(actions.overlay(None, 1))
-    refused(actions.heatmaps("a case", plots.REPORTS, "Mean", 0))
-    refused(actions.heatmaps(shown_case(), "<script>", "Mean", 0))
+    refused(actions.heatmaps("a case", plots.REPORTS, "Mean", 0, actions.AS_IT_RAN))
+    refused(actions.heatmaps(shown_case(), "<script>", "Mean", 0, actions.AS_IT_RAN))
     refused(actions.lines(None, "Mean", 0))
 
 
 @pytest.mark.parametrize("head", [-1, 2, "2", "x", None, [0], 0.5, True])
 def test_unknown_heads_are_refused(head: object) -> None:
-    refused(actions.heatmaps(shown_case(), plots.REPORTS, head, 0))
+    refused(actions.heatmaps(shown_case(), plots.REPORTS, head, 0, actions.AS_IT_RAN))
     refused(actions.lines(shown_case(), head, 0))
 
 

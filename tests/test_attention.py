@@ -303,3 +303,22 @@ def test_an_unprobed_pass_has_no_trace(tiny_llava: Backbone) -> None:
     assert steering is not None
     with pytest.raises(ValueError, match="not probed"):
         traces(steering, [prompt], layout([0], [len(prompt.ids)]), (4, 4))
+
+
+def test_edits_that_do_not_act_are_seen_and_change_nothing(
+    tiny_llava: Backbone, features: Tensor
+) -> None:
+    prompt = make(tiny_llava, "Is the heart normal?")
+    outputs, found = [], []
+    for relevance, acts in (((), True), ((0.0, 0.5, 1.0), False), ((0.0, 0.5, 1.0), True)):
+        steering = plan(prompt, relevance=relevance, layers=(0, 1), trace=True, acts=acts)
+        assert steering is not None
+        outputs.append(run(tiny_llava, features, prompt, steering)[-1])
+        found += traces(steering, [prompt], layout([0], [len(prompt.ids)]), tiny_llava.grid)
+    plain, same_state, steered = found
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+    # In the first steered layer the states are still the plain run's; after it they are not.
+    np.testing.assert_allclose(same_state.mass_LHS[0], steered.mass_LHS[0], atol=1e-6)
+    assert np.abs(same_state.mass_LHS[1] - steered.mass_LHS[1]).max() > 1e-6
+    np.testing.assert_allclose(same_state.mass_LHS[2], plain.mass_LHS[2], atol=1e-6)

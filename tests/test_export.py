@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from mrrag.pipeline import (
     Pipeline,
     Settings,
     answer,
+    explain,
     find_evidence,
-    influence,
     load_pipeline,
 )
 from mrrag.types import Image, Query, Weights
@@ -51,7 +50,7 @@ def case_of(pipeline: Pipeline, image: Image, question: str, settings: Settings)
     evidence = find_evidence(pipeline, query, settings)
     *_, case = answer(pipeline, query, evidence, settings)
     assert isinstance(case, CaseResult)
-    return replace(case, influence=influence(pipeline, query, case))
+    return explain(pipeline, query, case)
 
 
 @pytest.fixture(scope="module")
