@@ -10,15 +10,15 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrrag.errors import MRRAGError
+from mrrag.errors import MRRAGError, SettingsError
 from mrrag.types import METHODS, Query, Weights
 
 if TYPE_CHECKING:
-    from mrrag.corpus import Corpus
+    from mrrag.corpus import Case, Corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
@@ -310,23 +310,69 @@ def train_retriever(args: argparse.Namespace) -> None:
 
 
 def index(args: argparse.Namespace) -> None:
-    """Build the knowledge base."""
+    """Build a knowledge base, go on with a stopped one, or bring one up to date."""
+    import torch
+    from tqdm import tqdm
+
     from mrrag.encoders import load_encoder
     from mrrag.knowledge_base import build_knowledge_base
-    from mrrag.training.data import read_data_set
-    from mrrag.training.recipe import knowledge_base_rows
 
-    data = read_data_set(args.data)
-    rows = knowledge_base_rows(data)
+    cases = indexed_cases(args)
+    encoder = load_encoder(args.encoder or args.assets / "encoder")
+    if torch.cuda.is_available():
+        encoder.cuda()
+    bar = tqdm(total=len(cases), desc="indexing", unit="case", mininterval=2, file=sys.stderr)
+
+    def progress(done: int, total: int) -> None:
+        if not bar.n and done > args.batch:  # a stopped build's, which say nothing of speed
+            bar.initial = done
+        bar.update(done - bar.n)
+
     built = build_knowledge_base(
-        args.assets / "knowledge_base",
-        [data.cases[n] for n in rows],
-        load_encoder(args.assets / "encoder"),
+        args.kb or args.assets / "knowledge_base",
+        cases,
+        encoder,
         thumbnail_size=args.thumbnail_size,
+        batch=args.batch,
+        workers=args.workers,
         overwrite=args.overwrite,
-        progress=lambda done, total: logging.info("indexed %d of %d", done, total),
+        update=args.update,
+        progress=progress,
     )
-    print(f"{len(built)} documents, fingerprint {built.fingerprint[:12]}")
+    bar.close()
+    for reason, ids in built.manifest["skipped"].items():
+        if ids:
+            print(f"left out: {len(ids)}, {reason} (listed in {built.directory / 'manifest.json'})")
+    patients = built.manifest["patients"]
+    print(f"{len(built)} documents of {patients} patients, fingerprint {built.fingerprint[:12]}")
+
+
+def indexed_cases(args: argparse.Namespace) -> Sequence[Case]:
+    """The cases that go into a knowledge base: the training split's, unless told otherwise."""
+    from mrrag.corpus import read_corpus, with_questions_as_reports
+
+    if args.kb is None:  # the bundled world's, by its recipe
+        from mrrag.training.data import read_data_set
+        from mrrag.training.recipe import knowledge_base_rows
+
+        data = read_data_set(args.data)
+        return [data.cases[n] for n in knowledge_base_rows(data)]
+    read = read_corpus(args.data, args.layout, images=args.images)
+    if args.vqa:
+        read = with_questions_as_reports(read)
+    splits = Counter(case.split for case in read.cases)
+    split = args.split or ("train" if splits["train"] else "all")
+    cases = [case for case in read.cases if split in ("all", case.split)]
+    skipped = sum(map(len, read.skipped.values()))
+    print(f"{len(cases)} of {len(read.cases)} cases (split: {split}); {skipped} rows skipped")
+    if not cases:
+        has = ", ".join(f"{n} {name or 'without one'}" for name, n in splits.items())
+        raise SettingsError(f"No case is of the split {split}. The data set has {has}.")
+    if not any(case.document.report for case in cases):
+        raise SettingsError(
+            f"{args.data} has no reports. Give --vqa to let questions and their answers stand in."
+        )
+    return cases
 
 
 def train_model(args: argparse.Namespace) -> None:
@@ -443,9 +489,19 @@ def parser() -> argparse.ArgumentParser:
     sub = learning("train-retriever", train_retriever)
     sub.add_argument("--steps", type=int, default=1000, help="by pairs of image and report")
     sub.add_argument("--fact-steps", type=int, default=600, help="then by agreeing problems")
-    sub = learning("index", index)
+    sub = command("index", index)
+    sub.add_argument("--data", type=Path, required=True, help="a data set, in any layout")
+    sub.add_argument("--kb", type=Path, help="where to (default: the bundled one, by its recipe)")
+    sub.add_argument("--layout", help="which layout it has (default: found on disk)")
+    sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
+    sub.add_argument("--vqa", action="store_true", help="let questions stand in for reports")
+    sub.add_argument("--split", help='"all" or one (default: train where there is one, else all)')
+    sub.add_argument("--encoder", type=Path, help="the bi-tower (default: the bundled one)")
     sub.add_argument("--thumbnail-size", type=int, default=256, help="longer side, px")
-    sub.add_argument("--overwrite", action="store_true")
+    sub.add_argument("--batch", type=int, default=32, help="cases encoded together")
+    sub.add_argument("--workers", type=int, help="processes that open images (default: all cores)")
+    sub.add_argument("--overwrite", action="store_true", help="replace a knowledge base")
+    sub.add_argument("--update", action="store_true", help="add and remove, encode only the rest")
     sub = learning("train-model", train_model)
     sub.add_argument("--vision-steps", type=int, default=1000)
     sub.add_argument("--reading-steps", type=int, default=1000)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +64,13 @@ class Encoder(Protocol):
     @property
     def dimension(self) -> int:
         """D, the length of every vector."""
+
+    @property
+    def prepare(self) -> Callable[[Sequence[Image]], FloatArray]:
+        """Pictures to the pixels it reads; can be pickled, so that other processes may do it."""
+
+    def encode_prepared(self, pixels_NCYX: FloatArray) -> FloatArray:
+        """Pixels of :attr:`prepare` to unit vectors, float32 [N, D]."""
 
     def images(self, images: Sequence[Image]) -> FloatArray:
         """Pictures to unit vectors, float32 [N, D]."""
@@ -228,17 +236,26 @@ class BiTower(nn.Module):
         pooled_ND = (states_NTD * mask_NT1).sum(1) / mask_NT1.sum(1).clamp(min=1)
         return nn.functional.normalize(self.text_projection(pooled_ND), dim=-1)
 
+    @property
+    def prepare(self) -> Callable[[Sequence[Image]], FloatArray]:
+        """As of :class:`Encoder`: :func:`pixels_of` at this tower's size."""
+        return partial(pixels_of, size=self.image_size, channels=self.image_config.num_channels)
+
+    def encode_prepared(self, pixels_NCYX: FloatArray) -> FloatArray:
+        """float32 [N, C, Y, X] as of :attr:`prepare` to unit vectors, float32 [N, D]."""
+        self._require_eval()
+        with torch.inference_mode():
+            pixels = torch.from_numpy(pixels_NCYX).to(self.logit_scale.device)
+            vectors: FloatArray = self.encode_pixels(pixels).float().cpu().numpy()
+        return vectors
+
     def images(self, images: Sequence[Image], batch: int = 32) -> FloatArray:
         """Pictures to unit vectors, float32 [N, D]."""
         self._require_eval()
         vectors_ND = np.empty((len(images), self.dimension), dtype=np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(images), batch):
-                pixels = pixels_of(
-                    images[start : start + batch], self.image_size, self.image_config.num_channels
-                )
-                encoded = self.encode_pixels(torch.from_numpy(pixels).to(self.logit_scale.device))
-                vectors_ND[start : start + batch] = encoded.float().cpu().numpy()
+        for start in range(0, len(images), batch):
+            pixels_NCYX = self.prepare(images[start : start + batch])
+            vectors_ND[start : start + batch] = self.encode_prepared(pixels_NCYX)
         return vectors_ND
 
     def texts(self, texts: Sequence[str], batch: int = 32) -> FloatArray:

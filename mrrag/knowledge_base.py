@@ -1,4 +1,4 @@
-"""Documents and one FAISS index over them: build, save, load, exact fused search.
+"""Documents and one FAISS index over them: build, update, load, exact fused search.
 
 A knowledge base is a directory:
 
@@ -7,7 +7,13 @@ A knowledge base is a directory:
 - ``vectors.index``: one inner-product index over the concatenation [t_d ; v_d] of the
   report's and the image's unit vector, float16;
 - ``manifest.json``: format, encoder, counts, licences, and the size and SHA-256 of all
-  the others. It is written last, so that without it there is no knowledge base.
+  the others. It is written last, so that without it there is no knowledge base;
+- ``images.npy``: size and time of each document's image file when it was read, int64
+  [N, 2]. Only an update looks at it, and without it encodes everything again.
+
+It is built in a hidden directory beside its place, ``.NAME.partial``. A journal there
+says after each batch how far each file is good, so that a build that was killed goes on
+from its last whole batch, and ends with the same bytes as one that was not.
 
 The concatenation is what makes MCR exact in one scan (see :mod:`mrrag.retrieval`); this
 module knows no weights and no queries, only vectors.
@@ -15,21 +21,28 @@ module knows no weights and no queries, only vectors.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import logging
+import mmap
 import os
 import shutil
-import uuid
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple, overload
 
 import faiss
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from mrrag.corpus import Case
 from mrrag.encoders import Encoder, file_sha256
@@ -41,22 +54,73 @@ __all__ = ["KnowledgeBase", "build_knowledge_base"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # 1 knows neither splits nor images.npy; it is read too
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.jsonl"
 VECTORS = "vectors.index"
+STAMPS = "images.npy"
 THUMBNAIL_FILE_BYTES = 8 * 2**20 - 1
 CALIBRATION_PAIRS = 2000
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+# Numbers in an index above which a scan is shared out among the cores; about 3 ms on one.
+SHARED_SCAN = 2**24
+# What only a build needs.
+PLAN, JOURNAL, ROWS, STAMP_ROWS = "plan.json", "journal.jsonl", "rows.f16", "stamps.i64"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a thumbnail lies: a file, and bytes in it."""
+class _Documents(Sequence[Document]):
+    """The lines of ``documents.jsonl``, parsed when asked for; the file stays on disk.
 
-    file: str
-    offset: int
-    length: int
+    What is looked up by other than number is kept: each patient's, study's and id's
+    documents.
+    """
+
+    def __init__(self, path: Path) -> None:
+        starts = [0]
+        places: list[tuple[int, int, int]] = []
+        self.patients: dict[str, list[int]] = {}
+        self.studies: dict[str, list[int]] = {}
+        self.ids: dict[str, list[int]] = {}
+        self.files: dict[str, int] = {}
+        with path.open("rb") as lines:
+            for i, line in enumerate(lines):
+                document, (file, offset, length) = _parse_line(line)
+                starts.append(starts[-1] + len(line))
+                places.append((self.files.setdefault(file, len(self.files)), offset, length))
+                for key, table in (
+                    (document.patient, self.patients),
+                    (document.study, self.studies),
+                    (document.id, self.ids),
+                ):
+                    table.setdefault(key, []).append(i)
+        self._starts = np.array(starts, dtype=np.int64)
+        self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
+        self._lines: mmap.mmap | bytes = b""
+        if places:  # a map of nothing is refused
+            with path.open("rb") as stream:
+                self._lines = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, i: int) -> Document: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Document]: ...
+    def __getitem__(self, i: int | slice) -> Document | Sequence[Document]:
+        if isinstance(i, slice):
+            return [self[n] for n in range(*i.indices(len(self)))]
+        n = range(len(self))[i]
+        return _parse_line(self._lines[self._starts[n] : self._starts[n + 1]])[0]
+
+
+def _parse_line(line: bytes) -> tuple[Document, tuple[str, int, int]]:
+    values = json.loads(line)
+    file, offset, length = values.pop("thumbnail")
+    return Document(**values), (str(file), int(offset), int(length))
 
 
 class KnowledgeBase:
@@ -66,6 +130,8 @@ class KnowledgeBase:
 
     Attributes
     ----------
+    documents : sequence of Document
+        Read from disk as they are asked for.
     dimension : int
         D of each of the two vectors of a document.
     fingerprint : str
@@ -80,18 +146,15 @@ class KnowledgeBase:
         self,
         directory: Path,
         manifest: Mapping[str, Any],
-        documents: Sequence[Document],
-        places: Sequence[_Place],
+        documents: _Documents,
         index: faiss.Index,
     ) -> None:
         self.directory = directory
         self.manifest = manifest
-        self.documents = tuple(documents)
+        self.documents = documents
         self.dimension = int(manifest["dimension"])
         digests = json.dumps(manifest["files"], sort_keys=True)
         self.fingerprint = hashlib.sha256(digests.encode()).hexdigest()
-        self._places = tuple(places)
-        self._numbers = {d.id: i for i, d in enumerate(self.documents)}
         self._index = index
 
     @classmethod
@@ -123,7 +186,7 @@ class KnowledgeBase:
             )
         _check_files(directory, manifest["files"])
         try:
-            documents, places = _read_documents(directory / DOCUMENTS)
+            documents = _Documents(directory / DOCUMENTS)
             index = faiss.read_index(str(directory / VECTORS), faiss.IO_FLAG_MMAP_IFC)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise KnowledgeBaseError(
@@ -132,15 +195,16 @@ class KnowledgeBase:
         count, width = manifest["count"], 2 * manifest["dimension"]
         found = (len(documents), index.ntotal, index.d, index.metric_type)
         sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-        if found != (count, count, width, faiss.METRIC_INNER_PRODUCT) or not all(
-            0 <= p.offset <= p.offset + p.length <= sizes.get(p.file, -1) for p in places
-        ):
+        ends = np.array([sizes.get(name, -1) for name in documents.files], dtype=np.int64)
+        file_N, offset_N, length_N = documents.places.T
+        outside = (offset_N < 0) | (length_N < 0) | (offset_N + length_N > ends[file_N])
+        if found != (count, count, width, faiss.METRIC_INNER_PRODUCT) or outside.any():
             raise KnowledgeBaseError(
                 f"The parts of the knowledge base in {directory} do not fit one another: "
                 f"{count} documents are declared, {len(documents)} listed and {index.ntotal} "
                 "indexed. Build it again."
             )
-        return cls(directory, manifest, documents, places, index)
+        return cls(directory, manifest, documents, index)
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -151,10 +215,10 @@ class KnowledgeBase:
 
     def thumbnail(self, i: int) -> bytes:
         """The JPEG file of document ``i``'s image, reduced."""
-        place = self._places[i]
-        with (self.directory / place.file).open("rb") as stream:
-            stream.seek(place.offset)
-            return stream.read(place.length)
+        file, offset, length = (int(n) for n in self.documents.places[i])
+        with (self.directory / list(self.documents.files)[file]).open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(length)
 
     def positions(
         self,
@@ -164,13 +228,9 @@ class KnowledgeBase:
         ids: Collection[str] = (),
     ) -> list[int]:
         """Numbers of the documents of any of these patients, studies or ids, ascending."""
-        if not (patients or studies):
-            return sorted(self._numbers[i] for i in ids if i in self._numbers)
-        return [
-            i
-            for i, d in enumerate(self.documents)
-            if d.patient in patients or d.study in studies or d.id in ids
-        ]
+        known = self.documents
+        tables = ((patients, known.patients), (studies, known.studies), (ids, known.ids))
+        return sorted({i for keys, table in tables for key in keys for i in table.get(key, ())})
 
     def vectors(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
         """Report and image vectors (t, v) as the index holds them, float32 [N, D] each.
@@ -214,17 +274,44 @@ class KnowledgeBase:
         barred = set(exclude)
         fetch = min(len(self), k + len(barred) + 8)
         while True:
-            rough_1N, ids_1N = self._index.search(query_1D, fetch)
-            ids = np.array([i for i in ids_1N[0] if int(i) not in barred], dtype=np.int64)
+            rough_N, found_N = self._scan(query_1D, fetch)
+            ids = np.array([i for i in found_N if int(i) not in barred], dtype=np.int64)
             t_ND, v_ND = self.vectors(ids)
             # Row by row, so that equal documents get equal scores wherever they stand.
             scores = (np.concatenate([t_ND, v_ND], axis=1) * exact_D).sum(axis=1)
             order = np.lexsort((ids, -scores))
             ids, scores = ids[order], scores[order]
-            enough = len(ids) >= k and scores[k - 1] - float(rough_1N[0, -1]) > tolerance
+            enough = len(ids) >= k and scores[k - 1] - float(rough_N[-1]) > tolerance
             if fetch == len(self) or enough:
                 return ids[:k], scores[:k]
             fetch = min(len(self), 2 * fetch)
+
+    def _scan(self, query_1D: FloatArray, fetch: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """The ``fetch`` documents that are best by FAISS's float32 sums, best first.
+
+        FAISS scans for one query on one core. A large index is therefore cut into as
+        many ranges of documents as there are cores, and the best of each are merged:
+        every document is still looked at.
+        """
+        cores = min(os.cpu_count() or 1, len(self))
+        if cores == 1 or len(self) * query_1D.size < SHARED_SCAN:
+            rough_1N, ids_1N = self._index.search(query_1D, fetch)
+            return rough_1N[0], ids_1N[0]
+
+        def scan(low: int, high: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+            chosen = faiss.SearchParameters(  # type: ignore[call-arg]
+                sel=faiss.IDSelectorRange(low, high)
+            )
+            rough_1N, ids_1N = self._index.search(query_1D, min(fetch, high - low), params=chosen)
+            return rough_1N[0], ids_1N[0]
+
+        bounds = np.linspace(0, len(self), cores + 1).astype(np.int64).tolist()
+        with ThreadPoolExecutor(cores) as pool:
+            parts = list(pool.map(scan, bounds[:-1], bounds[1:]))
+        rough_N = np.concatenate([rough for rough, _ in parts])
+        ids_N = np.concatenate([ids for _, ids in parts])
+        best = np.lexsort((ids_N, -rough_N))[:fetch]
+        return rough_N[best], ids_N[best]
 
 
 def build_knowledge_base(
@@ -234,13 +321,17 @@ def build_knowledge_base(
     *,
     thumbnail_size: int = 256,
     batch: int = 32,
+    workers: int | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    update: bool = False,
+    progress: Progress = lambda done, total: None,
 ) -> KnowledgeBase:
     """Encode cases and write them as a knowledge base, all or nothing.
 
     Everything is written beside ``directory`` under another name, and renamed once it
-    is whole. A case whose image cannot be read is left out, and listed under
+    is whole. A build that was stopped, by whatever means, goes on from its last whole
+    batch when it is asked for again with the same cases, encoder and settings. A case
+    without a report, or whose image cannot be read, is left out, and listed under
     ``skipped`` in the manifest.
 
     Parameters
@@ -249,20 +340,30 @@ def build_knowledge_base(
         Longer side, px.
     batch
         How many cases are opened and encoded at a time.
+    workers
+        Processes that open images; None is as many as there are cores, or none but this
+        one where there are few cases.
     overwrite
         Replace a knowledge base that is there already; anything else there is never
         replaced.
+    update
+        Make the knowledge base that is there follow ``cases``: those it lacks are
+        added, those it has beyond them are removed, and what has the same id, report
+        and image file (by size and time) is taken over without being encoded again.
     progress
-        Called with (done, total) after each batch.
+        Called with (done, total) after each batch, and at first with what a stopped
+        build had done.
 
     Raises
     ------
     KnowledgeBaseError
-        Where ``directory`` is taken, there are no cases or two of one id, or the encoder
-        was not read from disk or gives no unit vectors.
+        Where ``directory`` is taken, there are no cases or two of one id, another build
+        is at work there, the disk is full, or the encoder was not read from disk or
+        gives no unit vectors.
     """
     directory = Path(directory)
-    _check_free(directory, overwrite)
+    base = KnowledgeBase.load(directory, encoder) if update else None
+    _check_free(directory, overwrite or update)
     if not encoder.fingerprint:
         raise KnowledgeBaseError(
             f'The encoder "{encoder.name}" was not read from disk, so that nothing could tell '
@@ -273,25 +374,22 @@ def build_knowledge_base(
         raise KnowledgeBaseError(
             f"{len(twice)} document ids come more than once, {twice[0]} for one. Give each its own."
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    tag = uuid.uuid4().hex[:8]
-    partial = directory.with_name(f".{directory.name}.{tag}.partial")
-    partial.mkdir()
-    try:
-        _write(partial, cases, encoder, thumbnail_size, batch, progress)
-        if directory.exists():
-            old = directory.with_name(f".{directory.name}.{tag}.old")
-            os.replace(directory, old)
-            try:
-                os.replace(partial, directory)
-            except OSError:
-                os.replace(old, directory)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    hidden = directory.with_name(f".{directory.name}.partial")
+    hidden.mkdir(parents=True, exist_ok=True)
+    with _locked(hidden), _stopped_in_words(hidden):
+        draft = _Draft(hidden, _plan(cases, encoder, thumbnail_size, batch, base), encoder)
+        try:
+            _fill(draft, cases, encoder, thumbnail_size, batch, workers, base, progress)
+            draft.close()
+            _finish(draft, len(cases), encoder, thumbnail_size)
+        except KnowledgeBaseError:
+            shutil.rmtree(hidden)  # another attempt would end alike
+            raise
+        finally:
+            draft.abandon()
+        _put_in_place(hidden, directory)
+    for name in (PLAN, JOURNAL, ROWS, STAMP_ROWS):
+        (directory / name).unlink(missing_ok=True)
     return KnowledgeBase.load(directory, encoder)
 
 
@@ -309,77 +407,337 @@ def _check_free(directory: Path, overwrite: bool) -> None:
         )
 
 
-def _write(
-    directory: Path,
+def _plan(
     cases: Sequence[Case],
     encoder: Encoder,
     thumbnail_size: int,
     batch: int,
-    progress: Callable[[int, int], None],
-) -> None:
-    """Write the files of a knowledge base, the manifest last."""
-    index = faiss.IndexScalarQuantizer(
-        2 * encoder.dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    )
-    documents: list[Document] = []
-    unreadable: list[str] = []
-    files: list[str] = [DOCUMENTS, VECTORS]
-    offset = THUMBNAIL_FILE_BYTES + 1  # the first thumbnail opens the first file
-    with (directory / DOCUMENTS).open("w", encoding="utf-8") as lines:
-        for start in range(0, len(cases), batch):
-            read: list[tuple[Document, Image]] = []
-            for case in cases[start : start + batch]:
-                try:
-                    read.append((case.document, load_image(case.image_path)))
-                except ImageError as error:
-                    logger.warning("Case %s is left out: %s", case.document.id, error)
-                    unreadable.append(case.document.id)
-            if read:
-                index.add(_encode(read, encoder))
-            for document, image in read:
-                jpeg = thumbnail(image, thumbnail_size)
-                if offset + len(jpeg) > THUMBNAIL_FILE_BYTES:
-                    files.append(f"thumbnails-{len(files) - 2:03d}.bin")
-                    offset = 0
-                with (directory / files[-1]).open("ab") as stream:
-                    stream.write(jpeg)
-                line = {**asdict(document), "thumbnail": [files[-1], offset, len(jpeg)]}
-                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-                offset += len(jpeg)
-                documents.append(document)
-            progress(min(start + batch, len(cases)), len(cases))
-    if not documents:
+    base: KnowledgeBase | None,
+) -> str:
+    """SHA-256 over all that decides what a build writes, but for the images themselves."""
+    settings = [FORMAT, encoder.fingerprint, thumbnail_size, batch, THUMBNAIL_FILE_BYTES]
+    digest = hashlib.sha256(json.dumps([*settings, base.fingerprint if base else ""]).encode())
+    for case in cases:
+        row = [*asdict(case.document).values(), str(case.image_path)]
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold a directory against other builds; the system lets go of it when a process ends."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
         raise KnowledgeBaseError(
-            f"None of {len(cases)} cases could be built in. Check the data set and its images."
+            f"Another build is at work in {directory}. Wait for it, or choose another directory."
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _stopped_in_words(directory: Path) -> Iterator[None]:
+    """Turn what the machine runs out of into a sentence; what was encoded stays."""
+    kept = "What was encoded is kept there, and the same command goes on from it"
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise KnowledgeBaseError(
+            f"There is no room left for {directory} ({error.strerror}). {kept} once there is."
+        ) from error
+    except BrokenProcessPool as error:
+        raise KnowledgeBaseError(
+            f"A process that opens images for {directory} was ended by the system, most likely "
+            f"for want of memory. {kept}; with fewer --workers it needs less."
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Step:
+    """How far a build is: a line of the journal, written once all before it is on disk."""
+
+    cases: int = 0
+    documents: int = 0
+    document_bytes: int = 0
+    thumbnail_file: int = -1
+    thumbnail_bytes: int = 0
+    skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+class _Read(NamedTuple):
+    """A document with its thumbnail and its image file's size and time."""
+
+    document: Document
+    jpeg: bytes
+    stamp: tuple[int, int]
+
+
+class _Draft:
+    """The files of a build, each open at the end of what the journal vouches for."""
+
+    def __init__(self, directory: Path, plan: str, encoder: Encoder) -> None:
+        self.directory, self.width = directory, 2 * encoder.dimension
+        self.skipped: dict[str, list[str]] = {}
+        self.step = _Step()
+        steps = self._read_journal(plan)
+        if not steps:
+            for entry in directory.iterdir():
+                entry.unlink()
+            (directory / PLAN).write_text(json.dumps({"plan": plan}) + "\n", encoding="utf-8")
+        for step in steps:
+            self.step = step
+            for reason, ids in step.skipped.items():
+                self.skipped.setdefault(reason, []).extend(ids)
+        (directory / MANIFEST).unlink(missing_ok=True)
+        for path in directory.glob("thumbnails-*.bin"):
+            if int(path.stem.partition("-")[2]) > self.step.thumbnail_file:
+                path.unlink()
+        self._files: dict[str, BinaryIO] = {}
+        for name, size in self._sizes(self.step).items():
+            self._open(name, size)
+        journal = "".join(json.dumps(asdict(step)) + "\n" for step in steps)
+        self._open(JOURNAL, len(journal.encode()))
+
+    @staticmethod
+    def thumbnail_name(number: int) -> str:
+        return f"thumbnails-{number:03d}.bin"
+
+    def _sizes(self, step: _Step) -> dict[str, int]:
+        """How many bytes of which file a step vouches for."""
+        sizes = {
+            DOCUMENTS: step.document_bytes,
+            ROWS: step.documents * self.width * 2,
+            STAMP_ROWS: step.documents * 16,
+        }
+        if step.thumbnail_file >= 0:
+            sizes[self.thumbnail_name(step.thumbnail_file)] = step.thumbnail_bytes
+        return sizes
+
+    def _open(self, name: str, size: int) -> BinaryIO:
+        stream: BinaryIO = (self.directory / name).open("ab")
+        stream.truncate(size)
+        self._files[name] = stream
+        return stream
+
+    def _read_journal(self, plan: str) -> list[_Step]:
+        """The steps whose files are all there; none where this is another build's."""
+        steps: list[_Step] = []
+        try:
+            if json.loads((self.directory / PLAN).read_text(encoding="utf-8"))["plan"] != plan:
+                logger.info("%s is of another build, and is begun again", self.directory)
+                return steps
+            for line in (self.directory / JOURNAL).read_text(encoding="utf-8").splitlines():
+                step = _Step(**json.loads(line))
+                if any(
+                    (self.directory / name).stat().st_size < size
+                    for name, size in self._sizes(step).items()
+                ):
+                    break
+                steps.append(step)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # what was read before the damage is good
+        return steps
+
+    def add(self, read: Sequence[_Read], vectors_ND: FloatArray) -> None:
+        """Write documents with their vectors and thumbnails; :meth:`commit` vouches for them."""
+        file, offset, lines = self.step.thumbnail_file, self.step.thumbnail_bytes, b""
+        for item in read:
+            if file < 0 or offset + len(item.jpeg) > THUMBNAIL_FILE_BYTES:
+                if file >= 0:
+                    self._files.pop(self.thumbnail_name(file)).close()
+                file, offset = file + 1, 0
+                self._open(self.thumbnail_name(file), 0)
+            name = self.thumbnail_name(file)
+            self._files[name].write(item.jpeg)
+            line = {**asdict(item.document), "thumbnail": [name, offset, len(item.jpeg)]}
+            lines += json.dumps(line, ensure_ascii=False).encode() + b"\n"
+            offset += len(item.jpeg)
+        self._files[DOCUMENTS].write(lines)
+        self._files[ROWS].write(vectors_ND.astype("<f2").tobytes())
+        self._files[STAMP_ROWS].write(np.array([i.stamp for i in read], dtype="<i8").tobytes())
+        self.step = replace(
+            self.step,
+            documents=self.step.documents + len(read),
+            document_bytes=self.step.document_bytes + len(lines),
+            thumbnail_file=file,
+            thumbnail_bytes=offset,
         )
-    faiss.write_index(index, str(directory / VECTORS))
-    sources = Counter((d.source, d.licence) for d in documents)
-    manifest = {
-        "format": FORMAT,
-        "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint},
-        "dimension": encoder.dimension,
-        "count": len(documents),
-        "vectors": "float16, report then image, inner product",
-        "thumbnail_size": thumbnail_size,
-        "sources": [{"source": s, "licence": b, "count": n} for (s, b), n in sources.items()],
-        "skipped": {"image cannot be read": unreadable},
-        "calibration": _calibration(index, documents),
-        "files": {
-            name: {
-                "bytes": (directory / name).stat().st_size,
-                "sha256": file_sha256(directory / name),
-            }
-            for name in files
-        },
-    }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    (directory / MANIFEST).write_text(text, encoding="utf-8")
+
+    def commit(self, cases: int, skipped: Mapping[str, Sequence[str]]) -> None:
+        """Vouch in the journal for all that was written so far."""
+        for reason, ids in skipped.items():
+            self.skipped.setdefault(reason, []).extend(ids)
+        self.step = replace(self.step, cases=cases, skipped=skipped)
+        journal = self._files[JOURNAL]
+        for stream in self._files.values():
+            stream.flush()
+        journal.write(json.dumps(asdict(self.step)).encode() + b"\n")
+        journal.flush()
+
+    def close(self) -> None:
+        """Close all files, as their names are read next."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def abandon(self) -> None:
+        """Close what is open, whatever the disk says: it is not vouched for."""
+        while self._files:
+            with suppress(OSError):
+                self._files.popitem()[1].close()
 
 
-def _encode(read: Sequence[tuple[Document, Image]], encoder: Encoder) -> FloatArray:
+class _Opened(NamedTuple):
+    """What became of one image file; ``error`` where it could not be read."""
+
+    pixels_CYX: FloatArray | None
+    jpeg: bytes
+    stamp: tuple[int, int]
+    error: str = ""
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of a file, or -1 and -1 where it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _open_images(
+    prepare: Callable[[Sequence[Image]], FloatArray], size: int, paths: Sequence[Path]
+) -> list[_Opened]:
+    """Decode, prepare and reduce images; runs in a process of its own."""
+    opened = []
+    for path in paths:
+        stamp = _stamp(path)
+        try:
+            image = load_image(path)
+        except ImageError as error:
+            opened.append(_Opened(None, b"", stamp, str(error)))
+        else:
+            opened.append(_Opened(prepare([image])[0], thumbnail(image, size), stamp))
+    return opened
+
+
+def _fill(
+    draft: _Draft,
+    cases: Sequence[Case],
+    encoder: Encoder,
+    thumbnail_size: int,
+    batch: int,
+    workers: int | None,
+    base: KnowledgeBase | None,
+    progress: Progress,
+) -> None:
+    """Encode what the draft lacks, a batch at a time, in the order of the cases."""
+    done = draft.step.cases
+    if done:
+        progress(done, len(cases))
+    place_of = _places_to_keep(base, thumbnail_size)
+    batches = [
+        [(case, place_of(case)) for case in cases[i : i + batch]]
+        for i in range(done, len(cases), batch)
+    ]
+    wanted = [
+        [case.image_path for case, place in rows if place is None and case.document.report.strip()]
+        for rows in batches
+    ]
+    if workers is None:
+        workers = min(os.cpu_count() or 1, sum(map(len, wanted)) // 64)
+    open_images = partial(_open_images, encoder.prepare, thumbnail_size)
+    for rows, results in zip(batches, _in_order(open_images, wanted, workers), strict=True):
+        opened = iter(results)
+        skipped: dict[str, list[str]] = {}
+        read: list[_Read] = []
+        kept: dict[int, int] = {}  # place in this batch → number in the base
+        pixels: dict[int, FloatArray] = {}
+        for case, place in rows:
+            if not case.document.report.strip():
+                skipped.setdefault("no report", []).append(case.document.id)
+            elif place is not None and base is not None:
+                kept[len(read)] = place
+                stamp = _stamp(case.image_path)
+                read.append(_Read(case.document, base.thumbnail(place), stamp))
+            elif (item := next(opened)).pixels_CYX is None:
+                logger.warning("Case %s is left out: %s", case.document.id, item.error)
+                skipped.setdefault("image cannot be read", []).append(case.document.id)
+            else:
+                pixels[len(read)] = item.pixels_CYX
+                read.append(_Read(case.document, item.jpeg, item.stamp))
+        if read:
+            vectors_ND = np.empty((len(read), draft.width), dtype=np.float32)
+            if pixels:
+                reports = [read[n].document.report for n in pixels]
+                encoded_ND = _encode(reports, np.stack(list(pixels.values())), encoder)
+                vectors_ND[list(pixels)] = encoded_ND
+            if kept and base is not None:
+                kept_ND = base.vectors(list(kept.values()))
+                vectors_ND[list(kept)] = np.concatenate(kept_ND, axis=1)
+            draft.add(read, vectors_ND)
+        done += len(rows)
+        draft.commit(done, skipped)
+        progress(done, len(cases))
+
+
+def _in_order(
+    open_images: Callable[[Sequence[Path]], list[_Opened]],
+    batches: Sequence[Sequence[Path]],
+    workers: int,
+) -> Iterator[list[_Opened]]:
+    """Batches as they were given, opened by other processes a few batches ahead."""
+    if workers < 2:
+        yield from map(open_images, batches)
+        return
+    # One thread a process: several of each would wait for one another.
+    with ProcessPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as pool:
+        waiting: deque[list[Future[list[_Opened]]]] = deque()
+        for paths in batches:
+            size = max(1, -(-len(paths) // workers))
+            parts = (paths[i : i + size] for i in range(0, len(paths), size))
+            waiting.append([pool.submit(open_images, part) for part in parts])
+            if len(waiting) > 4:  # enough to keep all busy, little enough to hold
+                yield [item for job in waiting.popleft() for item in job.result()]
+        while waiting:
+            yield [item for job in waiting.popleft() for item in job.result()]
+
+
+def _places_to_keep(
+    base: KnowledgeBase | None, thumbnail_size: int
+) -> Callable[[Case], int | None]:
+    """Where a case stands in the base just as it is now, or None: a function of the case."""
+    if base is None or base.manifest.get("thumbnail_size") != thumbnail_size:
+        return lambda case: None
+    try:
+        stamps = np.load(base.directory / STAMPS, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        stamps = np.empty((0, 2))
+    if stamps.shape != (len(base), 2):
+        logger.info("%s does not say of which images it is: all are encoded", base.directory)
+        return lambda case: None
+
+    def place_of(case: Case) -> int | None:
+        for i in base.positions(ids={case.document.id}):
+            stamp = _stamp(case.image_path)
+            same = base.document(i).report == case.document.report
+            if same and stamp[0] >= 0 and stamp == tuple(stamps[i].tolist()):
+                return i
+        return None
+
+    return place_of
+
+
+def _encode(reports: Sequence[str], pixels_NCYX: FloatArray, encoder: Encoder) -> FloatArray:
     """[t_d ; v_d] of documents, float32 [N, 2D]."""
-    t_ND = encoder.texts([document.report for document, _ in read])
-    v_ND = encoder.images([image for _, image in read])
+    t_ND = encoder.texts(reports)
+    v_ND = encoder.encode_prepared(pixels_NCYX)
     for vectors in (t_ND, v_ND):
         if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
             raise KnowledgeBaseError(
@@ -389,7 +747,76 @@ def _encode(read: Sequence[tuple[Document, Image]], encoder: Encoder) -> FloatAr
     return np.concatenate([t_ND, v_ND], axis=1)
 
 
-def _calibration(index: faiss.Index, documents: Sequence[Document]) -> dict[str, Any] | None:
+def _finish(draft: _Draft, cases: int, encoder: Encoder, thumbnail_size: int) -> None:
+    """Make the index of the rows, and write the manifest, last of all."""
+    directory, count = draft.directory, draft.step.documents
+    if not count:
+        raise KnowledgeBaseError(
+            f"None of {cases} cases could be built in. Check the data set and its images."
+        )
+    index = faiss.IndexScalarQuantizer(
+        draft.width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    )
+    with (directory / ROWS).open("rb") as rows:
+        while block := rows.read(4096 * draft.width * 2):
+            index.add(np.frombuffer(block, "<f2").reshape(-1, draft.width).astype(np.float32))
+    # FAISS's own writer does not say why it failed.
+    with (directory / VECTORS).open("wb") as stream:
+        stream.write(faiss.serialize_index(index).data)
+    stamps = np.fromfile(directory / STAMP_ROWS, dtype="<i8").reshape(-1, 2)
+    np.save(directory / STAMPS, stamps)
+    documents = _Documents(directory / DOCUMENTS)
+    sources = Counter((d.source, d.licence) for d in documents)
+    splits = Counter(d.split for d in documents)
+    thumbnails = map(draft.thumbnail_name, range(draft.step.thumbnail_file + 1))
+    manifest = {
+        "format": FORMAT,
+        "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint},
+        "dimension": encoder.dimension,
+        "count": count,
+        "patients": len(documents.patients),
+        "studies": len(documents.studies),
+        "splits": dict(splits),
+        "vectors": "float16, report then image, inner product",
+        "thumbnail_size": thumbnail_size,
+        "sources": [{"source": s, "licence": b, "count": n} for (s, b), n in sources.items()],
+        "skipped": {"image cannot be read": [], **draft.skipped},
+        "calibration": _calibration(index, documents),
+        "files": {
+            name: {
+                "bytes": (directory / name).stat().st_size,
+                "sha256": file_sha256(directory / name),
+            }
+            for name in (DOCUMENTS, VECTORS, *thumbnails)
+        },
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    # All at once: half a manifest must not be there either.
+    part = directory / f"{MANIFEST}.part"
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, directory / MANIFEST)
+    for path in directory.iterdir():  # the disk has it all before it gets its name
+        with path.open("rb") as stream_:
+            os.fsync(stream_.fileno())
+
+
+def _put_in_place(whole: Path, directory: Path) -> None:
+    """Rename a knowledge base to where it belongs, in place of what is there."""
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, old)
+        try:
+            os.replace(whole, directory)
+        except OSError:
+            os.replace(old, directory)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(whole, directory)
+
+
+def _calibration(index: faiss.Index, documents: _Documents) -> dict[str, Any] | None:
     """Percentiles of cosines between random documents of different patients."""
     rng = np.random.default_rng(0)
     pairs = [
@@ -460,14 +887,3 @@ def _check_files(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> Non
         raise KnowledgeBaseError(
             f"{name} of the knowledge base in {directory} {problem}. Copy it or build it again."
         )
-
-
-def _read_documents(path: Path) -> tuple[list[Document], list[_Place]]:
-    documents: list[Document] = []
-    places: list[_Place] = []
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            values = json.loads(line)
-            places.append(_Place(*values.pop("thumbnail")))
-            documents.append(Document(**values))
-    return documents, places

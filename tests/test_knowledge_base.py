@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +36,9 @@ def test_documents_thumbnails_and_vectors_come_back(tmp_path: Path, tower: BiTow
     loaded = KnowledgeBase.load(tmp_path / "kb", tower)
     assert loaded.fingerprint == built.fingerprint
     assert len(loaded) == 9
-    assert loaded.documents == tuple(case.document for case in cases)
+    assert list(loaded.documents) == [case.document for case in cases]
+    assert loaded.documents[2:4] == [cases[2].document, cases[3].document]
+    assert loaded.documents[-1] == cases[-1].document
     t, v = loaded.vectors(range(9))
     images = [load_image(case.image_path) for case in cases]
     np.testing.assert_allclose(t, tower.texts([d.report for d in loaded.documents]), atol=5e-4)
@@ -132,7 +139,7 @@ def test_damaged_manifest_is_refused(tmp_path: Path, tower: BiTower) -> None:
         ("{", "not the manifest"),
         ("[]", "not the manifest"),
         (json.dumps({"format": 1}), "not the manifest"),
-        (json.dumps({**manifest, "format": 2}), "has format 2.*Update MR-RAG"),
+        (json.dumps({**manifest, "format": 3}), "has format 3.*Update MR-RAG"),
         (json.dumps({**manifest, "count": 4}), "do not fit"),
         (json.dumps({**manifest, "dimension": 5}), "do not fit"),
         (json.dumps({**manifest, "files": undeclared}), "documents.jsonl .* not declared"),
@@ -145,7 +152,7 @@ def test_damaged_manifest_is_refused(tmp_path: Path, tower: BiTower) -> None:
         KnowledgeBase.load(tmp_path / "nowhere", tower)
 
 
-def test_a_build_that_stops_leaves_nothing_and_harms_nothing(
+def test_a_build_that_stops_leaves_no_knowledge_base_and_harms_none(
     tmp_path: Path, tower: BiTower
 ) -> None:
     cases = make_cases(tmp_path / "images", 6)
@@ -156,7 +163,8 @@ def test_a_build_that_stops_leaves_nothing_and_harms_nothing(
 
     with pytest.raises(KeyboardInterrupt):
         build_knowledge_base(tmp_path / "kb", cases, tower, batch=2, progress=stop)
-    assert [p.name for p in tmp_path.iterdir()] == ["images"]
+    with pytest.raises(KnowledgeBaseError, match="There is no knowledge base"):
+        KnowledgeBase.load(tmp_path / "kb", tower)
 
     before = build_knowledge_base(tmp_path / "kb", cases[:3], tower)
     with pytest.raises(KeyboardInterrupt):
@@ -168,7 +176,7 @@ def test_what_a_killed_build_leaves_cannot_be_loaded(tmp_path: Path, tower: BiTo
     seen: list[Path] = []
 
     def look(done: int, total: int) -> None:
-        (partial,) = tmp_path.glob(".kb.*.partial")
+        (partial,) = tmp_path.glob(".kb.partial")
         seen.append(partial)
         with pytest.raises(KnowledgeBaseError, match="There is no knowledge base"):
             KnowledgeBase.load(partial, tower)
@@ -205,3 +213,268 @@ def test_cases_that_cannot_be_built_in_are_listed_or_refused(
     with pytest.raises(KnowledgeBaseError, match="more than once, d2"):
         build_knowledge_base(tmp_path / "kb2", [cases[2], cases[2]], tower)
     assert not (tmp_path / "kb2").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from tiny_bitower import make_cases
+from mrrag.encoders import load_encoder
+from mrrag.knowledge_base import build_knowledge_base
+
+def progress(done, total):
+    if done >= {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+directory = Path({directory!r})
+build_knowledge_base(
+    directory / "kb", make_cases(directory / "images", 12), load_encoder(directory / "tower"),
+    batch=2, update={update}, progress=progress,
+)
+"""
+
+
+def kill_a_build(directory: Path, at: int, update: bool = False) -> None:
+    root = Path(__file__).parent
+    path = [str(root), str(root.parent)]
+    code = KILLED.format(path=path, directory=str(directory), at=at, update=update)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in directory.iterdir()}
+
+
+def test_a_killed_build_goes_on_from_where_it_was_and_ends_alike(tmp_path: Path) -> None:
+    tower = make_loaded_tower(tmp_path / "tower")
+    cases = make_cases(tmp_path / "images", 12)
+    cases[5].image_path.write_bytes(b"not a picture")
+    whole = contents(build_knowledge_base(tmp_path / "whole", cases, tower, batch=2).directory)
+
+    make_cases(tmp_path / "images", 12)  # as the other process makes them
+    kill_a_build(tmp_path, at=8)
+    partial = tmp_path / ".kb.partial"
+    assert not (tmp_path / "kb").exists()
+    with pytest.raises(KnowledgeBaseError, match="There is no knowledge base"):
+        KnowledgeBase.load(partial, tower)
+    # Killed in the midst of a batch: some of its bytes are there, and half a line.
+    for name in ("documents.jsonl", "rows.f16", "thumbnails-000.bin", "journal.jsonl"):
+        with (partial / name).open("ab") as stream:
+            stream.write(b'{"cases": 9')
+    steps: list[tuple[int, int]] = []
+    again = build_knowledge_base(
+        tmp_path / "kb",
+        make_cases(tmp_path / "images", 12),
+        tower,
+        batch=2,
+        progress=lambda *step: steps.append(step),
+    )
+    assert steps == [(8, 12), (10, 12), (12, 12)]
+    undisturbed = build_knowledge_base(
+        tmp_path / "other", make_cases(tmp_path / "images", 12), tower, batch=2
+    )
+    assert again.fingerprint == undisturbed.fingerprint
+    ours, theirs = contents(again.directory), contents(undisturbed.directory)
+    assert ours.keys() == theirs.keys() == whole.keys()
+    assert all(ours[name] == theirs[name] for name in ours if name != "images.npy")
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("damage", ["plan.json", "journal.jsonl", "rows.f16"])
+def test_what_a_damaged_journal_does_not_vouch_for_is_encoded_again(
+    tmp_path: Path, tower: BiTower, damage: str
+) -> None:
+    cases = make_cases(tmp_path / "images", 8)
+
+    def stop(done: int, total: int) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    whole = build_knowledge_base(tmp_path / "whole", cases, tower, batch=2)
+    with pytest.raises(KeyboardInterrupt):
+        build_knowledge_base(tmp_path / "kb", cases, tower, batch=2, progress=stop)
+    path = tmp_path / ".kb.partial" / damage
+    path.write_bytes(path.read_bytes()[:-60])
+    steps: list[int] = []
+    again = build_knowledge_base(
+        tmp_path / "kb", cases, tower, batch=2, progress=lambda done, _: steps.append(done)
+    )
+    assert steps[0] == {"plan.json": 2, "journal.jsonl": 4, "rows.f16": 4}[damage]
+    assert again.fingerprint == whole.fingerprint
+
+
+def test_another_build_does_not_go_on_from_a_stopped_one(tmp_path: Path, tower: BiTower) -> None:
+    cases = make_cases(tmp_path / "images", 6)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    for change in ({}, {"thumbnail_size": 16}):
+        with pytest.raises(KeyboardInterrupt):
+            build_knowledge_base(tmp_path / "kb", cases, tower, batch=2, progress=stop)
+        fewer = cases if change else cases[:5]
+        steps: list[int] = []
+        build_knowledge_base(
+            tmp_path / "kb",
+            fewer,
+            tower,
+            batch=2,
+            overwrite=True,
+            progress=lambda done, _, steps=steps: steps.append(done),
+            **change,
+        )
+        assert steps[0] == 2
+        shutil.rmtree(tmp_path / "kb")
+
+
+class Counting:
+    """An encoder that counts what it encodes."""
+
+    def __init__(self, tower: BiTower) -> None:
+        self.tower, self.texts_read, self.images_read = tower, 0, 0
+        self.name, self.fingerprint = tower.name, tower.fingerprint
+        self.dimension, self.prepare = tower.dimension, tower.prepare
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        self.texts_read += len(texts)
+        return self.tower.texts(texts)
+
+    def encode_prepared(self, pixels: np.ndarray) -> np.ndarray:
+        self.images_read += len(pixels)
+        return self.tower.encode_prepared(pixels)
+
+
+def test_an_update_adds_and_removes_and_encodes_nothing_else(
+    tmp_path: Path, tower: BiTower
+) -> None:
+    cases = make_cases(tmp_path / "images", 14)
+    build_knowledge_base(tmp_path / "kb", cases[:10], tower, batch=4)
+    changed = replace(cases[3], document=replace(cases[3].document, report="no effusion"))
+    cases[7].image_path.write_bytes(cases[8].image_path.read_bytes())
+    wanted = [cases[0], *cases[2:3], changed, *cases[4:8], *cases[9:]]
+    counting = Counting(tower)
+    updated = build_knowledge_base(tmp_path / "kb", wanted, counting, batch=4, update=True)
+    assert list(updated.documents) == [case.document for case in wanted]
+    assert (counting.texts_read, counting.images_read) == (6, 6)  # one changed each, four new
+    fresh = build_knowledge_base(tmp_path / "fresh", wanted, tower, batch=4)
+    for ours, theirs in zip(
+        updated.vectors(range(len(wanted))), fresh.vectors(range(len(wanted))), strict=True
+    ):
+        # A text in a batch of longer ones is padded: the last bit may differ.
+        np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    assert [updated.thumbnail(i) for i in range(12)] == [fresh.thumbnail(i) for i in range(12)]
+    # Once more: nothing is left to encode, and nothing changes.
+    counting = Counting(tower)
+    again = build_knowledge_base(tmp_path / "kb", wanted, counting, batch=4, update=True)
+    assert (counting.texts_read, counting.images_read) == (0, 0)
+    assert again.fingerprint == updated.fingerprint
+    # Where the images' times are not known, all is encoded: nothing is taken on trust.
+    (tmp_path / "kb" / "images.npy").unlink()
+    counting = Counting(tower)
+    build_knowledge_base(tmp_path / "kb", wanted, counting, batch=4, update=True)
+    assert counting.images_read == len(wanted)
+    with pytest.raises(KnowledgeBaseError, match="There is no knowledge base"):
+        build_knowledge_base(tmp_path / "nowhere", wanted, tower, update=True)
+
+
+def test_a_killed_update_leaves_the_old_one_and_goes_on(tmp_path: Path) -> None:
+    tower = make_loaded_tower(tmp_path / "tower")
+    cases = make_cases(tmp_path / "images", 12)
+    before = build_knowledge_base(tmp_path / "kb", cases[4:], tower, batch=2)
+    kill_a_build(tmp_path, at=6, update=True)
+    assert KnowledgeBase.load(tmp_path / "kb", tower).fingerprint == before.fingerprint
+    steps: list[int] = []
+    after = build_knowledge_base(
+        tmp_path / "kb",
+        cases,
+        tower,
+        batch=2,
+        update=True,
+        progress=lambda done, _: steps.append(done),
+    )
+    assert steps == [6, 8, 10, 12]
+    assert list(after.documents) == [case.document for case in cases]
+
+
+def test_other_processes_give_what_this_one_gives(tmp_path: Path, tower: BiTower) -> None:
+    cases = make_cases(tmp_path / "images", 30)
+    cases[4].image_path.write_bytes(b"not a picture")
+    cases[11] = replace(cases[11], document=replace(cases[11].document, report=" "))
+    alone = build_knowledge_base(tmp_path / "alone", cases, tower, batch=4, workers=0)
+    shared = build_knowledge_base(tmp_path / "shared", cases, tower, batch=4, workers=3)
+    assert alone.fingerprint == shared.fingerprint
+    assert shared.manifest["skipped"] == {"image cannot be read": ["d4"], "no report": ["d11"]}
+
+
+def test_two_builds_do_not_write_to_one_place(tmp_path: Path, tower: BiTower) -> None:
+    cases = make_cases(tmp_path / "images", 4)
+
+    def another(done: int, total: int) -> None:
+        with pytest.raises(KnowledgeBaseError, match="Another build is at work"):
+            build_knowledge_base(tmp_path / "kb", cases, tower)
+
+    assert len(build_knowledge_base(tmp_path / "kb", cases, tower, progress=another)) == 4
+
+
+def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    tower = make_loaded_tower(tmp_path / "tower")
+    cases = make_cases(tmp_path / "images", 12)
+    whole = build_knowledge_base(tmp_path / "whole", cases, tower, batch=2)
+    # A limit on the size of files stands in for the disk: writing fails as it does there.
+    limit = sum(len(whole.thumbnail(i)) for i in range(12)) * 3 // 4
+    code = KILLED.replace("directory = Path", "import resource\ndirectory = Path").replace(
+        "build_knowledge_base(\n",
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\nbuild_knowledge_base(\n",
+    )
+    # The cases are there already: to write them anew would run into the limit too.
+    code = code.replace('make_cases(directory / "images", 12)', "cases")
+    code = code.replace(
+        "import resource\n",
+        'import resource\ncases = make_cases(Path({directory!r}) / "images", 12)\n',
+    )
+    root = Path(__file__).parent
+    path = [str(root), str(root.parent)]
+    code = code.format(path=path, directory=str(tmp_path), at=999, update=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert "KnowledgeBaseError: There is no room left" in done.stderr
+    assert not (tmp_path / "kb").exists()
+    steps: list[int] = []
+    again = build_knowledge_base(
+        tmp_path / "kb",
+        make_cases(tmp_path / "images", 12),
+        tower,
+        batch=2,
+        progress=lambda done, _: steps.append(done),
+    )
+    assert steps[0] > 2
+    assert again.fingerprint == whole.fingerprint
+
+
+def test_a_scan_by_several_cores_is_a_scan_by_one(
+    tmp_path: Path, tower: BiTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build_knowledge_base(tmp_path / "kb", make_cases(tmp_path, 41), tower)
+    rng = np.random.default_rng(5)
+    queries = rng.normal(size=(6, 2 * tower.dimension))
+    queries[0] = 0  # all alike: document order decides
+    alone = [built.search(q, k, {3, 4}) for q in queries for k in (1, 9, 39)]
+    monkeypatch.setattr(module, "SHARED_SCAN", 0)
+    for cores in (2, 3, 64):
+        monkeypatch.setattr(module.os, "cpu_count", lambda cores=cores: cores)
+        shared = [built.search(q, k, {3, 4}) for q in queries for k in (1, 9, 39)]
+        for (ids, scores), (other_ids, other_scores) in zip(alone, shared, strict=True):
+            assert ids.tolist() == other_ids.tolist()
+            np.testing.assert_array_equal(scores, other_scores)
+
+
+def test_splits_studies_and_patients_are_kept(tmp_path: Path, tower: BiTower) -> None:
+    cases = [
+        replace(c, document=replace(c.document, split="train" if n % 3 else "test"))
+        for n, c in enumerate(make_cases(tmp_path, 6))
+    ]
+    built = build_knowledge_base(tmp_path / "kb", cases, tower)
+    assert [d.split for d in built.documents] == [c.split for c in cases]
+    assert built.manifest["splits"] == {"test": 2, "train": 4}
+    assert (built.manifest["patients"], built.manifest["studies"]) == (3, 6)

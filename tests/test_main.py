@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mrrag.phantom.write import FORMS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -49,5 +51,28 @@ def test_an_absent_file_is_one_clear_line() -> None:
 
 def test_help_names_every_command() -> None:
     done = run("--help")
-    for command in ("ask", "evaluate", "bench", "phantom", "train-adapter", "find-layers"):
+    for command in (
+        *("ask", "evaluate", "bench", "phantom", "train-adapter", "find-layers"),
+        *("corpus", "fetch", "index"),
+    ):
         assert command in done.stdout
+
+
+def test_a_data_set_is_described_and_indexed(tmp_path: Path) -> None:
+    data, kb = tmp_path / "data", tmp_path / "kb"
+    FORMS["fairvlmed"](data, patients=12, seed=5, size=64, workers=1)
+    (data / "Training" / "data_99999.npz").write_bytes(b"")
+    done = run("corpus", str(data), "--list-skipped")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["layout", "fairvlmed"]
+    assert "cases           12" in lines
+    assert lines[-2:] == ["skipped row          1  no summary", "    Training/data_99999.npz"]
+    done = run("index", "--data", str(data), "--kb", str(kb))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("8 of 12 cases (split: train); 1 rows skipped\n8 documents")
+    manifest = json.loads((kb / "manifest.json").read_text())
+    assert manifest["splits"] == {"train": 8}
+    done = run("index", "--data", str(data), "--kb", str(kb), "--split", "nobody", "--update")
+    assert done.returncode == 1
+    assert "error: No case is of the split nobody. The data set has 8 train" in done.stderr
