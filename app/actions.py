@@ -462,7 +462,8 @@ def _answer(
     last = -math.inf
     for step in mrrag.answer(pipeline, query, evidence, settings, cancelled=lambda: draft.stopped):
         if isinstance(step, mrrag.Progress):
-            draft.texts = step.texts
+            if not reading.waits_for:  # Stop shows what is in the draft
+                draft.texts = step.texts
             if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES:
                 last = time.perf_counter()
                 yield {"answers": _so_far(question, step.texts, evidence.warnings, reading)}

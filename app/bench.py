@@ -2,8 +2,8 @@
 
 Starts ``python app.py`` as a person would and drives it in a real Chromium (which must be
 installed, with the playwright package): seconds until the page is served and the model is
-ready, from the click to the evidence, and from the click to the third answer with all
-heatmaps drawn.
+ready, from the click to the evidence, from the click to the third answer with all heatmaps
+drawn, and from a slider's move to the evidence ranked again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,22 @@ FINISHED = (
     "['before', 'after', 'difference'].every(m => "
     "document.querySelector(`#map-${m} .heatmaplayer image`))"
 )
+
+# Moves γ as a drag does, and waits until the cards have been drawn again.
+SLIDE = """async (value) => {
+  const block = [...document.querySelectorAll('#settings .block')].find(
+    (b) => b.innerText.trim().startsWith('γ') && b.querySelector('input[type=range]'));
+  const slider = block.querySelector('input[type=range]');
+  const drawn = new Promise((done) => new MutationObserver((_, observer) => {
+    observer.disconnect();
+    requestAnimationFrame(() => done(performance.now()));
+  }).observe(document.querySelector('#evidence'), {childList: true, subtree: true}));
+  const start = performance.now();
+  Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(slider, value);
+  slider.dispatchEvent(new Event('input', {bubbles: true}));
+  return (await drawn - start) / 1000;
+}"""
+SLIDES = 9
 
 
 def measure(repeats: int) -> dict[str, Any]:
@@ -65,6 +81,7 @@ def measure(repeats: int) -> dict[str, Any]:
         "model_ready": ready,
         "click_to_evidence": statistics.median(v[0] for v in visits),
         "click_to_answers_and_maps": statistics.median(v[1] for v in visits),
+        "slider_to_evidence": statistics.median(s for v in visits for s in v[2]),
         "slowest_answers_and_maps": max(v[1] for v in visits),
         "visits": repeats,
     }
@@ -78,7 +95,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _visits(chromium: str, url: str, count: int) -> list[tuple[float, float]]:
+def _visits(chromium: str, url: str, count: int) -> list[tuple[float, float, list[float]]]:
     from playwright.sync_api import sync_playwright
 
     seconds = []
@@ -96,7 +113,13 @@ def _visits(chromium: str, url: str, count: int) -> list[tuple[float, float]]:
             page.wait_for_function(EVIDENCE, polling=10)
             evidence = time.perf_counter() - clicked
             page.wait_for_function(FINISHED, polling=10)
-            seconds.append((evidence, time.perf_counter() - clicked))
+            answered = time.perf_counter() - clicked
+            page.wait_for_selector("#status .done")
+            page.wait_for_selector(".influence, .answer .small:has-text('not asked')")
+            page.click("#settings .label-wrap")
+            page.wait_for_selector("#settings input[type=range]")
+            slides = [page.evaluate(SLIDE, 0.1 * (n + 1)) for n in range(SLIDES)]
+            seconds.append((evidence, answered, slides))
             page.close()
         browser.close()
     return seconds

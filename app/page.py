@@ -315,7 +315,8 @@ def build_page(
             return placed(actions.rerank(engine, about, found, shown, tint, layer, controls, deed))
 
         def on_vote(event: gr.EventData, shown: Any) -> dict[gr.blocks.Block, Any]:
-            return placed(actions.vote(about, shown, event._data.get("vote")))
+            choice = event._data.get("vote") if isinstance(event._data, dict) else None
+            return placed(actions.vote(about, shown, choice))
 
         def on_save(kind: str, shown: Any, pixels: Any) -> dict[gr.blocks.Block, Any]:
             return placed(actions.save(engine, shown, kind, pixels))

@@ -113,14 +113,14 @@ def report_lines(
             "text": "Read from all reports together, by layer", "x": 0, "xanchor": "left",
             "font": {"size": 13},
         },
-        height=230,
-        margin={"l": 44, "r": 8, "t": 34, "b": 40},
+        height=250,
+        margin={"l": 44, "r": 8, "t": 34, "b": 62},
         font={"family": "IBM Plex Sans, system-ui, sans-serif", "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         dragmode=False,
         legend={
-            "orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom",
+            "orientation": "h", "x": 0, "y": -0.24, "yanchor": "top",
             "font": {"color": "#7a8b99"},
         },
         xaxis={

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 from concurrent.futures import Future
@@ -13,9 +15,10 @@ import pytest
 
 from app import actions, cards
 from app.about import About, read_about
+from mrrag.export import read_case
 from mrrag.images import load_image
 from mrrag.pipeline import ASSETS, Pipeline, load_pipeline
-from mrrag.types import Document, Image, Retrieved
+from mrrag.types import METHODS, Document, Image, Retrieved
 
 SAMPLES = ASSETS.parent / "sample_cases"
 QUESTION = "Is there a pleural effusion?"
@@ -254,3 +257,74 @@ def test_word_differences_are_said_plainly() -> None:
     assert "Word for word" in cards.word_difference("No  effusion.", "No effusion.")
     changed = cards.word_difference("Yes, <b> effusion.", "No effusion.")
     assert "<del>No</del> <ins>Yes, &lt;b&gt;</ins> effusion." in changed
+
+
+def test_an_impression_comes_before_the_answers(
+    engine: Future[Pipeline], about: About, image: Image
+) -> None:
+    page: dict[str, Any] = {}
+    draft = actions.Draft()
+    run = actions.ask(
+        engine, about, draft, None, image, QUESTION, controls(about), reader_first=True, blind=True
+    )
+    for update in run:
+        page |= update
+        assert 'class="answer' not in update.get("answers", "")
+        assert not any(draft.texts.values())
+    shown = page["shown"]
+    assert "history" not in page
+    assert 'class="status problem"' in actions.save(engine, shown, "json", False)["status"]
+    assert 'class="status problem"' in actions.vote(about, shown, "A")["status"]
+    redrawn = actions.redraw(engine, about, page["found"], shown, "RAG", 0)
+    assert "influence on" not in redrawn["evidence"]
+    assert 'class="tok"' not in redrawn["evidence"]
+
+    for words in ("", "  ", None, 3, "x" * 1001):
+        assert 'class="status problem"' in actions.impression(about, shown, words)["status"]
+    page |= actions.impression(about, shown, HOSTILE)
+    assert "Answer A" in page["answers"]
+    assert "RAG" not in page["answers"]
+    for choice in ("D", "", None, 0, ["A"], "rag"):
+        assert 'class="status problem"' in actions.vote(about, page["shown"], choice)["status"]
+    page |= actions.vote(about, page["shown"], "B")
+    order = page["shown"].reading.order
+    assert page["shown"].reading.vote == METHODS[order[1]]
+    assert "<script" not in page["answers"]
+    entry = json.loads(page["history"])
+    assert entry["reading"]["vote"] == METHODS[order[1]]
+    assert entry["reading"]["impression"] == HOSTILE
+    assert 'class="status problem"' in actions.vote(about, page["shown"], "A")["status"]
+
+
+@pytest.mark.parametrize("kind", ["json", "html"])
+def test_a_case_is_saved_whole(engine: Future[Pipeline], asked: dict[str, Any], kind: str) -> None:
+    file = json.loads(actions.save(engine, asked["shown"], kind, True)["file_out"])
+    content = gzip.decompress(base64.b64decode(file["gzip"])).decode("utf-8")
+    assert file["name"] == f"mr-rag-case.{kind}"
+    if kind == "json":
+        saved = read_case(json.loads(content))
+        assert saved.question == QUESTION
+        assert json.loads(content)["reading"]["vote"] is None
+    else:
+        assert content.count('alt="The picture that was asked about"') == 1
+    without = json.loads(actions.save(engine, asked["shown"], kind, "yes")["file_out"])
+    plain = gzip.decompress(base64.b64decode(without["gzip"])).decode("utf-8")
+    assert "The picture that was asked about" not in plain
+
+
+def test_nothing_is_saved_where_nothing_was_answered(engine: Future[Pipeline]) -> None:
+    assert 'class="status problem"' in actions.save(engine, None, "json", False)["status"]
+
+
+def test_the_counterfactual_equals_the_plain_run_outside_the_critical_layers(
+    about: About, asked: dict[str, Any]
+) -> None:
+    result = asked["shown"].result
+    for layer in range(about.layers):
+        change = abs(result.same_state.mass_LHS[layer] - result.before.mass_LHS[layer]).max()
+        assert (change < 1e-5) == (layer not in result.settings.layers)
+    for states in actions.STATES:
+        update = actions.heatmaps(asked["shown"], "Each report", "Mean", 0, states)
+        assert "after" in update
+    refused = actions.heatmaps(asked["shown"], "Each report", "Mean", 0, "<b>")
+    assert 'class="status problem"' in refused["status"]
