@@ -173,7 +173,8 @@ def choose_sample(samples: Sequence[Sample], index: object) -> Update:
         "question": sample.question,
         "noise": sample.noise,
         "status": cards.status("Ready. Press Ask."),
-    } | viewer.put_up(sample.image, sample.title, frames_kept=False)
+        **viewer.put_up(sample.image, sample.title, frames_kept=False),
+    }
 
 
 def read_upload(samples: Sequence[Sample], data: object) -> Update:
@@ -192,7 +193,8 @@ def read_upload(samples: Sequence[Sample], data: object) -> Update:
             "samples": samples_html(samples, None),
             "preview": viewer.details(image, UPLOADED),
             "status": cards.status("Read, and the upload was deleted. Type a question, press Ask."),
-        } | viewer.put_up(image, UPLOADED, frames_kept=bool(file))
+            **viewer.put_up(image, UPLOADED, frames_kept=bool(file)),
+        }
     except Exception as error:
         refused = refuse(error)
         return cleared() | {
@@ -218,7 +220,8 @@ def choose_frame(image: object, file: object, frame: object) -> Update:
             "image": viewer.retained(read),
             "preview": viewer.details(read, UPLOADED),
             "status": cards.status(f"Frame {number + 1} of {read.frames}. Press Ask."),
-        } | viewer.put_up(read, UPLOADED, frames_kept=True)
+            **viewer.put_up(read, UPLOADED, frames_kept=True),
+        }
     except Exception as error:
         return refuse(error)
 
@@ -512,7 +515,7 @@ def overlay(shown: object, layer: object) -> Update:
             shares=_pair(float(heat.sum()) for heat in heats),
             padding=_pair(float(heat[~seen].sum()) for heat in heats),
             top=top,
-        )
+        ),
     }
 
 
