@@ -213,19 +213,16 @@ def choose_sample(samples: Sequence[Sample], index: object) -> Update:
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(samples):
         return refuse("That sample case does not exist. Choose one of those shown.")
     sample = samples[index]
-    return (
-        cleared()
-        | {
-            "image": sample.image,
-            "file": b"",
-            "samples": samples_html(samples, index),
-            "preview": viewer.details(sample.image, sample.title, sample.note),
-            "question": sample.question,
-            "noise": sample.noise,
-            "status": cards.status("Ready. Press Ask."),
-        }
-        | viewer.put_up(sample.image, sample.title, frames_kept=False)
-    )
+    return cleared() | {
+        "image": sample.image,
+        "file": b"",
+        "samples": samples_html(samples, index),
+        "preview": viewer.details(sample.image, sample.title, sample.note),
+        "question": sample.question,
+        "noise": sample.noise,
+        "status": cards.status("Ready. Press Ask."),
+        **viewer.put_up(sample.image, sample.title, frames_kept=False),
+    }
 
 
 def read_upload(samples: Sequence[Sample], data: object) -> Update:
@@ -238,19 +235,14 @@ def read_upload(samples: Sequence[Sample], data: object) -> Update:
             raise ImageError("No file came. Choose a DICOM, PNG or JPEG file.")
         image = read_image(data)
         file = viewer.other_frames(data, image)
-        return (
-            cleared()
-            | {
-                "image": viewer.retained(image),
-                "file": file,
-                "samples": samples_html(samples, None),
-                "preview": viewer.details(image, UPLOADED),
-                "status": cards.status(
-                    "Read, and the upload was deleted. Type a question, press Ask."
-                ),
-            }
-            | viewer.put_up(image, UPLOADED, frames_kept=bool(file))
-        )
+        return cleared() | {
+            "image": viewer.retained(image),
+            "file": file,
+            "samples": samples_html(samples, None),
+            "preview": viewer.details(image, UPLOADED),
+            "status": cards.status("Read, and the upload was deleted. Type a question, press Ask."),
+            **viewer.put_up(image, UPLOADED, frames_kept=bool(file)),
+        }
     except Exception as error:
         refused = refuse(error)
         return cleared() | {
@@ -272,15 +264,12 @@ def choose_frame(image: object, file: object, frame: object) -> Update:
             raise SettingsError("There is no file with several frames. Upload one.")
         number = _whole("The frame", frame, 0, image.frames - 1)
         read = replace(read_image(file, frame=number), sha256=image.sha256)
-        return (
-            cleared()
-            | {
-                "image": viewer.retained(read),
-                "preview": viewer.details(read, UPLOADED),
-                "status": cards.status(f"Frame {number + 1} of {read.frames}. Press Ask."),
-            }
-            | viewer.put_up(read, UPLOADED, frames_kept=True)
-        )
+        return cleared() | {
+            "image": viewer.retained(read),
+            "preview": viewer.details(read, UPLOADED),
+            "status": cards.status(f"Frame {number + 1} of {read.frames}. Press Ask."),
+            **viewer.put_up(read, UPLOADED, frames_kept=True),
+        }
     except Exception as error:
         return refuse(error)
 

@@ -427,8 +427,9 @@ def frame() -> str:
     <button type="button" data-do="actual" title="One picture pixel on one of the screen"
       aria-label="Actual size">1:1</button>
     <button type="button" data-do="full" title="Full screen (F)" aria-label="Full screen"
-      aria-pressed="false"><svg width="14" height="14" viewBox="0 0 14 14" fill="none" aria-hidden="true"
-      stroke="currentColor" stroke-width="2"><path d="M1 5V1h4M9 1h4v4M13 9v4H9M5 13H1V9"/></svg></button>
+      aria-pressed="false"><svg width="14" height="14" viewBox="0 0 14 14" fill="none"
+      stroke="currentColor" stroke-width="2" aria-hidden="true"><path
+      d="M1 5V1h4M9 1h4v4M13 9v4H9M5 13H1V9"/></svg></button>
   </div>
   <div class="frames" hidden>
     <label><span>Frame</span><input type="range" min="1" step="1" aria-label="Frame"></label>

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,6 +29,7 @@ from mrrag.backbone import (
     generate_batch,
     layout,
     load_backbone,
+    model_input,
     pixel_values,
     prefill,
     prefill_batch,
@@ -143,6 +145,27 @@ def test_colour_and_grey_pictures_are_read_alike(tiny_llava: Backbone) -> None:
     pixels = pixel_values(tiny_llava, [grey, colour])
     assert pixels.shape == (2, 3, 28, 28)
     assert torch.equal(pixels[0], pixels[1])
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (20, 50), (33, 33, 3)])
+def test_the_shown_model_input_is_what_the_tower_reads(
+    tiny_llava: Backbone, shape: tuple[int, ...]
+) -> None:
+    image = picture(0, shape)
+    seen = model_input(tiny_llava, image)
+    assert seen.shape == (28, 28, 3)
+    # LLaVA's own steps: a square of the mean colour, then bicubic.
+    rows, columns = shape[:2]
+    side = max(rows, columns)
+    square = PIL.Image.new("RGB", (side, side), (122, 116, 104))
+    plain = PIL.Image.fromarray(image.display).convert("RGB")
+    square.paste(plain, ((side - columns) // 2, (side - rows) // 2))
+    expected = np.asarray(square.resize((28, 28), PIL.Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(seen - expected).max() <= 1
+    processor = tiny_llava.image_processor
+    again = (seen / 255 - processor.image_mean) / processor.image_std
+    read = pixel_values(tiny_llava, [image])[0].permute(1, 2, 0).numpy()
+    assert np.abs(again - read).max() <= 0.51 / 255 / min(processor.image_std)
 
 
 def test_images_encoded_together_are_images_encoded_apart(tiny_llava: Backbone) -> None:

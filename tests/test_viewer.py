@@ -308,7 +308,8 @@ def test_the_chosen_window_is_drawn_from_the_values(photometric: str, invert: bo
     chosen = viewer.as_chosen(image, view(invert=invert))
     plain = np.clip(((DEEP - 999.5) / 499 + 0.5) * 255, 0, 255)
     expected = 255 - plain if (photometric == "MONOCHROME1") != invert else plain
-    expected[DEEP == DEEP[0, 0]] = 0
+    padding = DEEP[0, 0]
+    expected[padding == DEEP] = 0
     assert np.abs(chosen.display - expected).max() <= 0.5 + 1e-9
     assert "centre 1000, width 500" in chosen.notes[-1]
     assert chosen.notes[:-1] == image.notes
@@ -376,16 +377,13 @@ def test_the_heatmaps_scale_ignores_the_padding_alone() -> None:
     [
         ({"transfer syntax": "x", "burned-in annotation": "NO"}, False, []),
         ({"transfer syntax": "x"}, False, ["Text may be burned in."]),
-        (
-            {"transfer syntax": "x", "burned-in annotation": "YES"},
-            False,
-            ["Text may be burned in."],
-        ),
+        ({"transfer syntax": "x", "burned-in annotation": "YES"}, True,
+         ["Text may be burned in.", "MONOCHROME1."]),
         ({"format": "PNG"}, False, []),
         ({"format": "JPEG"}, False, ["Compressed with loss."]),
         ({"lossy compression": "yes"}, True, ["Compressed with loss.", "MONOCHROME1."]),
     ],
-)
+)  # fmt: skip
 def test_warnings(tags: dict[str, str], inverted: bool, expected: list[str]) -> None:
     assert [head for _, head, _ in viewer.warnings(tags, inverted)] == expected
 

@@ -1,5 +1,7 @@
 """The viewer in a real Chromium: what a person would miss if it broke."""
 
+# ruff: noqa: F811 (a fixture that is imported is also a parameter)
+
 from __future__ import annotations
 
 import base64
@@ -291,7 +293,7 @@ def test_the_viewer_is_reached_by_keyboard_and_shows_it(page: Any) -> None:
     assert "512 by 512 pixels" in page.get_attribute(CANVAS, "aria-label")
 
 
-def test_one_finger_sets_the_window_and_two_zoom(browser: Any, address: str) -> None:  # noqa: F811
+def test_one_finger_sets_the_window_and_two_zoom(browser: Any, address: str) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
     page = context.new_page()
     page.goto(address)
@@ -329,9 +331,7 @@ def test_one_finger_sets_the_window_and_two_zoom(browser: Any, address: str) -> 
 
 
 def test_another_frame_is_shown_and_leaves_no_file(
-    page: Any,
-    temporary: Path,
-    tmp_path: Path,  # noqa: F811
+    page: Any, temporary: Path, tmp_path: Path
 ) -> None:
     frames = np.stack([RAMP, RAMP[::-1], RAMP.T.reshape(RAMP.shape)])
     data = make_dicom(
