@@ -15,7 +15,7 @@ LAYERS = (
     {"backbone", "knowledge_base"},
     {"retrieval"},
     {"pipeline"},
-    {"export", "evaluation", "bench"},
+    {"export", "evaluation", "bench", "bench_search"},
     {"phantom"},
     {"training"},
     {"__main__"},
