@@ -16,7 +16,7 @@ LAYERS = (
     {"retrieval"},
     {"calibration"},
     {"pipeline"},
-    {"export", "evaluation", "bench"},
+    {"export", "evaluation", "bench", "bench_search"},
     {"phantom"},
     {"training"},
     {"__main__"},
