@@ -113,7 +113,9 @@ def build_page(
     with page:
         image = gr.State(None, time_to_live=CASE_SECONDS)
         shown = gr.State(None, time_to_live=CASE_SECONDS)
-        draft = gr.State(actions.Draft(), time_to_live=CASE_SECONDS)
+        visit = gr.State(actions.Visit())
+        # When Ask, and when another control, was pressed.
+        asked, pressed = gr.Number(visible=False), gr.Number(visible=False)
 
         html(cards.header(about.model, about.phantoms_only), "header", cards.HEADER_SCRIPT)
         with gr.Row(elem_id="desk", equal_height=False):
@@ -219,37 +221,59 @@ def build_page(
             """An action's update as gradio takes it."""
             return {parts[name]: content for name, content in update.items()}
 
-        def on_sample(event: gr.EventData) -> dict[gr.blocks.Block, Any]:
+        def on_sample(moment: Any, visit: Any, event: gr.EventData) -> dict[gr.blocks.Block, Any]:
+            visit.press(moment, picture=True)
             return placed(actions.choose_sample(samples, event._data.get("sample")))
 
-        def on_upload(path: Any) -> dict[gr.blocks.Block, Any]:
+        def on_upload(moment: Any, visit: Any, path: Any) -> dict[gr.blocks.Block, Any]:
+            visit.press(moment, picture=True)
             return placed(actions.read_upload(samples, take_upload(path))) | {upload: None}
 
+        def note_ask(moment: Any, visit: Any) -> Any:
+            visit.press(moment)
+            return moment
+
         def on_ask(
-            draft: Any, image: Any, question: Any, *controls: Any
+            moment: Any, visit: Any, image: Any, question: Any, *controls: Any
         ) -> Iterator[dict[gr.blocks.Block, Any]]:
-            for update in actions.ask(engine, about, draft, image, question, controls):
+            for update in actions.ask(engine, about, visit, moment, image, question, controls):
                 yield placed(update)
 
         everything = list(parts.values())
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        now = "(_, ...others) => [performance.now(), ...others]"
 
-        picker.click(on_sample, None, everything, **quiet)
-        upload.upload(on_upload, upload, [*everything, upload], **quiet)
-        asked = gr.on(
-            [ask.click, question.submit],
+        picker.click(on_sample, [pressed, visit], everything, js=now, **quiet)
+        upload.upload(on_upload, [pressed, visit, upload], [*everything, upload], js=now, **quiet)
+        # Ask is noted before it waits for its turn, so that it overtakes those before it.
+        asking = [ask.click, question.submit]
+        gr.on(
+            asking,
+            note_ask,
+            [asked, visit],
+            asked,
+            js=now,
+            queue=False,
+            trigger_mode="multiple",
+            **quiet,
+        )
+        gr.on(
+            asking,
             on_ask,
-            [draft, image, question, k, *weights, strength, layers, noise],
+            [asked, visit, image, question, k, *weights, strength, layers, noise],
             everything,
             concurrency_limit=1,
             concurrency_id="model",
+            trigger_mode="multiple",
             **quiet,
         )
+        # No `cancels`: it would cut a run off before its last update, which settles the page.
         stop.click(
-            lambda draft: placed(actions.stop(draft)),
-            draft,
-            [status, answers],
-            cancels=[asked],
+            lambda moment, visit: placed(actions.stop(visit, moment)),
+            [pressed, visit],
+            status,
+            js=now,
+            trigger_mode="multiple",
             **quiet,
         )
         view.input(
