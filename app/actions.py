@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ MAX_STRENGTH = 4.0
 WEIGHT_STEP = 0.01
 MAX_QUESTION_CHARACTERS = 1000
 MAX_UPLOAD_BYTES = MAX_BYTES
+MAX_MOMENT = 1e12  # ms, thirty years after the page was opened
 # Faster than this no one reads, and each update costs the browser a redraw.
 SECONDS_BETWEEN_UPDATES = 0.04
 OVERLAY_PX = 512
@@ -67,6 +68,7 @@ UNEXPECTED = (
     "Something went wrong on our side, and nothing of your case was kept. Try again; if it "
     "happens again with this picture or question, choose another."
 )
+LOADING_SECONDS = 120.0
 NO_CASE = "There is no answered case yet. Choose a picture, type a question and press Ask."
 
 
@@ -130,19 +132,24 @@ class Shown:
 
 
 @dataclass
-class Draft:
-    """The answers so far, so that Stop can show them; the one thing of a visit that changes.
+class Visit:
+    """The newest press of a visit, by its page's own clock; the one thing here that changes.
 
-    It is empty unless a case is running or was stopped.
+    A press of Ask, of Stop or of another picture overtakes every Ask before it, whichever
+    request comes first to the server and whether that Ask runs or still waits. So a run alone
+    writes its answers, and its last update leaves the page settled. No case is kept here.
     """
 
-    question: str = ""
-    texts: dict[str, str] = field(default_factory=dict)
-    stopped: bool = False
+    newest: float = -math.inf  # ms
+    picture: bool = False  # the newest press put another picture on the page
 
-    def start(self, question: str = "") -> None:
-        """Forget the case before."""
-        self.question, self.texts, self.stopped = question, {}, False
+    def press(self, moment: object, *, picture: bool = False) -> float:
+        """Note a press at ``moment`` in ms and return it; what is no moment was before all."""
+        if isinstance(moment, bool) or not isinstance(moment, int | float) or not moment >= 0:
+            return -math.inf
+        if moment >= self.newest:
+            self.newest, self.picture = min(float(moment), MAX_MOMENT), picture
+        return float(moment)
 
 
 def max_weight(about: About) -> float:
@@ -372,7 +379,8 @@ def _whole(name: str, value: object, low: int, high: int) -> int:
 def ask(
     engine: Future[Pipeline],
     about: About,
-    draft: Draft,
+    visit: Visit,
+    asked: object,
     found: object,
     image: object,
     question: object,
@@ -383,11 +391,16 @@ def ask(
 ) -> Iterator[Update]:
     """Evidence first, then three answers as they come, then the attention.
 
-    With ``reader_first`` the answers wait until the reader has typed an impression; with
-    ``blind`` they come unlabelled and shuffled, until the reader has voted.
+    ``asked`` is the moment of the press (see :class:`Visit`). An overtaken run leaves the
+    answers as far as they came. It always yields: of a generator that does not, gradio makes
+    an empty page. With ``reader_first`` the answers wait until the reader has typed an
+    impression; with ``blind`` they come unlabelled and shuffled, until the reader has voted.
     """
-    draft.start()
     try:
+        moment = visit.press(asked)
+        if visit.newest > moment:
+            yield {"status": overtaken_status(visit)}
+            return
         if not isinstance(image, Image):
             raise SettingsError("There is no picture yet. Upload one, or pick a sample case.")
         if not isinstance(question, str) or not question.strip():
@@ -400,18 +413,22 @@ def ask(
         image = viewer.as_chosen(image, window)
         if not engine.done():
             yield {"status": cards.status("Loading the model", kind="busy")}
-        pipeline = engine.result(timeout=120)
+        waited = time.monotonic()
+        while not engine.done() and visit.newest <= moment:
+            if time.monotonic() - waited > LOADING_SECONDS:
+                raise SettingsError("The model is still loading. Ask again in a minute.")
+            time.sleep(0.05)
+        if visit.newest > moment:
+            yield {"status": overtaken_status(visit)}
+            return
         pinned, excluded = _choices(found, image)
         settings = settings_from(about, *controls, pinned=pinned, excluded=excluded)
         order = tuple(random.SystemRandom().sample(range(len(METHODS)), len(METHODS)))
         reading = Reading(reader_first is True, blind is True, order)
-        for update in _answer(pipeline, about, draft, image, question, settings, reading):
-            if draft.stopped:  # what Stop put on the page stays there
-                return
-            yield update
-        draft.start()
+        yield from _answer(
+            engine.result(), about, visit, moment, image, question, settings, reading
+        )
     except Exception as error:
-        draft.start()
         yield refuse(error)
 
 
@@ -428,7 +445,8 @@ def _choices(found: object, image: Image) -> tuple[tuple[str, ...], tuple[str, .
 def _answer(
     pipeline: Pipeline,
     about: About,
-    draft: Draft,
+    visit: Visit,
+    moment: float,
     image: Image,
     question: str,
     settings: Settings,
@@ -436,10 +454,15 @@ def _answer(
 ) -> Iterator[Update]:
     from mrrag import pipeline as mrrag
 
+    def overtaken() -> bool:
+        return visit.newest > moment
+
     clicked = time.perf_counter()
     query = Query(image, question)
-    draft.start(question)
     evidence = mrrag.find_evidence(pipeline, query, settings)
+    if overtaken():
+        yield {"status": overtaken_status(visit)}
+        return
     found = Found(image, question, evidence, settings)
     yield cleared() | {
         "found": found,
@@ -448,26 +471,38 @@ def _answer(
         "answers": _so_far(question, {}, evidence.warnings, reading),
         "status": cards.status("Answering, three ways at once", kind="busy"),
     }
-    last = -math.inf
-    for step in mrrag.answer(pipeline, query, evidence, settings, cancelled=lambda: draft.stopped):
-        if isinstance(step, mrrag.Progress):
-            if not reading.waits_for:  # Stop shows what is in the draft
-                draft.texts = step.texts
-            if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES:
-                last = time.perf_counter()
-                yield {"answers": _so_far(question, step.texts, evidence.warnings, reading)}
-            continue
-        taken = time.perf_counter() - clicked
-        shown = Shown(image, evidence, step, reading)
-        yield {
-            "shown": shown,
-            "status": cards.status("Weighing each report", kind="busy"),
-        } | present(about, shown)
-        shown = replace(shown, result=mrrag.explain(pipeline, query, step))
-        yield {
-            "shown": shown,
-            "status": cards.status(f"Done in {taken:.1f} s.", kind="done"),
-        } | remember(shown)
+    texts: dict[str, str] = {}
+    try:
+        last = -math.inf
+        for step in mrrag.answer(pipeline, query, evidence, settings, cancelled=overtaken):
+            if isinstance(step, mrrag.Progress):
+                texts = {} if reading.waits_for else step.texts
+                if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES and not overtaken():
+                    last = time.perf_counter()
+                    yield {"answers": _so_far(question, step.texts, evidence.warnings, reading)}
+            elif not overtaken():
+                taken = time.perf_counter() - clicked
+                shown = Shown(image, evidence, step, reading)
+                yield {
+                    "shown": shown,
+                    "status": cards.status("Weighing each report", kind="busy"),
+                } | present(about, shown)
+                if not overtaken():
+                    shown = replace(shown, result=mrrag.explain(pipeline, query, step))
+                yield {
+                    "shown": shown,
+                    "status": cards.status(f"Done in {taken:.1f} s.", kind="done"),
+                } | remember(shown)
+                # Only another picture takes back answers that are complete.
+                if not (overtaken() and visit.picture):
+                    return
+        ended = {"status": cards.status("Stopped. The answers are not complete.")}
+    except Exception as error:
+        ended = refuse(error)
+    if overtaken() and visit.picture:
+        yield cleared() | {"status": overtaken_status(visit)}
+    else:
+        yield ended | {"answers": cards.answer_columns(question, texts, stopped=True)}
 
 
 def _so_far(
@@ -776,15 +811,17 @@ def settings_line(about: About, result: CaseResult) -> str:
     )
 
 
-def stop(draft: object) -> Update:
-    """End the running case; the answers stay as far as they came."""
-    if not isinstance(draft, Draft) or not draft.question:
-        return {"status": cards.status("Stopped. Nothing is being answered.")}
-    draft.stopped = True
-    return {
-        "status": cards.status("Stopped. The answers are not complete."),
-        "answers": cards.answer_columns(draft.question, draft.texts, stopped=True),
-    }
+def stop(visit: Visit, moment: object) -> Update:
+    """End what was asked before ``moment``; a run that has begun says how far it came."""
+    visit.press(moment)
+    return {"status": overtaken_status(visit)}
+
+
+def overtaken_status(visit: Visit) -> str:
+    """The status line of a question that was overtaken before its answers began."""
+    if visit.picture:
+        return cards.status("Another picture was chosen. Press Ask.")
+    return cards.status("Stopped. Nothing is being answered.")
 
 
 def refuse(error: Exception | str) -> Update:

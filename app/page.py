@@ -117,7 +117,9 @@ def build_page(
         file = gr.State(b"", time_to_live=CASE_SECONDS)  # of several frames, without identity
         waiting = gr.State("", time_to_live=CASE_SECONDS)  # a picture on its way to the viewer
         shown = gr.State(None, time_to_live=CASE_SECONDS)
-        draft = gr.State(actions.Draft(), time_to_live=CASE_SECONDS)
+        visit = gr.State(actions.Visit())
+        # When Ask, and when another control, was pressed.
+        asked, pressed = gr.Number(visible=False), gr.Number(visible=False)
 
         html(cards.header(about.model, about.phantoms_only), "header", cards.HEADER_SCRIPT)
         with gr.Row(elem_id="desk", equal_height=False):
@@ -279,17 +281,27 @@ def build_page(
             """An action's update as gradio takes it."""
             return {parts[name]: content for name, content in update.items()}
 
-        def on_sample(event: gr.EventData) -> dict[gr.blocks.Block, Any]:
+        def on_sample(moment: Any, visit: Any, event: gr.EventData) -> dict[gr.blocks.Block, Any]:
+            visit.press(moment, picture=True)
             return placed(actions.choose_sample(samples, event._data.get("sample")))
 
-        def on_upload(path: Any) -> dict[gr.blocks.Block, Any]:
+        def on_upload(moment: Any, visit: Any, path: Any) -> dict[gr.blocks.Block, Any]:
+            visit.press(moment, picture=True)
             return placed(actions.read_upload(samples, take_upload(path))) | {upload: None}
 
-        def on_frame(image: Any, file: Any, event: gr.EventData) -> dict[gr.blocks.Block, Any]:
+        def on_frame(
+            moment: Any, visit: Any, image: Any, file: Any, event: gr.EventData
+        ) -> dict[gr.blocks.Block, Any]:
+            visit.press(moment, picture=True)
             return placed(actions.choose_frame(image, file, event._data.get("frame")))
 
+        def note_ask(moment: Any, visit: Any) -> Any:
+            visit.press(moment)
+            return moment
+
         def on_ask(
-            draft: Any,
+            moment: Any,
+            visit: Any,
             found: Any,
             image: Any,
             question: Any,
@@ -298,9 +310,8 @@ def build_page(
             *rest: Any,
         ) -> Iterator[dict[gr.blocks.Block, Any]]:
             *controls, window = rest
-            for update in actions.ask(
-                engine, about, draft, found, image, question, controls, reader_first, blind, window
-            ):
+            case = (found, image, question, controls, reader_first, blind, window)
+            for update in actions.ask(engine, about, visit, moment, *case):
                 yield placed(update)
 
         def on_rank(
@@ -330,15 +341,23 @@ def build_page(
         looked = [found, shown, tint, layer]
         redrawn = [found, evidence, stale, status]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        now = "(_, ...others) => [performance.now(), ...others]"
 
-        picker.click(on_sample, None, everything, **quiet)
-        upload.upload(on_upload, upload, [*everything, upload], **quiet)
+        picker.click(on_sample, [pressed, visit], everything, js=now, **quiet)
+        upload.upload(on_upload, [pressed, visit, upload], [*everything, upload], js=now, **quiet)
         # Not queued: see viewer.put_up. It hands over what waits, and does nothing else.
         film.fetch(
             lambda picture: picture, waiting, film,
             queue=False, trigger_mode="always_last", **quiet,
         )  # fmt: skip
-        film.frame(on_frame, [image, file], everything, trigger_mode="always_last", **quiet)
+        film.frame(
+            on_frame,
+            [pressed, visit, image, file],
+            everything,
+            js=now,
+            trigger_mode="always_last",
+            **quiet,
+        )
         film.seen(
             lambda *inputs: placed(actions.model_view(engine, *inputs)),
             [image, window],
@@ -347,18 +366,31 @@ def build_page(
             trigger_mode="always_last",
             **quiet,
         )
-        asked = gr.on(
-            [ask.click, question.submit],
+        # Ask is noted before it waits for its turn, so that it overtakes those before it.
+        asking = [ask.click, question.submit]
+        gr.on(
+            asking,
+            note_ask,
+            [asked, visit],
+            asked,
+            js=now,
+            queue=False,
+            trigger_mode="multiple",
+            **quiet,
+        )
+        answered = gr.on(
+            asking,
             on_ask,
-            [draft, found, image, question, reader_first, blind, *controls, window],
+            [asked, visit, found, image, question, reader_first, blind, *controls, window],
             everything,
             js=viewer.READ_VIEW,
             concurrency_limit=1,
             concurrency_id="model",
+            trigger_mode="multiple",
             **quiet,
         )
         # Drawn by what is ranked now: the sliders may have moved while the model answered.
-        asked.then(on_view, looked, redrawn, **quiet)
+        answered.then(on_view, looked, redrawn, **quiet)
         live: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
         moves = [control.input for control in (k, noise, *weights, strength, layers)]  # type: ignore[attr-defined]
         gr.on(moves, on_rank, ranked, redrawn, **live)
@@ -374,11 +406,13 @@ def build_page(
         for button, kind in ((save_html, "html"), (save_json, "json")):
             button.click(partial(on_save, kind), [shown, pixels], [file_out, status], **quiet)
         gr.on([tint.input, layer.input], on_view, looked, redrawn, **live)
+        # No `cancels`: it would cut a run off before its last update, which settles the page.
         stop.click(
-            lambda draft: placed(actions.stop(draft)),
-            draft,
-            [status, answers],
-            cancels=[asked],
+            lambda moment, visit: placed(actions.stop(visit, moment)),
+            [pressed, visit],
+            status,
+            js=now,
+            trigger_mode="multiple",
             **quiet,
         )
         gr.on(

@@ -403,8 +403,9 @@ def test_questions_that_cannot_be_asked_are_refused(
     image: object, question: object, words: str
 ) -> None:
     engine: Future[Any] = Future()  # never ready: a refusal does not wait for it
-    draft = actions.Draft()
-    updates = list(actions.ask(engine, ABOUT, draft, None, image, question, LEARNT_CONTROLS))
+    updates = list(
+        actions.ask(engine, ABOUT, actions.Visit(), 1.0, None, image, question, LEARNT_CONTROLS)
+    )
     assert words in refused(updates[-1])
 
 
@@ -412,8 +413,9 @@ def test_an_unexpected_error_shows_no_cause(caplog: pytest.LogCaptureFixture) ->
     engine: Future[Any] = Future()
     engine.set_exception(RuntimeError("secret of the case"))
     question = "Is there an effusion in Mr Smith?"
-    draft = actions.Draft()
-    (update,) = actions.ask(engine, ABOUT, draft, None, picture(), question, LEARNT_CONTROLS)
+    (update,) = actions.ask(
+        engine, ABOUT, actions.Visit(), 1.0, None, picture(), question, LEARNT_CONTROLS
+    )
     assert "secret" not in refused(update)
     assert "Traceback" not in update["status"]
     assert "secret" not in caplog.text
@@ -458,13 +460,41 @@ def test_the_lines_are_the_mass_on_all_reports() -> None:
     assert [s.x0 for s in figure.layout.shapes] == [0.5, 1.5, 3]
 
 
-def test_stop_leaves_what_was_said_so_far() -> None:
-    draft = actions.Draft("Is it?", dict.fromkeys(METHODS, "Yes, the"))
-    update = actions.stop(draft)
-    assert update["answers"].count("Yes, the") == 3
-    assert "caret" not in update["answers"]
-    assert draft.stopped
-    assert "answers" not in actions.stop(actions.Draft())
+def test_a_press_overtakes_those_before_it_and_none_after_it() -> None:
+    visit = actions.Visit()
+    assert visit.press(20.0) == 20.0
+    visit.press(10.0, picture=True)  # its request came late
+    assert (visit.newest, visit.picture) == (20.0, False)
+    visit.press(30.0, picture=True)
+    assert (visit.newest, visit.picture) == (30.0, True)
+
+
+@pytest.mark.parametrize("moment", [None, "1", True, -1, math.nan, [1]])
+def test_what_is_no_moment_was_before_all_presses(moment: object) -> None:
+    visit = actions.Visit()
+    assert visit.press(moment) == -math.inf
+    assert visit.newest == -math.inf
+
+
+def test_a_question_stopped_before_its_turn_is_not_answered() -> None:
+    visit = actions.Visit()
+    assert "Stopped" in actions.stop(visit, 2.0)["status"]
+    engine: Future[Any] = Future()
+    asked = (None, picture(), "Is there an effusion?", LEARNT_CONTROLS)
+    (update,) = actions.ask(engine, ABOUT, visit, 1.0, *asked)
+    assert set(update) == {"status"}
+    assert "Stopped" in update["status"]
+
+
+def test_stop_ends_the_wait_for_the_model() -> None:
+    visit = actions.Visit()
+    engine: Future[Any] = Future()
+    asked = (None, picture(), "Is there an effusion?", LEARNT_CONTROLS)
+    updates = actions.ask(engine, ABOUT, visit, 1.0, *asked)
+    assert "Loading" in next(updates)["status"]
+    actions.stop(visit, 2.0)
+    assert "Stopped" in next(updates)["status"]
+    assert list(updates) == []
 
 
 # ---------------------------------------------------------------- files and launch

@@ -60,8 +60,8 @@ def controls(about: About, **changes: Any) -> list[Any]:
 def asked(engine: Future[Pipeline], about: About, image: Image) -> dict[str, Any]:
     """All that a question put on the page."""
     page: dict[str, Any] = {}
-    draft = actions.Draft()
-    for update in actions.ask(engine, about, draft, None, image, QUESTION, controls(about)):
+    visit = actions.Visit()
+    for update in actions.ask(engine, about, visit, 1.0, None, image, QUESTION, controls(about)):
         page |= update
     assert "Done" in page["status"]
     return page
@@ -152,18 +152,13 @@ def test_pins_hold_when_the_question_is_asked_again(
     first = ids(asked["evidence"])[0]
     found = (asked | rank(engine, about, asked, {"do": "exclude", "id": first}))["found"]
     again: dict[str, Any] = {}
-    run = actions.ask(engine, about, actions.Draft(), found, image, QUESTION, controls(about))
-    for update in run:
+    visit = actions.Visit()
+    for update in actions.ask(engine, about, visit, 1.0, found, image, QUESTION, controls(about)):
         again |= update
     assert first not in ids(again["evidence"])
-    other = replace(image)  # another upload is another case
-    update = next(
-        u
-        for u in actions.ask(
-            engine, about, actions.Draft(), found, other, QUESTION, controls(about)
-        )
-        if "evidence" in u
-    )
+    other = replace(image, sha256="of another file")
+    run = actions.ask(engine, about, visit, 2.0, found, other, QUESTION, controls(about))
+    update = next(u for u in run if "evidence" in u)
     assert first in ids(update["evidence"])
 
 
@@ -263,14 +258,12 @@ def test_an_impression_comes_before_the_answers(
     engine: Future[Pipeline], about: About, image: Image
 ) -> None:
     page: dict[str, Any] = {}
-    draft = actions.Draft()
-    run = actions.ask(
-        engine, about, draft, None, image, QUESTION, controls(about), reader_first=True, blind=True
-    )
-    for update in run:
+    case = (None, image, QUESTION, controls(about))
+    for update in actions.ask(
+        engine, about, actions.Visit(), 1.0, *case, reader_first=True, blind=True
+    ):
         page |= update
         assert 'class="answer' not in update.get("answers", "")
-        assert not any(draft.texts.values())
     shown = page["shown"]
     assert "history" not in page
     assert 'class="status problem"' in actions.save(engine, shown, "json", False)["status"]

@@ -228,14 +228,61 @@ def test_a_file_that_is_no_picture_is_refused_and_the_page_goes_on(
     page.wait_for_selector(".film-frame img")
 
 
-def test_stop_ends_a_run(page: Any) -> None:
+SETTLED = """() => /Stopped|Done|Ready|Another/.test(document.querySelector('#status').innerText)
+    && document.querySelectorAll('.caret').length === 0"""
+PRESS = """([first, second, after]) => {
+    document.querySelector(first).click();
+    setTimeout(() => document.querySelector(second).click(), after);
+}"""
+
+
+@pytest.fixture
+def busy() -> Iterator[None]:
+    """A machine with other things to do."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    spinning = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
+    yield
+    for process in spinning:
+        process.kill()
+        process.wait()
+
+
+def wait_until_settled(page: Any) -> None:
+    """Wait for a page that nothing writes to any more."""
+    page.wait_for_function(SETTLED)
+    page.wait_for_timeout(500)  # what is on its way
+    page.wait_for_function(SETTLED)
+
+
+def test_stop_settles_the_page_whenever_it_is_pressed(page: Any, busy: None) -> None:
     page.click("button.sample >> nth=0")
     page.wait_for_selector(".film-frame img")
+    for after in (0, 5, 20, 60, 150, 400):  # ms
+        page.evaluate(PRESS, ["#ask", "#stop", after])
+        page.wait_for_timeout(after)
+        wait_until_settled(page)
+    # Pressed at once, while the run that is stopped may still be ending.
+    page.evaluate(PRESS, ["#ask", "#stop", 100])
+    page.wait_for_timeout(100)
+    question = "Is there a pleural effusion, after all?"
+    page.fill("#question textarea", question)
     page.click("#ask")
-    page.wait_for_selector("#status .busy, #status .done")  # it has begun
-    page.click("#stop")
-    page.wait_for_function("/Stopped|Done/.test(document.querySelector('#status').innerText)")
-    page.wait_for_function("document.querySelectorAll('.caret').length === 0")
+    page.wait_for_function(
+        "text => document.querySelector('.asked')?.innerText.includes(text)", arg=question
+    )
+    page.wait_for_selector("#status .done")
+    wait_until_settled(page)
+    assert page.locator(".answer[data-done=true]").count() == 3
+
+
+def test_another_picture_takes_the_answers_to_the_one_before_away(page: Any) -> None:
+    page.click("button.sample >> nth=0")
+    page.wait_for_selector(".film-frame img")
+    for after in (0, 50, 300):  # ms
+        page.evaluate(PRESS, ["#ask", "button.sample[data-sample='1']", after])
+        page.wait_for_timeout(after)
+        wait_until_settled(page)
+        page.wait_for_function("document.querySelectorAll('.answer, .evidence-card').length === 0")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -334,7 +334,9 @@ def test_ask_and_the_models_view_refuse_a_bad_window() -> None:
     engine.set_exception(AssertionError("a refusal does not reach the model"))
     image = read_image(make_dicom(RGB))
     about: Any = None
-    (update,) = actions.ask(engine, about, actions.Draft(), image, "Is it?", (), view())
+    visit = actions.Visit()
+    case = (None, image, "Is it?", ())
+    (update,) = actions.ask(engine, about, visit, 1.0, *case, window=view())
     assert "colour" in update["status"]
     assert actions.model_view(engine, None, "") == {"sees": ""}
 
