@@ -534,7 +534,7 @@ def parser() -> argparse.ArgumentParser:
     sub = learning("train-model", train_model)
     sub.add_argument("--vision-steps", type=int, default=1000)
     sub.add_argument("--reading-steps", type=int, default=1000)
-    sub.add_argument("--weighing-steps", type=int, default=1000)
+    sub.add_argument("--weighing-steps", type=int, default=700)
     learning("train-adapter", train_adapter).add_argument("--questions", type=int, default=1500)
     learning("find-layers", find_layers).add_argument("--questions", type=int, default=1000)
     sub = learning("samples", samples)
