@@ -59,7 +59,7 @@ SECONDS_BETWEEN_UPDATES = 0.04
 OVERLAY_PX = 512
 COMPARE_PX = 768
 MEAN_OF_HEADS = "Mean"
-AS_IT_RAN, SAME_STATES = STATES = ("As it ran", "On RAG’s own states (counterfactual)")
+AS_IT_RAN, SAME_STATES = STATES = ("As it ran", "Counterfactual: on RAG’s own states")
 NO_PREFERENCE = "none"
 TINT_OFF, TINT_RAG, TINT_MR_RAG = TINTS = ("Off", "RAG", "MR-RAG")
 THUMBNAIL_PX = 96
