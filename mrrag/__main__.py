@@ -238,6 +238,43 @@ def bench_search(args: argparse.Namespace) -> None:
     print(json.dumps(result) if args.json else text.format(**result))
 
 
+def conformance(args: argparse.Namespace) -> None:
+    """Read every file that pydicom ships, and any given, and compare the pictures."""
+    from mrrag.conformance import conform, files_in, shipped
+
+    paths = files_in([shipped(), *args.folders])
+    report_outcomes(list(ticker(conform(paths), len(paths), "reading")), args.json, paths=True)
+
+
+def fuzz(args: argparse.Namespace) -> None:
+    """Read mutated files: none may do more than be refused."""
+    from mrrag.conformance import fuzz as run_fuzz
+
+    outcomes = list(ticker(run_fuzz(args.count, args.seed), args.count, "reading"))
+    report_outcomes(outcomes, args.json, paths=False)
+
+
+def report_outcomes(outcomes: list[Any], as_json: bool, *, paths: bool) -> None:
+    """Print each file's outcome (of mutated ones, the failures) and the totals."""
+    from dataclasses import asdict
+
+    from mrrag.conformance import FAILURES, totals
+
+    failed = [outcome for outcome in outcomes if outcome.kind in FAILURES]
+    shown = outcomes if paths else failed
+    counts, slowest = totals(outcomes), max((o.seconds for o in outcomes), default=0.0)
+    if as_json:
+        rows = [asdict(outcome) for outcome in shown]
+        print(json.dumps({"totals": counts, "slowest": slowest, "files": rows}))
+    else:
+        for o in shown:
+            print(f"{o.name:44.44s} {o.syntax:34.34s} {o.kind:14s} {o.detail}")
+        print("; ".join(f"{kind}: {n}" for kind, n in counts.items()), end="; ")
+        print(f"slowest {slowest:.2f} s of CPU")
+    if failed:
+        raise MRRAGError(f"{len(failed)} of {len(outcomes)} files were not read as they must be.")
+
+
 # Commands that make what the others use
 
 
@@ -500,6 +537,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--layout", help="which layout it has (default: found on disk)")
     sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
     sub.add_argument("--list-skipped", action="store_true", help="name every skipped row")
+    sub = command("conformance", conformance)
+    sub.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="more files")
+    sub.add_argument("--json", action="store_true")
+
+    sub = command("fuzz", fuzz)
+    sub.add_argument("--count", type=int, default=10_000)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--json", action="store_true")
 
     sub = command("phantom", phantom)
     sub.add_argument("directory", type=Path)

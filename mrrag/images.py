@@ -726,7 +726,10 @@ def _decode_jpeg_2000(code: bytes, dataset: Dataset) -> Array:
     dataset.BitsStored = stream.precision
     if dataset.PhotometricInterpretation in ("YBR_ICT", "YBR_RCT"):  # the decoder undoes them
         dataset.PhotometricInterpretation = "RGB"
-    return imagecodecs.jpeg2k_decode(code)
+    pixels = imagecodecs.jpeg2k_decode(code)
+    if pixels.dtype.kind == "i":  # the codestream knows; some headers do not
+        dataset.PixelRepresentation = 1
+    return pixels
 
 
 def _decode_rle(code: bytes, dataset: Dataset) -> Array:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"types", "errors", "scope", "metrics", "findings"},
     {"images", "prompt"},
-    {"steering", "encoders", "corpus", "fetch"},
+    {"steering", "encoders", "corpus", "fetch", "conformance"},
     {"attention", "checkpoint"},
     {"backbone", "knowledge_base"},
     {"retrieval"},

@@ -353,6 +353,13 @@ def test_high_throughput_jpeg_2000_is_read() -> None:
     assert np.array_equal(image.values, like)  # type: ignore[arg-type]
 
 
+def test_a_signed_codestream_outweighs_an_unsigned_header() -> None:
+    signed = np.linspace(-2000, 1700, 48 * 64).astype(np.int16).reshape(48, 64)
+    code = imagecodecs.jpeg2k_encode(signed, level=0)
+    image = read_image(make_compressed(code, JPEG2000Lossless, signed.view(np.uint16)))
+    np.testing.assert_array_equal(image.values, signed)
+
+
 def test_twelve_bit_signed_values_get_their_sign_back() -> None:
     like = np.arange(-2048, 2048, 8, dtype=np.int16).reshape(16, 32)
     code = imagecodecs.jpeg2k_encode((like & 0xFFF).astype(np.uint16), level=0, bitspersample=12)
