@@ -519,12 +519,13 @@ def _so_far(
 def present(about: About, shown: Shown) -> Update:
     """The answers and their attention, as far as the reader may see them by now."""
     result, reading = shown.result, shown.reading
+    doubt = cards.meaningless(result.warnings)
     hidden = {"attention": cards.empty("Shown with the labelled answers.")}
     if reading.waits_for == "impression":
-        return {"answers": cards.waiting(result.question)} | hidden
+        return {"answers": doubt + cards.waiting(result.question)} | hidden
     if reading.waits_for == "vote":
         texts = [result.answers[METHODS[i]].text for i in reading.order]
-        return {"answers": cards.blind_columns(result.question, texts)} | hidden
+        return {"answers": doubt + cards.blind_columns(result.question, texts)} | hidden
     columns = cards.answer_columns(
         result.question,
         {},

@@ -428,6 +428,11 @@ def warning_list(warnings: Mapping[str, str]) -> str:
     )
 
 
+def meaningless(warnings: Mapping[str, str]) -> str:
+    """The one warning that belongs above the answers too: that they mean nothing."""
+    return warning_list({kind: s for kind, s in warnings.items() if kind == "unlike"})
+
+
 def excluded_list(excluded: Sequence[str]) -> str:
     """The documents that were excluded by hand, each one click from its return."""
     if not excluded:
@@ -598,9 +603,8 @@ def answer_columns(
             f'<article class="answer {method}" data-done="{str(answer is not None).lower()}">'
             f'<h3>{title}<span>{subtitle}</span></h3><p class="says">{words}</p>{foot}</article>'
         )
-    meaningless = {kind: s for kind, s in (warnings or {}).items() if kind == "unlike"}
     return (
-        warning_list(meaningless)
+        meaningless(warnings or {})
         + f'<p class="asked"><span class="small">Question</span> {text(question)}</p>'
         f'<div class="answers">{"".join(columns)}</div>'
         + (f'<p class="small settings-line">{text(settings_line)}</p>' if settings_line else "")

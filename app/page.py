@@ -256,7 +256,7 @@ def build_page(
                         )  # fmt: skip
                         overlays = html("", "overlays")
                 with gr.Column(elem_id="keep-panel", min_width=0):
-                    html("<h2>Keep</h2>")
+                    html("<h2>Keep this case</h2>")
                     with gr.Row(elem_id="keep"):
                         save_html = gr.Button("Save as HTML", size="sm", min_width=0)
                         save_json = gr.Button("Save as JSON", size="sm", min_width=0)
