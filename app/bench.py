@@ -3,12 +3,14 @@
 Starts ``python app.py`` as a person would and drives it in a real Chromium (which must be
 installed, with the playwright package): seconds until the page is served and the model is
 ready, from the click to the evidence, from the click to the third answer with all heatmaps
-drawn, and from a slider's move to the evidence ranked again.
+drawn, and from a slider's move to the evidence ranked again; and how many frames a second
+the viewer draws while the window of a 2,048 × 2,048 picture of 16 bits is dragged.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -21,6 +23,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
+
 ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 EVIDENCE = "document.querySelectorAll('.evidence-card').length > 0"
@@ -30,6 +35,35 @@ FINISHED = (
     "['before', 'after', 'difference'].every(m => "
     "document.querySelector(`#map-${m} .heatmaplayer image`))"
 )
+# Moves the pointer once a frame for three seconds; frames a second, and the viewer's own
+# work in each, in milliseconds. The work is timed around what it asks of the browser.
+DRAG = """async () => {
+  const canvas = document.querySelector('#viewer canvas');
+  const box = canvas.getBoundingClientRect();
+  const send = (type, x, y) => canvas.dispatchEvent(new PointerEvent(type, {
+    pointerId: 1, isPrimary: true, pointerType: 'mouse', bubbles: true,
+    button: type === 'pointermove' ? -1 : 0,
+    clientX: box.left + box.width / 2 + x, clientY: box.top + box.height / 2 + y}));
+  const ask = window.requestAnimationFrame.bind(window);
+  const work = [];
+  window.requestAnimationFrame = (draw) => ask((time) => {
+    const start = performance.now();
+    draw(time);
+    work.push(performance.now() - start);
+  });
+  send('pointerdown', 0, 0);
+  const times = [];
+  const start = performance.now();
+  while (performance.now() - start < 3000) {
+    send('pointermove', 100 * Math.sin(times.length / 20), 80 * Math.cos(times.length / 17));
+    times.push(await new Promise(ask));
+  }
+  send('pointerup', 0, 0);
+  window.requestAnimationFrame = ask;
+  const middle = (numbers) => numbers.sort((a, b) => a - b)[numbers.length >> 1];
+  const gaps = times.slice(1).map((time, i) => time - times[i]);
+  return [1000 / middle(gaps), middle(work)];
+}"""
 
 # Moves γ as a drag does, and waits until the cards have been drawn again.
 SLIDE = """async (value) => {
@@ -72,7 +106,8 @@ def measure(repeats: int) -> dict[str, Any]:
             if not line:
                 raise SystemExit("app.py stopped before its model was ready.")
         ready = time.perf_counter() - start
-        visits = _visits(chromium, url, repeats + 1)[1:]
+        visits, (frames, work) = _visits(chromium, url, repeats + 1)
+        visits = visits[1:]
     finally:
         server.terminate()
         server.wait(30)
@@ -83,6 +118,8 @@ def measure(repeats: int) -> dict[str, Any]:
         "click_to_answers_and_maps": statistics.median(v[1] for v in visits),
         "slider_to_evidence": statistics.median(s for v in visits for s in v[2]),
         "slowest_answers_and_maps": max(v[1] for v in visits),
+        "window_drag_frames_a_second": frames,
+        "window_drag_work_a_frame": work / 1000,
         "visits": repeats,
     }
 
@@ -95,7 +132,24 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _visits(chromium: str, url: str, count: int) -> list[tuple[float, float, list[float]]]:
+def _drag_window(page: Any) -> tuple[float, float]:
+    """Frames a second, and milliseconds of work in each, while a large picture is windowed."""
+    rows, columns = np.mgrid[0:2048, 0:2048]
+    noise = np.random.default_rng(0).normal(0, 60, rows.shape)
+    pixels = 8000 + 6000 * np.sin(columns / 90) * np.cos(rows / 130) + noise
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels.clip(0, 65535).astype(np.uint16)).save(file, "PNG")
+    upload = {"name": "large.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    page.set_input_files("#upload input[type=file]", upload)
+    page.wait_for_selector(".viewer[data-state=grey]")
+    page.wait_for_selector(".model-view img")
+    frames, work = page.evaluate(DRAG)
+    return float(frames), float(work)
+
+
+def _visits(
+    chromium: str, url: str, count: int
+) -> tuple[list[tuple[float, float, list[float]]], tuple[float, float]]:
     from playwright.sync_api import sync_playwright
 
     seconds = []
@@ -121,8 +175,12 @@ def _visits(chromium: str, url: str, count: int) -> list[tuple[float, float, lis
             slides = [page.evaluate(SLIDE, 0.1 * (n + 1)) for n in range(SLIDES)]
             seconds.append((evidence, answered, slides))
             page.close()
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.goto(url)
+        page.wait_for_selector("button.sample")
+        drag = _drag_window(page)
         browser.close()
-    return seconds
+    return seconds, drag
 
 
 def main() -> None:
@@ -136,7 +194,8 @@ def main() -> None:
         print(json.dumps(result))
         return
     for name, value in result.items():
-        print(f"{name.replace('_', ' '):28s}{value:8.2f}{'' if name == 'visits' else ' s'}")
+        unit = "" if name in ("visits", "window_drag_frames_a_second") else " s"
+        print(f"{name.replace('_', ' '):28s}{value:8.{4 if value < 0.1 else 2}f}{unit}")
 
 
 if __name__ == "__main__":
