@@ -16,7 +16,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,11 +40,13 @@ from mrrag.images import MAX_BYTES, read_image, thumbnail
 from mrrag.types import AttentionTrace, FloatArray, Image, Query, Weights
 
 if TYPE_CHECKING:
-    from mrrag.pipeline import CaseResult, Evidence, Pipeline, Settings
+    from mrrag.pipeline import CaseResult, Evidence, Kept, Pipeline, Progress, Settings
 
 logger = logging.getLogger(__name__)
 
 Update = dict[str, Any]
+# As mrrag.pipeline.answer.
+Answering = Callable[..., "Iterator[Progress | CaseResult]"]
 
 MAX_K = 16
 MAX_STRENGTH = 4.0
@@ -53,6 +55,8 @@ MAX_QUESTION_CHARACTERS = 1000
 MAX_UPLOAD_BYTES = MAX_BYTES
 # Faster than this no one reads, and each update costs the browser a redraw.
 SECONDS_BETWEEN_UPDATES = 0.04
+# Seven billion parameters come from a slow disk in minutes.
+LOADING_SECONDS = 600
 OVERLAY_PX = 512
 THUMBNAIL_PX = 96
 UNEXPECTED = (
@@ -87,12 +91,14 @@ class Shown:
 class Draft:
     """The answers so far, so that Stop can show them; the one thing of a visit that changes.
 
-    It is empty unless a case is running or was stopped.
+    It is empty unless a case is running or was stopped. ``kept`` is what the model has read
+    of the case before, and goes with the visit.
     """
 
     question: str = ""
     texts: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
+    kept: Kept | None = field(default=None, repr=False)
 
     def start(self, question: str = "") -> None:
         """Forget the case before."""
@@ -279,6 +285,7 @@ def ask(
     image: object,
     question: object,
     controls: Sequence[object],
+    answer: Answering | None = None,
 ) -> Iterator[Update]:
     """Evidence first, then three answers as they come, then the attention."""
     draft.start()
@@ -294,9 +301,9 @@ def ask(
             )
         if not engine.done():
             yield {"status": cards.status("Loading the model", kind="busy")}
-        pipeline = engine.result(timeout=120)
+        pipeline = engine.result(timeout=LOADING_SECONDS)
         settings = settings_from(about, *controls)
-        for update in _answer(pipeline, about, draft, image, question, settings):
+        for update in _answer(pipeline, about, draft, image, question, settings, answer):
             if draft.stopped:  # what Stop put on the page stays there
                 return
             yield update
@@ -313,6 +320,7 @@ def _answer(
     image: Image,
     question: str,
     settings: Settings,
+    answer: Answering | None,
 ) -> Iterator[Update]:
     from mrrag import pipeline as mrrag
 
@@ -326,14 +334,18 @@ def _answer(
         "status": cards.status("Answering, three ways at once", kind="busy"),
     }
     last = -math.inf
-    for step in mrrag.answer(pipeline, query, evidence, settings, cancelled=lambda: draft.stopped):
+    steps = (answer or mrrag.answer)(
+        pipeline, query, evidence, settings, kept=draft.kept, cancelled=lambda: draft.stopped
+    )
+    for step in steps:
         if isinstance(step, mrrag.Progress):
             draft.texts = step.texts
             if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES:
                 last = time.perf_counter()
                 yield {"answers": cards.answer_columns(question, step.texts)}
             continue
-        shown = Shown(image, evidence, step)
+        draft.kept = step.kept
+        shown = Shown(image, evidence, replace(step, kept=None))
         taken = time.perf_counter() - clicked
         yield {
             "shown": shown,

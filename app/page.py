@@ -98,9 +98,15 @@ def theme() -> gr.themes.Base:
 
 
 def build_page(
-    about: About, samples: Sequence[actions.Sample], engine: Future[Pipeline]
+    about: About,
+    samples: Sequence[actions.Sample],
+    engine: Future[Pipeline],
+    answer: actions.Answering | None = None,
 ) -> gr.Blocks:
-    """Lay the page out and wire it; ``engine`` may still be loading."""
+    """Lay the page out and wire it; ``engine`` may still be loading.
+
+    ``answer`` takes the place of :func:`mrrag.pipeline.answer` where a device is lent.
+    """
     first = about.critical[0] if about.critical else 0
     limit = actions.max_weight(about)
 
@@ -115,7 +121,9 @@ def build_page(
         shown = gr.State(None, time_to_live=CASE_SECONDS)
         draft = gr.State(actions.Draft(), time_to_live=CASE_SECONDS)
 
-        html(cards.header(about.model, about.phantoms_only), "header", cards.HEADER_SCRIPT)
+        html(
+            cards.header(about.model, about.phantoms_only, about.why), "header", cards.HEADER_SCRIPT
+        )
         with gr.Row(elem_id="desk", equal_height=False):
             with gr.Column(elem_id="case", min_width=0):
                 html("<h2>Case</h2>")
@@ -228,7 +236,7 @@ def build_page(
         def on_ask(
             draft: Any, image: Any, question: Any, *controls: Any
         ) -> Iterator[dict[gr.blocks.Block, Any]]:
-            for update in actions.ask(engine, about, draft, image, question, controls):
+            for update in actions.ask(engine, about, draft, image, question, controls, answer):
                 yield placed(update)
 
         everything = list(parts.values())

@@ -11,6 +11,7 @@ import pytest
 from mrrag.errors import ModelError, SettingsError
 from mrrag.export import case_to_json
 from mrrag.images import load_image
+from mrrag.learnt import load_learnt
 from mrrag.pipeline import (
     ASSETS,
     CaseResult,
@@ -19,7 +20,6 @@ from mrrag.pipeline import (
     Settings,
     answer,
     find_evidence,
-    load_learnt,
     load_pipeline,
 )
 from mrrag.types import METHODS, Query, Weights
