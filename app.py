@@ -12,7 +12,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mrrag.errors import MRRAGError
+from mrrag.types import BUNDLED, LLAVA_MED
+
 if TYPE_CHECKING:
+    from app.choice import Choice
     from mrrag.pipeline import Pipeline
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +34,21 @@ def main() -> int:
     parser.add_argument(
         "--assets", type=Path, default=HERE / "assets", help="model, encoder and knowledge base"
     )
+    parser.add_argument(
+        "--model",
+        metavar="NAME_OR_FOLDER",
+        help=f"a checkpoint on the hub or in a folder, or {BUNDLED!r} (default: {LLAVA_MED} where "
+        f"there is a CUDA GPU, else {BUNDLED!r})",
+    )
+    parser.add_argument("--kb", type=Path, metavar="DIR", help="a knowledge base of your own")
+    parser.add_argument("--revision", help="of the hub's repository: a branch, tag or commit")
+    parser.add_argument(
+        "--tower",
+        default="checkpoint",
+        help="whose vision tower: 'checkpoint' (default), 'stock' for the CLIP that it began "
+        "from, or a name or folder",
+    )
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="for a GPU with less memory")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
@@ -40,35 +59,88 @@ def main() -> int:
         os.environ["GRADIO_TEMP_DIR"] = private
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        return serve(arguments.host, arguments.port, arguments.assets)
+        return serve(arguments)
 
 
-def serve(host: str, port: int | None, assets: Path) -> int:
-    """Serve until interrupted."""
+def serve(arguments: argparse.Namespace) -> int:
+    """Choose the model, serve until interrupted."""
+    from app.choice import choose_model, has_cuda, instead_of, on_zero_gpu
+
+    zero_gpu = on_zero_gpu()
+    if zero_gpu:
+        import spaces  # noqa: F401 (before torch, which it prepares)
+    choice = choose_model(arguments.model, cuda=zero_gpu or has_cuda(), zero_gpu=zero_gpu)
+    folder = None
+    try:
+        if choice.model != BUNDLED:
+            try:
+                folder = prepare(choice, arguments)
+            except MRRAGError as error:
+                choice = instead_of(choice, error)
+                print(choice.why, flush=True)
+        if choice.model == BUNDLED:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        run(choice, folder, arguments, zero_gpu=zero_gpu and choice.model != BUNDLED)
+    except MRRAGError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def prepare(choice: Choice, arguments: argparse.Namespace) -> Path:
+    """Download a checkpoint where need be, and see that it can be loaded here."""
+    from mrrag.checkpoint import check_loadable, find_checkpoint
+
+    folder = find_checkpoint(
+        choice.model, arguments.revision, announce=lambda said: print(said, flush=True)
+    )
+    check_loadable(folder, device=choice.device, quantize=arguments.quantize)
+    return folder
+
+
+def run(
+    choice: Choice, folder: Path | None, arguments: argparse.Namespace, *, zero_gpu: bool
+) -> None:
+    """Serve the page at once, then load the model; on ZeroGPU the other way round."""
     # Imported here, after the environment is set, since gradio reads it as it is imported.
     from app.about import read_about
     from app.actions import load_samples
     from app.page import build_page, launch_options
-    from mrrag.errors import MRRAGError
 
-    engine: Future[Pipeline] = Future()
-    try:
-        about = read_about(assets)
-        page = build_page(about, load_samples(HERE / "sample_cases"), engine)
-        _, address, _ = page.launch(**launch_options(host, port), prevent_thread_lock=True)
-        print(f"MR-RAG is at {address} (loading the model; stop with Ctrl-C)", flush=True)
+    assets = arguments.assets
+    about = read_about(
+        assets, model=choice.model, folder=folder, knowledge_base=arguments.kb, why=choice.why
+    )
 
+    def load() -> Pipeline:
         # Torch takes seconds to import; the page is already there while it does.
         from mrrag.pipeline import load_pipeline
 
-        engine.set_result(load_pipeline(assets))
-        print("The model is ready.", flush=True)
-    except MRRAGError as error:
-        print(error, file=sys.stderr)
-        return 1
+        return load_pipeline(
+            assets,
+            model=choice.model,
+            knowledge_base=arguments.kb,
+            revision=arguments.revision,
+            device=choice.device,
+            tower=arguments.tower,
+            quantize=arguments.quantize,
+        )
+
+    engine: Future[Pipeline] = Future()
+    answer = None
+    if zero_gpu:
+        from app.zero_gpu import lend
+
+        engine.set_result(load())
+        answer = lend(engine.result())
+    page = build_page(about, load_samples(HERE / "sample_cases"), engine, answer)
+    options = launch_options(arguments.host, arguments.port)
+    _, address, _ = page.launch(**options, prevent_thread_lock=True)
+    if not engine.done():
+        print(f"MR-RAG is at {address} (loading the model; stop with Ctrl-C)", flush=True)
+        engine.set_result(load())
+    print(f"The model is ready, at {address}.", flush=True)
     page.block_thread()
-    return 0
 
 
 if __name__ == "__main__":

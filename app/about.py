@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mrrag.errors import ModelError
-from mrrag.types import Weights
+from mrrag.learnt import learnt_for
+from mrrag.types import BUNDLED, Weights
 
 PHANTOM_MODEL = "MR-RAG phantom LLaVA"
 
@@ -29,6 +30,8 @@ class About:
         What was learnt for it: α, β, γ, the layers where IFA acts, and how strongly.
     phantoms_only : bool
         Whether it is limited to the phantom world (it has a ``scope.json``).
+    why : str
+        Why it is this model and not the paper's, in a sentence; else empty.
     """
 
     model: str
@@ -38,33 +41,51 @@ class About:
     strength: float
     phantoms_only: bool
     heads: int = 1
+    why: str = ""
 
 
-def read_about(assets: Path) -> About:
-    """Read what the page shows of the checkpoint in an assets folder.
+def read_about(
+    assets: Path,
+    *,
+    model: str = BUNDLED,
+    folder: Path | None = None,
+    knowledge_base: Path | None = None,
+    why: str = "",
+) -> About:
+    """Read what the page shows of a model, from the small files beside the weights.
+
+    Parameters
+    ----------
+    model, knowledge_base
+        As in :func:`mrrag.pipeline.load_pipeline`.
+    folder
+        Where the model's files are; None for the bundled one.
 
     Raises
     ------
     ModelError
         Where a file is absent or is not what it should be.
     """
-    learnt = _read(assets / "learnt.json")
-    config = _read(assets / "llava" / "config.json")
-    phantoms_only = (assets / "llava" / "scope.json").exists()
+    folder = folder or assets / "llava"
+    learnt = learnt_for(model, knowledge_base, assets)
+    config = _read(folder / "config.json")
+    phantoms_only = model == BUNDLED and (folder / "scope.json").exists()
     try:
         return About(
-            model=PHANTOM_MODEL if phantoms_only else str(config.get("_name_or_path") or "LLaVA"),
-            layers=int(config["text_config"]["num_hidden_layers"]),
-            weights=Weights(**learnt["weights"]),
-            critical=tuple(int(layer) for layer in learnt["layers"]),
-            strength=float(learnt["strength"]),
+            model=PHANTOM_MODEL if phantoms_only else folder.name if model == BUNDLED else model,
+            # The published layout keeps the text model's shape at the top.
+            layers=int(config.get("text_config", config)["num_hidden_layers"]),
+            weights=learnt.weights,
+            critical=learnt.layers,
+            strength=learnt.strength,
             phantoms_only=phantoms_only,
-            heads=int(config["text_config"]["num_attention_heads"]),
+            heads=int(config.get("text_config", config)["num_attention_heads"]),
+            why=why,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"The files in {assets.name} do not say what the page needs ({error!r}). "
-            "Restore learnt.json and llava/config.json."
+            f"{folder.name}/config.json does not say what the page needs ({error!r}). "
+            "Restore the file."
         ) from None
 
 

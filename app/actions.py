@@ -19,9 +19,9 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +42,13 @@ from mrrag.images import MAX_BYTES, read_image, thumbnail
 from mrrag.types import METHODS, AttentionTrace, FloatArray, Image, Query, Weights
 
 if TYPE_CHECKING:
-    from mrrag.pipeline import CaseResult, Evidence, Pipeline, Settings
+    from mrrag.pipeline import CaseResult, Evidence, Kept, Pipeline, Progress, Settings
 
 logger = logging.getLogger(__name__)
 
 Update = dict[str, Any]
+# As mrrag.pipeline.answer.
+Answering = Callable[..., "Iterator[Progress | CaseResult]"]
 
 MAX_K = 16
 MAX_STRENGTH = 4.0
@@ -56,6 +58,8 @@ MAX_UPLOAD_BYTES = MAX_BYTES
 MAX_MOMENT = 1e12  # ms, thirty years after the page was opened
 # Faster than this no one reads, and each update costs the browser a redraw.
 SECONDS_BETWEEN_UPDATES = 0.04
+# Seven billion parameters come from a slow disk in minutes.
+LOADING_SECONDS = 600.0
 OVERLAY_PX = 512
 COMPARE_PX = 768
 MEAN_OF_HEADS = "Mean"
@@ -68,7 +72,6 @@ UNEXPECTED = (
     "Something went wrong on our side, and nothing of your case was kept. Try again; if it "
     "happens again with this picture or question, choose another."
 )
-LOADING_SECONDS = 120.0
 NO_CASE = "There is no answered case yet. Choose a picture, type a question and press Ask."
 
 
@@ -129,6 +132,9 @@ class Shown:
     evidence: Evidence
     result: CaseResult
     reading: Reading = Reading()
+    kept: Kept | None = field(
+        default=None, repr=False
+    )  # what the model read, for the next question
 
 
 @dataclass
@@ -388,6 +394,8 @@ def ask(
     reader_first: object = False,
     blind: object = False,
     window: object = "",
+    shown: object = None,
+    answer: Answering | None = None,
 ) -> Iterator[Update]:
     """Evidence first, then three answers as they come, then the attention.
 
@@ -425,8 +433,9 @@ def ask(
         settings = settings_from(about, *controls, pinned=pinned, excluded=excluded)
         order = tuple(random.SystemRandom().sample(range(len(METHODS)), len(METHODS)))
         reading = Reading(reader_first is True, blind is True, order)
+        kept = shown.kept if isinstance(shown, Shown) else None
         yield from _answer(
-            engine.result(), about, visit, moment, image, question, settings, reading
+            engine.result(), about, visit, moment, image, question, settings, reading, kept, answer
         )
     except Exception as error:
         yield refuse(error)
@@ -451,6 +460,8 @@ def _answer(
     question: str,
     settings: Settings,
     reading: Reading,
+    kept: Kept | None,
+    answer: Answering | None,
 ) -> Iterator[Update]:
     from mrrag import pipeline as mrrag
 
@@ -474,7 +485,10 @@ def _answer(
     texts: dict[str, str] = {}
     try:
         last = -math.inf
-        for step in mrrag.answer(pipeline, query, evidence, settings, cancelled=overtaken):
+        steps = (answer or mrrag.answer)(
+            pipeline, query, evidence, settings, kept=kept, cancelled=overtaken
+        )
+        for step in steps:
             if isinstance(step, mrrag.Progress):
                 texts = {} if reading.waits_for else step.texts
                 if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES and not overtaken():
@@ -482,13 +496,13 @@ def _answer(
                     yield {"answers": _so_far(question, step.texts, evidence.warnings, reading)}
             elif not overtaken():
                 taken = time.perf_counter() - clicked
-                shown = Shown(image, evidence, step, reading)
+                shown = Shown(image, evidence, replace(step, kept=None), reading, step.kept)
                 yield {
                     "shown": shown,
                     "status": cards.status("Weighing each report", kind="busy"),
                 } | present(about, shown)
                 if not overtaken():
-                    shown = replace(shown, result=mrrag.explain(pipeline, query, step))
+                    shown = replace(shown, result=mrrag.explain(pipeline, query, shown.result))
                 yield {
                     "shown": shown,
                     "status": cards.status(f"Done in {taken:.1f} s.", kind="done"),

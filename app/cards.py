@@ -75,8 +75,8 @@ def rounded_terms(terms: Sequence[float], score: float, digits: int = 3) -> list
 # ---------------------------------------------------------------- the frame
 
 
-def header(model: str, phantoms_only: bool) -> str:
-    """The bar that stays in view: what this is, what it is not, and which model answers."""
+def header(model: str, phantoms_only: bool, why: str = "") -> str:
+    """The bar that stays in view: what this is, what it is not, which model answers and why."""
     knows = (
         "It knows phantoms (synthetic chest radiographs) only."
         if phantoms_only
@@ -86,7 +86,8 @@ def header(model: str, phantoms_only: bool) -> str:
         '<div class="bar-top"><div class="brand"><h1>MR-RAG</h1>'
         '<span class="tagline">radiograph questions, answered with retrieved reports</span></div>'
         f'<p class="standing" role="note"><strong>{DISCLAIMER}</strong> '
-        f'<span class="model">Answering: <code>{text(model)}</code>. {knows}</span></p>'
+        f'<span class="model">Answering: <code>{text(model)}</code>. {knows}'
+        f"{' ' + text(why) if why else ''}</span></p>"
         '<button type="button" class="theme" aria-label="Switch between light and dark">'
         '<span aria-hidden="true">◐</span></button></div>'
     )

@@ -99,9 +99,15 @@ def theme() -> gr.themes.Base:
 
 
 def build_page(
-    about: About, samples: Sequence[actions.Sample], engine: Future[Pipeline]
+    about: About,
+    samples: Sequence[actions.Sample],
+    engine: Future[Pipeline],
+    answer: actions.Answering | None = None,
 ) -> gr.Blocks:
-    """Lay the page out and wire it; ``engine`` may still be loading."""
+    """Lay the page out and wire it; ``engine`` may still be loading.
+
+    ``answer`` takes the place of :func:`mrrag.pipeline.answer` where a device is lent.
+    """
     first = about.critical[0] if about.critical else 0
     limit = actions.max_weight(about)
 
@@ -121,7 +127,9 @@ def build_page(
         # When Ask, and when another control, was pressed.
         asked, pressed = gr.Number(visible=False), gr.Number(visible=False)
 
-        html(cards.header(about.model, about.phantoms_only), "header", cards.HEADER_SCRIPT)
+        html(
+            cards.header(about.model, about.phantoms_only, about.why), "header", cards.HEADER_SCRIPT
+        )
         with gr.Row(elem_id="desk", equal_height=False):
             with gr.Column(elem_id="case", min_width=0):
                 html("<h2>Case</h2>")
@@ -303,6 +311,7 @@ def build_page(
             moment: Any,
             visit: Any,
             found: Any,
+            shown: Any,
             image: Any,
             question: Any,
             reader_first: Any,
@@ -310,7 +319,7 @@ def build_page(
             *rest: Any,
         ) -> Iterator[dict[gr.blocks.Block, Any]]:
             *controls, window = rest
-            case = (found, image, question, controls, reader_first, blind, window)
+            case = (found, image, question, controls, reader_first, blind, window, shown, answer)
             for update in actions.ask(engine, about, visit, moment, *case):
                 yield placed(update)
 
@@ -381,7 +390,7 @@ def build_page(
         answered = gr.on(
             asking,
             on_ask,
-            [asked, visit, found, image, question, reader_first, blind, *controls, window],
+            [asked, visit, found, shown, image, question, reader_first, blind, *controls, window],
             everything,
             js=viewer.READ_VIEW,
             concurrency_limit=1,

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrrag.errors import MRRAGError, SettingsError
-from mrrag.types import METHODS, Query, Weights
+from mrrag.types import BUNDLED, METHODS, Query, Weights
+
+if TYPE_CHECKING:
+    from mrrag.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from mrrag.corpus import Case, Corpus
@@ -46,6 +49,28 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def device_for(heavy: bool) -> str:
+    """Every GPU there is for a model that needs one; the CPU for the bundled one."""
+    import torch
+
+    return "auto" if heavy and torch.cuda.is_available() else "cpu"
+
+
+def chosen_pipeline(args: argparse.Namespace) -> Pipeline:
+    """The model and the knowledge base that the options name."""
+    from mrrag.pipeline import load_pipeline
+
+    return load_pipeline(
+        args.assets,
+        model=args.model,
+        knowledge_base=args.kb,
+        revision=args.revision,
+        device=device_for(args.model != BUNDLED),
+        tower=args.tower,
+        quantize=args.quantize,
+    )
+
+
 # Commands that answer
 
 
@@ -54,14 +79,7 @@ def ask(args: argparse.Namespace) -> None:
     from mrrag.errors import SettingsError
     from mrrag.export import case_to_json, differences, read_case
     from mrrag.images import load_image
-    from mrrag.pipeline import (
-        CaseResult,
-        Settings,
-        answer,
-        explain,
-        find_evidence,
-        load_pipeline,
-    )
+    from mrrag.pipeline import CaseResult, Settings, answer, explain, find_evidence
 
     saved = None
     if args.saved is not None:
@@ -79,7 +97,7 @@ def ask(args: argparse.Namespace) -> None:
             noise=args.noise,
         )
     image = load_image(args.image, frame=frame)
-    pipeline = load_pipeline(args.assets)
+    pipeline = chosen_pipeline(args)
     query = Query(image, question)
     evidence = find_evidence(pipeline, query, settings)
     *_, case = answer(pipeline, query, evidence, settings)
@@ -147,11 +165,11 @@ def read_json(path: Path) -> object:
 def evaluate(args: argparse.Namespace) -> None:
     """The paper's tables on held-out questions."""
     from mrrag.evaluation import evaluate as run_evaluation
-    from mrrag.pipeline import load_pipeline, versions
+    from mrrag.pipeline import versions
     from mrrag.training.data import read_data_set
     from mrrag.training.recipe import asked_of
 
-    pipeline = load_pipeline(args.assets)
+    pipeline = chosen_pipeline(args)
     data = read_data_set(args.data or bundled_world(args.assets, args.split))
     items = asked_of(pipeline, data, data.rows(args.split), args.questions, ticker)
     result = run_evaluation(pipeline, items, k=args.k, ticker=ticker)
@@ -208,12 +226,22 @@ def bundled_world(assets: Path, split: str) -> Path:
 
 def bench(args: argparse.Namespace) -> None:
     """Time three answers with their trace against transformers' own generate()."""
+    from mrrag.bench import Bench, bench_text
     from mrrag.bench import bench as run_bench
-    from mrrag.bench import bench_text
 
-    result = run_bench(
-        args.assets, reports=args.k, new_tokens=args.new_tokens, repeats=args.repeats
+    heavy = args.random_weights is not None or args.model != BUNDLED
+    options = Bench(
+        args.assets,
+        model=args.model,
+        random_weights=args.random_weights,
+        dtype=args.dtype,
+        device=device_for(heavy),
+        quantize=args.quantize,
+        reports=args.k,
+        new_tokens=args.new_tokens,
+        repeats=args.repeats,
     )
+    result = run_bench(options)
     print(json.dumps(result) if args.json else bench_text(result))
 
 
@@ -486,7 +514,24 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--assets", type=Path, default=ASSETS, help="model, encoder, index")
         return sub
 
-    sub = command("ask", ask)
+    def answering(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        sub = command(name, run)
+        sub.add_argument("--model", default=BUNDLED, help="a hub name or a folder (%(default)s)")
+        sub.add_argument("--quantize", choices=("int8", "int4"), help="for a smaller GPU")
+        return sub
+
+    def asking(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        sub = answering(name, run)
+        sub.add_argument("--kb", type=Path, help="a knowledge base (default: the bundled one)")
+        sub.add_argument("--revision", help="of the hub's repository")
+        sub.add_argument(
+            "--tower",
+            default="checkpoint",
+            help="whose vision tower: checkpoint, stock, or a name or folder (%(default)s)",
+        )
+        return sub
+
+    sub = asking("ask", ask)
     sub.add_argument("image", type=Path, help="a DICOM, PNG or JPEG file")
     sub.add_argument("question", nargs="?")
     sub.add_argument("--k", type=int, default=8, help="how many reports (%(default)s)")
@@ -502,7 +547,7 @@ def parser() -> argparse.ArgumentParser:
         help="ask an exported case again, by its own question and settings",
     )  # fmt: skip
 
-    sub = command("evaluate", evaluate)
+    sub = asking("evaluate", evaluate)
     sub.add_argument("--data", type=Path, help="a data set (default: the bundled world)")
     sub.add_argument("--split", default="test", choices=("train", "validation", "test"))
     sub.add_argument("--questions", type=int, default=4000)
@@ -510,7 +555,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", type=Path, help="write the result as JSON")
     sub.add_argument("--json", action="store_true")
 
-    sub = command("bench", bench)
+    sub = answering("bench", bench)
+    sub.add_argument("--random-weights", choices=("7b",), help="this shape, and no download")
+    sub.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
     sub.add_argument("--k", type=int, default=15)
     sub.add_argument("--new-tokens", type=int, default=64)
     sub.add_argument("--repeats", type=int, default=5)

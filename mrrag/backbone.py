@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 _ARGUMENTS = inspect.signature(LlavaForConditionalGeneration.forward).parameters
 CACHE = "cache" if "cache" in _ARGUMENTS else "past_key_values"
 
+# What one visit may keep of its last case. LLaVA-Med with 15 reports takes 0.2 GB.
+MAX_KEPT_BYTES = 512 * 2**20
+
 Item = tuple[Tensor | None, Prompt, Sequence[float] | None]
 
 
@@ -135,6 +138,14 @@ class Reading:
     def nbytes(self) -> int:
         """What keeping it costs, on the device."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
+
+
+def worth_keeping(backbone: Backbone, reading: Reading) -> bool:
+    """Whether there is room to keep it: never the last quarter of a device's memory."""
+    if backbone.device.type != "cuda":
+        return reading.nbytes <= MAX_KEPT_BYTES
+    free, total = torch.cuda.mem_get_info(backbone.device)
+    return reading.nbytes <= MAX_KEPT_BYTES and free >= total / 4
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Side by side on one machine: three answers and the full trace, and what they cost.
+"""Side by side in one process: three answers and the full trace, and what they cost.
 
 naive
     What one would write first: three ``generate()`` calls under eager attention, with
@@ -9,20 +9,27 @@ ours
     Three answers, streamed, and the trace.
 
 The same prompts and the same number of new tokens; ends of answers are not heeded, so
-that each way writes as many.
+that each way writes as many. The ways take turns, so that whatever else the machine does
+falls on all of them alike.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import LlavaForConditionalGeneration
+from transformers.generation.streamers import BaseStreamer
 
 from mrrag.backbone import (
     Backbone,
@@ -30,136 +37,375 @@ from mrrag.backbone import (
     answer_branches,
     encode_image,
     load_backbone,
+    make_backbone,
     pixel_values,
 )
+from mrrag.checkpoint import load_image_processor, load_tokenizer, published_config, read_config
 from mrrag.prompt import Prompt, build_prompt
-from mrrag.types import Image
+from mrrag.types import BUNDLED, Image
 
 REPORT = (
     "The cardiac silhouette is mildly enlarged. There is a small right pleural effusion. "
-    "No pneumothorax. Left sided pacemaker with leads in the heart. Mild pulmonary edema."
-)
+    "No pneumothorax. Left sided pacemaker with leads in the heart. Mild pulmonary edema. "
+) * 3
+REPORT_TOKENS = 60
 QUESTION = "Is there a pleural effusion?"
+WAYS = ("naive", "plain", "ours")
+ANSWERS = {"naive": 3, "plain": 1, "ours": 3}
+COPIED_BYTES = 2**28
+
+# Of published models, by name, for weights drawn at random: nothing need be downloaded.
+SHAPES: dict[str, dict[str, Any]] = {
+    "7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 32768,
+        "sliding_window": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "mm_vision_select_layer": -2,
+    }
+}
 
 
-def bench(
-    assets: Path, *, reports: int = 15, new_tokens: int = 64, repeats: int = 5
-) -> dict[str, Any]:
-    """Measure the three ways; seconds are medians over ``repeats`` after one warm-up each."""
-    backbone = load_backbone(assets / "llava")
-    rng = np.random.default_rng(0)
-    image = Image(rng.integers(0, 255, (512, 512), dtype=np.uint8))
-    kind = {"image_token_id": backbone.image_token_id, "image_tokens": backbone.image_tokens}
-    off = build_prompt(backbone.tokenizer, QUESTION, [], **kind)
-    rag = build_prompt(backbone.tokenizer, QUESTION, [REPORT] * reports, **kind)
-    ways: dict[str, Callable[[], int]] = {
-        "naive": lambda: _naive(backbone, image, (off, rag, rag), new_tokens),
-        "plain": lambda: _plain(backbone, image, rag, new_tokens),
-        "ours": lambda: _ours(backbone, image, off, rag, reports, new_tokens),
-    }
-    result: dict[str, Any] = {
-        "device": f"cpu, {torch.get_num_threads()} threads",
-        "model": backbone.name,
-        "reports": reports,
-        "prompt_tokens": len(rag.ids),
-        "new_tokens": new_tokens,
-        "repeats": repeats,
-    }
-    for name, way in ways.items():
-        way()
-        seconds = []
-        for _ in range(repeats):
+@dataclass(frozen=True)
+class Bench:
+    """What is measured; the fields are the command's options."""
+
+    assets: Path
+    model: str = BUNDLED
+    random_weights: str | None = None
+    dtype: str | None = None
+    device: str = "cpu"
+    quantize: str | None = None
+    reports: int = 15
+    new_tokens: int = 64
+    repeats: int = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loaded model with the prompts that all ways answer."""
+
+    backbone: Backbone
+    image: Image
+    off: Prompt
+    rag: Prompt
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer's tokens, by when each came, and the trace's size."""
+
+    ticks: tuple[float, ...]
+    trace_bytes: int
+
+
+def bench(options: Bench) -> dict[str, Any]:
+    """Measure the three ways.
+
+    Returns
+    -------
+    dict
+        ``naive``, ``plain`` and ``ours`` with seconds (medians over the repeats after one
+        warm-up), tokens per second, peak bytes, trace bytes, and the share of the
+        memory-bandwidth roofline that a step of decoding reaches: the bytes that it has
+        to read (the text model's weights and its rows of the cache) over the measured
+        copy bandwidth, over the seconds that it takes.
+    """
+    case = load_case(options)
+    on_cuda = case.backbone.device.type == "cuda"
+    runs: dict[str, list[tuple[float, Run]]] = {way: [] for way in WAYS}
+    peaks: dict[str, int] = {}
+    for repeat in range(options.repeats + 1):
+        for way in WAYS:
+            if on_cuda:
+                torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
-            trace_bytes = way()
-            seconds.append(time.perf_counter() - start)
-        median = statistics.median(seconds)
-        streams = 1 if name == "plain" else 3
-        result[name] = {
+            run = RUN[way](case)
+            _wait(case.backbone.device)
+            seconds = time.perf_counter() - start
+            if on_cuda:
+                peaks[way] = torch.cuda.max_memory_allocated()
+            if repeat:
+                ticks = tuple(tick - start for tick in run.ticks)
+                runs[way].append((seconds, replace(run, ticks=ticks)))
+    if not on_cuda:
+        peaks = {way: peak_in_own_process(options, way) for way in WAYS}
+    bandwidth = copy_bandwidth(case.backbone.device)
+    result: dict[str, Any] = {
+        "device": _device_name(case.backbone.device),
+        "model": case.backbone.name,
+        "dtype": str(case.backbone.model.dtype).removeprefix("torch."),
+        "quantize": options.quantize,
+        "reports": options.reports,
+        "prompt_tokens": len(case.rag.ids),
+        "new_tokens": options.new_tokens,
+        "repeats": options.repeats,
+        "copy_bytes_per_second": bandwidth,
+        "step_bytes": {way: step_bytes(case, 3 if way == "ours" else 1) for way in WAYS},
+        "torch": torch.__version__,
+    }
+    for way in WAYS:
+        median = statistics.median(seconds for seconds, _ in runs[way])
+        first = statistics.median(run.ticks[0] for _, run in runs[way])
+        step = statistics.median(_step_seconds(run) for _, run in runs[way])
+        together = ANSWERS[way] * options.new_tokens / median
+        result[way] = {
+            "answers": ANSWERS[way],
             "seconds": median,
-            "tokens_per_second": streams * new_tokens / median,
-            "trace_bytes": trace_bytes,
+            "all_seconds": [seconds for seconds, _ in runs[way]],
+            "first_token_seconds": first,
+            "step_seconds": step,
+            "tokens_per_second": together,
+            "tokens_per_second_per_answer": together / ANSWERS[way],
+            "peak_bytes": peaks[way],
+            "trace_bytes": runs[way][0][1].trace_bytes,
+            "roofline": result["step_bytes"][way] / bandwidth / step if step else None,
         }
+    ours = result["ours"]
+    for way in ("naive", "plain"):
+        result[f"ours_over_{way}"] = ours["seconds"] / result[way]["seconds"]
+    result["ours_peak_over_plain"] = ours["peak_bytes"] / result["plain"]["peak_bytes"]
     return result
 
 
-def _generate(
-    backbone: Backbone, image: Image, prompt: Prompt, new_tokens: int, attentions: bool
-) -> Any:
-    ids = torch.tensor([prompt.ids])
-    return backbone.model.generate(
+def load_case(options: Bench) -> Case:
+    """Load the model, or draw one at random, and build the prompts."""
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    bundled = options.assets / "llava"
+    if options.random_weights is not None:
+        config = published_config(options.random_weights, SHAPES[options.random_weights])
+        backbone = random_backbone(
+            config, bundled, dtype or torch.bfloat16, options.device, options.random_weights
+        )
+    else:
+        backbone = load_backbone(
+            bundled if options.model == BUNDLED else options.model,
+            dtype=dtype,
+            device=options.device,
+            quantize=options.quantize,
+        )
+    rng = np.random.default_rng(0)
+
+    def prompt(reports: int) -> Prompt:
+        return build_prompt(
+            backbone.tokenizer,
+            QUESTION,
+            [REPORT] * reports,
+            image_token_id=backbone.image_token_id,
+            image_tokens=backbone.image_tokens,
+            max_report_tokens=REPORT_TOKENS,
+        )
+
+    return Case(
+        # An answer that ended early would be measured as a quick one.
+        replace(backbone, eos_ids=()),
+        Image(rng.integers(0, 255, (512, 512), dtype=np.uint8)),
+        prompt(0),
+        prompt(options.reports),
+        options.new_tokens,
+    )
+
+
+def random_backbone(
+    config: Any, bundled: Path, dtype: torch.dtype, device: str, name: str
+) -> Backbone:
+    """A model of a published shape with weights drawn at random, on the bundled tokenizer.
+
+    Which tokens are read costs nothing or anything alike; how many is what counts.
+    """
+    place = "cuda" if device == "auto" else device
+    with torch.device(place):
+        model: Any = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
+    return make_backbone(
+        model.eval().requires_grad_(False),
+        load_tokenizer(bundled, read_config(bundled)),
+        load_image_processor(Path("nowhere"), config),
+        name=f"{name}, random weights",
+        fingerprint="",
+        capture=place.startswith("cuda"),
+    )
+
+
+# The three ways
+
+
+class Ticks(BaseStreamer):  # type: ignore[misc,unused-ignore]
+    """Notes when each token came; the first that is put is the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        """Called by ``generate()`` with the prompt, then with each token."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing remains to be done."""
+
+
+def _generate(case: Case, prompt: Prompt, attentions: bool) -> tuple[Run, Any]:
+    ticks = Ticks()
+    ids = torch.tensor([prompt.ids], device=case.backbone.device)
+    out = case.backbone.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values=pixel_values(backbone, [image]),
-        max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
+        pixel_values=pixel_values(case.backbone, [case.image]),
+        max_new_tokens=case.new_tokens,
+        min_new_tokens=case.new_tokens,
         do_sample=False,
         output_attentions=attentions,
         return_dict_in_generate=True,
+        streamer=ticks,
     )
+    return Run(tuple(ticks.times[1:]), 0), out
 
 
-def _with_attention(backbone: Backbone, name: str, run: Callable[[], int]) -> int:
-    before = backbone.model.config.text_config._attn_implementation
-    backbone.model.set_attn_implementation({"text_config": name})
+def _with_attention(case: Case, name: str, run: Callable[[], Run]) -> Run:
+    model = case.backbone.model
+    before = model.config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": name})
     try:
         return run()
     finally:
-        backbone.model.set_attn_implementation({"text_config": before})
+        model.set_attn_implementation({"text_config": before})
 
 
-def _naive(backbone: Backbone, image: Image, prompts: tuple[Prompt, ...], new_tokens: int) -> int:
-    def run() -> int:
-        held = 0
-        for prompt in prompts:
-            out = _generate(backbone, image, prompt, new_tokens, attentions=True)
+def naive(case: Case) -> Run:
+    """Three answers, one after another, with the whole of the attention kept."""
+
+    def run() -> Run:
+        first, held = None, 0
+        for prompt in (case.off, case.rag, case.rag):
+            answer, out = _generate(case, prompt, attentions=True)
             held += sum(a.nbytes for step in out.attentions for a in step)
-        return held
+            first = first or answer
+        assert first is not None
+        return Run(first.ticks, held)
 
-    return _with_attention(backbone, "eager", run)
-
-
-def _plain(backbone: Backbone, image: Image, prompt: Prompt, new_tokens: int) -> int:
-    def run() -> int:
-        _generate(backbone, image, prompt, new_tokens, attentions=False)
-        return 0
-
-    return _with_attention(backbone, "sdpa", run)
+    return _with_attention(case, "eager", run)
 
 
-def _ours(
-    backbone: Backbone, image: Image, off: Prompt, rag: Prompt, reports: int, new_tokens: int
-) -> int:
+def plain(case: Case) -> Run:
+    """One answer."""
+    return _with_attention(case, "sdpa", lambda: _generate(case, case.rag, attentions=False)[0])
+
+
+def ours(case: Case) -> Run:
+    """Three answers as one batch, MR-RAG's steered in every layer, and the trace."""
+    reports = len(case.rag.reports)
     relevance = tuple(np.linspace(1.0, 0.0, reports).tolist())
-    branches = (Branch("rag_off", off), Branch("rag", rag), Branch("mr_rag", rag, relevance))
-    *_, last = answer_branches(
-        replace(backbone, eos_ids=()),
-        encode_image(backbone, image),
+    branches = (
+        Branch("rag_off", case.off),
+        Branch("rag", case.rag),
+        Branch("mr_rag", case.rag, relevance),
+    )
+    ticks: list[float] = []
+    step = None
+    for step in answer_branches(  # noqa: B007 (the last one is wanted)
+        case.backbone,
+        encode_image(case.backbone, case.image),
         branches,
         strength=1.0,
-        layers=range(backbone.layers),
-        max_new_tokens=new_tokens,
-    )
-    assert last.tokens == (new_tokens,) * 3
-    return sum(t.mass_LHS.nbytes + t.keys_LX.nbytes for t in last.traces)
+        layers=range(case.backbone.layers),
+        max_new_tokens=case.new_tokens,
+    ):
+        ticks.append(time.perf_counter())
+    assert step is not None
+    assert step.tokens == (case.new_tokens,) * 3
+    # The first step has no token yet, and the last no new one.
+    return Run(tuple(ticks[1:-1]), sum(t.mass_LHS.nbytes + t.keys_LX.nbytes for t in step.traces))
+
+
+RUN: dict[str, Callable[[Case], Run]] = {"naive": naive, "plain": plain, "ours": ours}
+
+
+# What it is held against
+
+
+def _step_seconds(run: Run) -> float:
+    return (run.ticks[-1] - run.ticks[0]) / max(1, len(run.ticks) - 1)
+
+
+def step_bytes(case: Case, rows: int) -> int:
+    """What a step of decoding has to read, on average over the answer."""
+    text = case.backbone.model.config.text_config
+    modules = (case.backbone.model.model.language_model.layers, case.backbone.model.lm_head)
+    weights = sum(p.nbytes for module in modules for p in module.parameters())
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    itemsize = case.backbone.model.dtype.itemsize
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * width * itemsize
+    return weights + rows * per_token * (len(case.rag.ids) + case.new_tokens // 2)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second of a large copy, read and written; the best of ten."""
+    source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(10):
+        _wait(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * COPIED_BYTES / best
+
+
+def peak_in_own_process(options: Bench, way: str) -> int:
+    """Peak bytes of a process that loads the model and goes one way once."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (options, way))
+
+
+def _peak(options: Bench, way: str) -> int:
+    case = load_case(options)
+    RUN[way](case)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} cpu, {torch.get_num_threads()} threads"
 
 
 def bench_text(result: dict[str, Any]) -> str:
     """The figures as a table."""
+    quantized = f" {result['quantize']}" if result["quantize"] else ""
     lines = [
-        f"{result['model']}, {result['device']}: {result['reports']} reports, "
-        f"{result['prompt_tokens']} prompt tokens, {result['new_tokens']} new tokens, "
-        f"median of {result['repeats']}",
-        f"{'':8s}{'answers':>8s}{'seconds':>10s}{'tokens/s':>10s}{'trace':>12s}",
+        f"{result['model']}, {result['dtype']}{quantized}, {result['device']}",
+        f"{result['reports']} reports of {REPORT_TOKENS} tokens, {result['prompt_tokens']} prompt "
+        f"tokens, {result['new_tokens']} new tokens, median of {result['repeats']}",
+        f"{'':6s}{'answers':>8s}{'seconds':>9s}{'first':>8s}{'tokens/s':>10s}{'each':>7s}"
+        f"{'peak':>11s}{'trace':>11s}{'roofline':>10s}",
     ]
-    for name, answers in (("naive", 3), ("plain", 1), ("ours", 3)):
-        row = result[name]
+    for way in WAYS:
+        row = result[way]
+        roofline = "" if row["roofline"] is None else f"{row['roofline']:.0%}"
         lines.append(
-            f"{name:8s}{answers:8d}{row['seconds']:10.3f}{row['tokens_per_second']:10.0f}"
-            f"{row['trace_bytes'] / 2**20:9.2f} MB"
+            f"{way:6s}{row['answers']:8d}{row['seconds']:9.3f}{row['first_token_seconds']:8.3f}"
+            f"{row['tokens_per_second']:10.0f}{row['tokens_per_second_per_answer']:7.0f}"
+            f"{row['peak_bytes'] / 2**20:8.0f} MB{row['trace_bytes'] / 2**20:8.2f} MB"
+            f"{roofline:>10s}"
         )
-    ours = result["ours"]["seconds"]
     lines.append(
-        f"ours is {ours / result['plain']['seconds']:.2f} x plain and "
-        f"{ours / result['naive']['seconds']:.2f} x naive"
+        f"ours is {result['ours_over_plain']:.2f} x plain and {result['ours_over_naive']:.2f} x "
+        f"naive, in {result['ours_peak_over_plain']:.2f} x plain's memory"
     )
     return "\n".join(lines)

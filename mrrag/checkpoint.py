@@ -48,10 +48,10 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from mrrag.errors import ModelError, SettingsError
+from mrrag.types import LLAVA_MED
 
 logger = logging.getLogger(__name__)
 
-LLAVA_MED = "microsoft/llava-med-v1.5-mistral-7b"
 STOCK_TOWER = "openai/clip-vit-large-patch14-336"
 OTHERWISE = "Or use the bundled model: --model bundled."
 
@@ -215,7 +215,7 @@ def read_config(folder: Path) -> LlavaConfig:
     stored = _stored_config(folder)
     kind = stored.get("model_type")
     if kind == "llava_mistral":
-        return _published_config(folder.name, stored)
+        return published_config(folder.name, stored)
     if kind not in KEY_MAPPINGS:
         raise ModelError(
             f"{folder.name} is of the kind {kind!r}; MR-RAG reads {', '.join(KEY_MAPPINGS)}. "
@@ -238,7 +238,8 @@ def _stored_config(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _published_config(name: str, stored: Mapping[str, Any]) -> LlavaConfig:
+def published_config(name: str, stored: Mapping[str, Any]) -> LlavaConfig:
+    """The shape of a model of the published kind, from its config.json's fields."""
     for field, value in PUBLISHED.items():
         if stored.get(field, value) != value:
             raise ModelError(
@@ -391,6 +392,13 @@ def check_room(
         f"{name} takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free. Close "
         f"other programs{advice}. {OTHERWISE}"
     )
+
+
+def check_loadable(folder: Path, *, device: str, quantize: str | None) -> None:
+    """Raise ModelError where a checkpoint is damaged, of another kind, or too large for here."""
+    read_config(folder)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    check_room(folder.name, tensor_sizes(folder), dtype, quantize, room(device))
 
 
 # Loading

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import platform
 import time
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -23,11 +22,13 @@ from mrrag.backbone import (
     Backbone,
     Branch,
     Item,
+    Reading,
     answer_branches,
     encode_image,
     load_backbone,
     same_state_trace,
     score_batch,
+    worth_keeping,
 )
 from mrrag.calibration import (
     Calibration,
@@ -38,14 +39,25 @@ from mrrag.calibration import (
     unlike,
 )
 from mrrag.encoders import Encoder, load_encoder
-from mrrag.errors import ModelError, SettingsError
+from mrrag.errors import SettingsError
 from mrrag.findings import contradictions
 from mrrag.knowledge_base import KnowledgeBase
+from mrrag.learnt import Learnt, learnt_for
 from mrrag.prompt import Prompt, build_prompt, plain_text
 from mrrag.retrieval import QueryVectors, effective_weights, encode_query, retrieve
 from mrrag.scope import Scope, load_scope
 from mrrag.steering import Block
-from mrrag.types import METHODS, Answer, AttentionTrace, FloatArray, Query, Retrieved, Weights
+from mrrag.types import (
+    BUNDLED,
+    METHODS,
+    Answer,
+    AttentionTrace,
+    FloatArray,
+    Image,
+    Query,
+    Retrieved,
+    Weights,
+)
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 MAX_QUESTION_CHARACTERS = 1000
@@ -85,17 +97,6 @@ class Settings:
     seed: int = 0
     pinned: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """What was learnt for a checkpoint and knowledge base, with where it came from."""
-
-    weights: Weights
-    layers: tuple[int, ...]
-    strength: float
-    rows: Literal["question", "question+cue"]
-    provenance: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,17 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What was read of an image and its reports, for the next question about that image.
+
+    It is handed in and handed back, and goes when its holder does.
+    """
+
+    picture: bytes
+    reading: Reading = field(repr=False)
+
+
+@dataclass(frozen=True)
 class CaseResult:
     """One finished case. ``before`` is plain RAG's attention, ``after`` MR-RAG's.
 
@@ -196,10 +208,28 @@ class CaseResult:
     warnings: dict[str, str] = field(default_factory=dict)
     influence: Influence | None = None
     same_state: AttentionTrace | None = None
+    kept: Kept | None = field(default=None, repr=False, compare=False)
 
 
-def load_pipeline(assets: Path = ASSETS) -> Pipeline:
-    """Load the bundled model, encoder and knowledge base.
+def load_pipeline(
+    assets: Path = ASSETS,
+    *,
+    model: str = BUNDLED,
+    knowledge_base: Path | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+    tower: str = "checkpoint",
+    quantize: str | None = None,
+) -> Pipeline:
+    """Load a model, an encoder and a knowledge base; the bundled ones unless told otherwise.
+
+    Parameters
+    ----------
+    model
+        ``"bundled"``, a folder, or a name on the hub; the rest of its parameters are
+        :func:`mrrag.backbone.load_backbone`'s.
+    knowledge_base
+        The folder of one; None for the bundled one.
 
     Raises
     ------
@@ -207,35 +237,23 @@ def load_pipeline(assets: Path = ASSETS) -> Pipeline:
         Where a part is absent, incomplete, or not made for the others.
     """
     encoder = load_encoder(assets / "encoder")
-    knowledge_base = KnowledgeBase.load(assets / "knowledge_base", encoder)
-    learnt = load_learnt(assets / "learnt.json")
+    base = KnowledgeBase.load(knowledge_base or assets / "knowledge_base", encoder)
+    learnt = learnt_for(model, knowledge_base, assets)
     return Pipeline(
-        backbone=load_backbone(assets / "llava"),
+        backbone=load_backbone(
+            assets / "llava" if model == BUNDLED else model,
+            revision=revision,
+            device=device,
+            tower=tower,
+            quantize=quantize,
+        ),
         encoder=encoder,
-        knowledge_base=knowledge_base,
+        knowledge_base=base,
         learnt=learnt,
-        scope=load_scope(assets / "llava"),
-        calibration=calibrate(knowledge_base, learnt.weights),
+        # Only the bundled model's world is small enough to be listed.
+        scope=load_scope(assets / "llava") if model == BUNDLED else None,
+        calibration=calibrate(base, learnt.weights),
     )
-
-
-def load_learnt(path: Path) -> Learnt:
-    """Read the learnt weights, critical layers and strength."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return Learnt(
-            weights=Weights(**stored["weights"]),
-            layers=tuple(stored["layers"]),
-            strength=float(stored["strength"]),
-            rows=stored["rows"],
-            provenance=stored.get("provenance", {}),
-        )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{path.name} cannot be read ({error}). It holds α, β, γ, the critical layers and the "
-            "strength of a checkpoint. Run `python -m mrrag train-adapter` and "
-            "`python -m mrrag find-layers`, or restore the file."
-        ) from None
 
 
 def check(pipeline: Pipeline, query: Query, settings: Settings) -> None:
@@ -382,9 +400,13 @@ def answer(
     evidence: Evidence,
     settings: Settings,
     *,
+    kept: Kept | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress | CaseResult]:
     """Answer with RAG off, RAG and MR-RAG together, streaming; the last item is the case.
+
+    ``kept`` of an earlier case with the same image saves reading it again, and with it
+    the reports that come first in both.
 
     Stops, with no case, as soon as ``cancelled`` says so or the generator is closed.
     """
@@ -395,7 +417,12 @@ def answer(
         return
     backbone, learnt = pipeline.backbone, pipeline.learnt
     start = time.perf_counter()
-    features = None if query.image is None else encode_image(backbone, query.image)
+    picture = b"" if query.image is None else _digest(query.image)
+    known = kept.reading if kept is not None and kept.picture == picture else None
+    if known is not None:
+        features = known.features
+    else:
+        features = None if query.image is None else encode_image(backbone, query.image)
     encoded = time.perf_counter()
     reports = [r.document.report for r in evidence.retrieved]
     relevance = tuple(r.relevance for r in evidence.retrieved)
@@ -403,6 +430,12 @@ def answer(
         notes.append(
             "All reports have the same score, so IFA has nothing to steer by: "
             "MR-RAG equals RAG here."
+        )
+    layers = learnt.layers if settings.layers is None else settings.layers
+    if not layers:
+        notes.append(
+            f"No critical layers are known for {backbone.name} or chosen, so IFA acts nowhere: "
+            "MR-RAG equals RAG here. Choose layers in the settings."
         )
 
     plain = prompt_of(pipeline, query, [])
@@ -419,9 +452,10 @@ def answer(
         features,
         branches,
         strength=learnt.strength if settings.strength is None else settings.strength,
-        layers=learnt.layers if settings.layers is None else settings.layers,
+        layers=layers,
         rows=learnt.rows,
         max_new_tokens=settings.max_new_tokens,
+        known=known,
     ):
         if cancelled():
             return
@@ -457,6 +491,7 @@ def answer(
         versions=versions(pipeline),
         percentiles=evidence.percentiles,
         warnings=evidence.warnings,
+        kept=Kept(picture, outcome.reading) if worth_keeping(backbone, outcome.reading) else None,
     )
 
 
@@ -539,6 +574,12 @@ def influence(pipeline: Pipeline, query: Query, case: CaseResult) -> Influence |
         whole_before=float(p_2K[0, 0]),
         whole_after=float(p_2K[1, 0]),
     )
+
+
+def _digest(image: Image) -> bytes:
+    digest = hashlib.sha256(repr(image.display.shape).encode())
+    digest.update(image.display.tobytes())
+    return digest.digest()
 
 
 def declined(

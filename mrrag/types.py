@@ -17,6 +17,10 @@ FloatArray = npt.NDArray[np.float32]
 # The three answers, in the order in which every table, page and file shows them.
 METHODS: tuple[str, ...] = ("rag_off", "rag", "mr_rag")
 
+# The model that ships with the project, and the one of the paper.
+BUNDLED = "bundled"
+LLAVA_MED = "microsoft/llava-med-v1.5-mistral-7b"
+
 
 @dataclass(frozen=True)
 class Window:

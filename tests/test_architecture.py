@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # Lower layers never import higher ones.
 LAYERS = (
     {"types", "errors", "scope", "metrics", "findings"},
-    {"images", "prompt"},
+    {"images", "prompt", "learnt"},
     {"steering", "encoders", "corpus", "fetch", "conformance"},
     {"attention", "checkpoint"},
     {"backbone", "knowledge_base"},

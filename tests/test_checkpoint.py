@@ -45,7 +45,6 @@ from mrrag.backbone import (
 )
 from mrrag.checkpoint import (
     KEY_MAPPINGS,
-    LLAVA_MED,
     bytes_needed,
     check_room,
     find_checkpoint,
@@ -54,7 +53,7 @@ from mrrag.checkpoint import (
 )
 from mrrag.errors import ModelError, SettingsError
 from mrrag.prompt import Prompt, build_prompt
-from mrrag.types import Image
+from mrrag.types import LLAVA_MED, Image
 
 REPORTS = ("The heart is enlarged.", "The lungs are clear.", "There is no pneumothorax.")
 QUESTION = "Is there a pleural effusion?"
@@ -172,7 +171,7 @@ def test_stray_files_change_nothing(published: Path, copied: Path) -> None:
 
 def test_the_7b_has_the_686_published_names() -> None:
     with torch.device("meta"):
-        folder_config = checkpoint._published_config("7b", FULL_SIZE)
+        folder_config = checkpoint.published_config("7b", FULL_SIZE)
         model = LlavaForConditionalGeneration(folder_config)
     names = set(model.state_dict())
     stored = {published_name(name) for name in names}
@@ -199,7 +198,7 @@ def test_the_7b_has_the_686_published_names() -> None:
 
 
 def test_the_published_shape_is_read_and_not_the_class_default() -> None:
-    config = checkpoint._published_config("7b", FULL_SIZE)
+    config = checkpoint.published_config("7b", FULL_SIZE)
     text, vision = config.text_config, config.vision_config
     assert text.rope_parameters["rope_theta"] == 1e6
     assert (text.rms_norm_eps, text.sliding_window, text.max_position_embeddings) == (
@@ -411,7 +410,7 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(published: Pa
 
 def test_the_7b_fits_a_16_gb_card_in_int8_and_an_8_gb_card_in_int4() -> None:
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(checkpoint._published_config("7b", FULL_SIZE))
+        model = LlavaForConditionalGeneration(checkpoint.published_config("7b", FULL_SIZE))
     sizes = {published_name(name): p.numel() for name, p in model.state_dict().items()}
     assert bytes_needed(sizes, torch.bfloat16, None) == 15_132_438_528
     assert bytes_needed(sizes, torch.bfloat16, "int8") < 9e9

@@ -11,6 +11,7 @@ import pytest
 from mrrag.errors import ModelError, SettingsError
 from mrrag.export import case_to_json
 from mrrag.images import load_image, read_image
+from mrrag.learnt import load_learnt
 from mrrag.pipeline import (
     ASSETS,
     CaseResult,
@@ -20,7 +21,6 @@ from mrrag.pipeline import (
     answer,
     find_evidence,
     influence,
-    load_learnt,
     load_pipeline,
     warn,
 )

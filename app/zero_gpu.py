@@ -1,0 +1,51 @@
+"""Answering on a ZeroGPU Space, where a GPU is lent for one call at a time.
+
+The model is loaded before the page is served; each case is one call, in a process of its
+own, and what comes back are arrays on the CPU. Nothing on the device outlives a call, so
+nothing is kept for the next question and no step is captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from mrrag.pipeline import CaseResult, Evidence, Kept, Pipeline, Progress, Settings
+from mrrag.pipeline import answer as answer_case
+from mrrag.types import Query
+
+
+def seconds_for(query: Query, evidence: Evidence, settings: Settings) -> int:
+    """How long to ask the GPU for: moving the weights in, reading, and writing."""
+    return round(20 + 0.5 * len(evidence.retrieved) + 0.1 * settings.max_new_tokens)
+
+
+def lend(pipeline: Pipeline) -> Callable[..., Iterator[Progress | CaseResult]]:
+    """:func:`mrrag.pipeline.answer` for one pipeline, each call on a GPU of its own."""
+    import spaces
+
+    # The pipeline is not an argument: arguments travel to the other process as bytes.
+    @spaces.GPU(duration=seconds_for)  # type: ignore[untyped-decorator,unused-ignore]
+    def on_gpu(
+        query: Query, evidence: Evidence, settings: Settings
+    ) -> Iterator[Progress | CaseResult]:
+        for step in answer_case(pipeline, query, evidence, settings):
+            yield replace(step, kept=None) if isinstance(step, CaseResult) else step
+
+    def answer(
+        _: Pipeline,
+        query: Query,
+        evidence: Evidence,
+        settings: Settings,
+        *,
+        kept: Kept | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Progress | CaseResult]:
+        steps = on_gpu(query, evidence, settings)
+        for step in steps:
+            if cancelled():
+                steps.close()
+                return
+            yield step
+
+    return answer
