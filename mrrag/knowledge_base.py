@@ -29,6 +29,7 @@ import logging
 import mmap
 import os
 import shutil
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -74,30 +75,25 @@ Progress = Callable[[int, int], None]
 class _Documents(Sequence[Document]):
     """The lines of ``documents.jsonl``, parsed when asked for; the file stays on disk.
 
-    What is looked up by other than number is kept: each patient's, study's and id's
-    documents.
+    Of patients, studies and ids only eight-byte digests are kept: whoever looks one up
+    gets candidates, and reads them to be sure.
     """
 
     def __init__(self, path: Path) -> None:
         starts = [0]
         places: list[tuple[int, int, int]] = []
-        self.patients: dict[str, list[int]] = {}
-        self.studies: dict[str, list[int]] = {}
-        self.ids: dict[str, list[int]] = {}
+        digests = array("q")
         self.files: dict[str, int] = {}
         with path.open("rb") as lines:
-            for i, line in enumerate(lines):
+            for line in lines:
                 document, (file, offset, length) = _parse_line(line)
                 starts.append(starts[-1] + len(line))
                 places.append((self.files.setdefault(file, len(self.files)), offset, length))
-                for key, table in (
-                    (document.patient, self.patients),
-                    (document.study, self.studies),
-                    (document.id, self.ids),
-                ):
-                    table.setdefault(key, []).append(i)
+                digests.extend(map(_digest, (document.patient, document.study, document.id)))
         self._starts = np.array(starts, dtype=np.int64)
         self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
+        table_N3 = np.array(digests, dtype=np.int64).reshape(-1, 3)
+        self.patients, self.studies, self.ids = (np.ascontiguousarray(c) for c in table_N3.T)
         self._lines: mmap.mmap | bytes = b""
         if places:  # a map of nothing is refused
             with path.open("rb") as stream:
@@ -115,6 +111,10 @@ class _Documents(Sequence[Document]):
             return [self[n] for n in range(*i.indices(len(self)))]
         n = range(len(self))[i]
         return _parse_line(self._lines[self._starts[n] : self._starts[n + 1]])[0]
+
+
+def _digest(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def _parse_line(line: bytes) -> tuple[Document, tuple[str, int, int]]:
@@ -229,8 +229,20 @@ class KnowledgeBase:
     ) -> list[int]:
         """Numbers of the documents of any of these patients, studies or ids, ascending."""
         known = self.documents
-        tables = ((patients, known.patients), (studies, known.studies), (ids, known.ids))
-        return sorted({i for keys, table in tables for key in keys for i in table.get(key, ())})
+        maybe = np.zeros(len(self), dtype=bool)
+        for keys, digests_N in (
+            (patients, known.patients),
+            (studies, known.studies),
+            (ids, known.ids),
+        ):
+            if keys:
+                maybe |= np.isin(digests_N, [_digest(key) for key in keys])
+        numbers: list[int] = np.flatnonzero(maybe).tolist()
+        return [
+            i
+            for i in numbers
+            if (d := known[i]).patient in patients or d.study in studies or d.id in ids
+        ]
 
     def vectors(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
         """Report and image vectors (t, v) as the index holds them, float32 [N, D] each.
@@ -723,13 +735,14 @@ def _places_to_keep(
         logger.info("%s does not say of which images it is: all are encoded", base.directory)
         return lambda case: None
 
+    numbers = {document.id: i for i, document in enumerate(base.documents)}
+
     def place_of(case: Case) -> int | None:
-        for i in base.positions(ids={case.document.id}):
-            stamp = _stamp(case.image_path)
-            same = base.document(i).report == case.document.report
-            if same and stamp[0] >= 0 and stamp == tuple(stamps[i].tolist()):
-                return i
-        return None
+        i = numbers.get(case.document.id)
+        if i is None or base.document(i).report != case.document.report:
+            return None
+        stamp = _stamp(case.image_path)
+        return i if stamp[0] >= 0 and stamp == tuple(stamps[i].tolist()) else None
 
     return place_of
 
@@ -774,8 +787,8 @@ def _finish(draft: _Draft, cases: int, encoder: Encoder, thumbnail_size: int) ->
         "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint},
         "dimension": encoder.dimension,
         "count": count,
-        "patients": len(documents.patients),
-        "studies": len(documents.studies),
+        "patients": len(np.unique(documents.patients)),
+        "studies": len(np.unique(documents.studies)),
         "splits": dict(splits),
         "vectors": "float16, report then image, inner product",
         "thumbnail_size": thumbnail_size,
