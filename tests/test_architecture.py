@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"types", "errors", "scope", "metrics"},
     {"images", "prompt"},
-    {"steering", "encoders", "corpus"},
+    {"steering", "encoders", "corpus", "towers"},
     {"attention"},
     {"backbone", "knowledge_base"},
     {"retrieval"},
