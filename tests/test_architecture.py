@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"types", "errors", "scope", "metrics", "findings"},
     {"images", "prompt", "learnt"},
-    {"steering", "encoders", "corpus", "fetch", "conformance"},
+    {"steering", "encoders", "corpus", "fetch", "conformance", "towers"},
     {"attention", "checkpoint"},
     {"backbone", "knowledge_base"},
     {"retrieval"},

@@ -10,9 +10,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_bitower import WORDS, make_images, make_tower
-from transformers import BertConfig
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ResNetModel,
+)
 
-from mrrag.encoders import BiTower, load_encoder, pixels_of
+from mrrag.encoders import (
+    BiTower,
+    describe_encoder,
+    load_described_encoder,
+    load_encoder,
+    paper_tower,
+    pixels_of,
+)
 from mrrag.errors import ModelError
 from mrrag.types import Image
 
@@ -181,3 +195,89 @@ def test_tokenizer_that_does_not_fit_is_refused() -> None:
             max_text_tokens=8,
             name="x",
         )
+
+
+CASED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "No", "no", "Pleural", "effusion", "##s", "."]
+
+
+def write_public_weights(folder: Path, words: list[str]) -> tuple[str, str]:
+    """A ResNet and a BERT as the hub has the paper's: safetensors, and a pickle of tensors."""
+    torch.manual_seed(5)
+    resnet, bert = folder / "resnet-50", folder / "Bio_ClinicalBERT"
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    ResNetForImageClassification(config).save_pretrained(resnet)
+    text = BertForPreTraining(
+        BertConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=16,
+        )
+    )
+    text.config.save_pretrained(bert)
+    torch.save(text.state_dict(), bert / "pytorch_model.bin")
+    (bert / "vocab.txt").write_text("\n".join(words) + "\n")
+    return str(resnet), str(bert)
+
+
+def test_the_papers_tower_begins_from_public_weights_and_is_kept(tmp_path: Path) -> None:
+    resnet, bert = write_public_weights(tmp_path, CASED)
+    tower = paper_tower(resnet, bert, dimension=6, image_size=32, max_text_tokens=8)
+    pixels = torch.from_numpy(tower.prepare(make_images(2)))
+    assert pixels.shape == (2, 3, 32, 32)
+    image = ResNetModel.from_pretrained(resnet)
+    ids, mask = tower.tokenize(["No Pleural effusions.", "no"])
+    text = BertModel.from_pretrained(bert, use_safetensors=False)
+    with torch.inference_mode():
+        wanted = image(pixels).last_hidden_state
+        torch.testing.assert_close(tower.image_tower(pixels).last_hidden_state, wanted)
+        wanted = text(input_ids=ids, attention_mask=mask)[0]
+        got = tower.text_tower(input_ids=ids, attention_mask=mask)[0]
+        torch.testing.assert_close(got, wanted)
+    # Capitals stay where the vocabulary has them, and [CLS] and [SEP] are there.
+    assert ids[0].tolist() == [2, 4, 6, 7, 8, 9, 3]
+    assert tower.fingerprint == ""
+    same = paper_tower(resnet, bert, dimension=6, image_size=32, max_text_tokens=8)
+    torch.testing.assert_close(same.text_projection.weight, tower.text_projection.weight)
+
+    tower.save(tmp_path / "encoder", float16=False)
+    loaded = load_encoder(tmp_path / "encoder")
+    assert loaded.name == "resnet50-bioclinicalbert"
+    np.testing.assert_allclose(
+        loaded.images(make_images(2)), tower.images(make_images(2)), atol=1e-6
+    )
+    texts = ["No Pleural effusions.", "no"]
+    np.testing.assert_allclose(loaded.texts(texts), tower.texts(texts), atol=1e-6)
+
+
+def test_a_vocabulary_without_capitals_is_read_in_lower_case(tmp_path: Path) -> None:
+    resnet, bert = write_public_weights(tmp_path, [w if w[0] == "[" else w.lower() for w in CASED])
+    (Path(bert) / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nno\npleural\n")
+    tower = paper_tower(resnet, bert, dimension=6, image_size=32, max_text_tokens=8)
+    assert tower.tokenize(["No PLEURAL"])[0].tolist() == [[2, 4, 5, 3]]
+
+
+def test_public_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    resnet, bert = write_public_weights(tmp_path, CASED)
+    with pytest.raises(ModelError, match="is a bert, and a resnet is needed"):
+        paper_tower(bert, resnet)
+    weights = Path(bert) / "pytorch_model.bin"
+    state = torch.load(weights, weights_only=True)
+    torch.save({k: v for k, v in state.items() if "intermediate" not in k}, weights)
+    with pytest.raises(ModelError, match="2 tensors missing"):
+        paper_tower(resnet, bert)
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"lacks model.safetensors or pytorch_model.bin"):
+        paper_tower(resnet, bert)
+    with pytest.raises(ModelError, match="is not there"):
+        paper_tower("nowhere", bert)
+
+
+def test_a_manifest_leads_back_to_a_folder_beside_it(tmp_path: Path) -> None:
+    make_tower().save(tmp_path / "encoder")
+    entry = describe_encoder(load_encoder(tmp_path / "encoder"), tmp_path / "knowledge_base")
+    assert entry["source"] == "../encoder"
+    again = load_described_encoder(entry, tmp_path / "knowledge_base")
+    assert again.fingerprint == entry["fingerprint"]
