@@ -954,7 +954,7 @@ def overlay(shown: object, layer: object) -> Update:
         for heat, when in zip(heats, ("before", "after"), strict=True)
     )
     return {
-        "heat": viewer.heat(*heats, wanted, shape),
+        "heat": viewer.heat(heats[0], heats[1], wanted, shape),
         "overlays": cards.overlays(
             wanted,
             wanted in traces[1].layers,

@@ -131,7 +131,7 @@ def block_mean(
     if step == 1:
         return values, padding
 
-    def reduced(pixels: Array) -> FloatArray:
+    def reduced(pixels: Array) -> Array:
         return np.asarray(PIL.Image.fromarray(pixels.astype(np.float32)).reduce(step))
 
     if padding is None:
@@ -162,7 +162,7 @@ def index_values(
     else:
         table = np.unique(shown).astype(np.float64)
         if len(table) <= most:
-            index = np.searchsorted(table, values.astype(np.float64))
+            index = np.searchsorted(table, values.astype(np.float64)).astype(np.float64)
         else:
             exact = False
             table = np.linspace(low, high, most)

@@ -137,7 +137,8 @@ class Reading:
     @property
     def nbytes(self) -> int:
         """What keeping it costs, on the device."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
+        layers: list[Any] = self.cache.layers
+        return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in layers)
 
 
 def worth_keeping(backbone: Backbone, reading: Reading) -> bool:
@@ -305,7 +306,8 @@ def model_input(backbone: Backbone, image: Image) -> npt.NDArray[np.uint8]:
         pixels = pixels * std + mean
     if processor.do_rescale:
         pixels = pixels / processor.rescale_factor
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    square: npt.NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    return square.transpose(1, 2, 0)
 
 
 @torch.inference_mode()
@@ -376,7 +378,8 @@ def fork(cache: DynamicCache) -> DynamicCache:
 def crop(cache: DynamicCache, tokens: int) -> DynamicCache:
     """The first ``tokens`` of a cache, over the same memory."""
     cropped = fork(cache)
-    for layer in cropped.layers:
+    layers: list[Any] = cropped.layers
+    for layer in layers:
         layer.keys, layer.values = layer.keys[:, :, :tokens], layer.values[:, :, :tokens]
     return cropped
 
@@ -467,11 +470,14 @@ def run_suffixes(
     return logits[:, -1].float()
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's cache with room for all that is to come: its shape never changes."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, layer: Any, room: int, column: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.keys = pad(layer.keys, (0, 0, 0, room))
         self.values = pad(layer.values, (0, 0, 0, room))
         self.is_initialized = True
@@ -533,7 +539,7 @@ def token_step(
 def captured(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:
     """A step as a CUDA graph; the trial run that capturing needs is taken back."""
     before = [tensor.clone() for tensor in state]
-    beside = torch.cuda.Stream()
+    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
         step()

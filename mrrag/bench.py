@@ -225,7 +225,8 @@ def random_backbone(
     """
     place = "cuda" if device == "auto" else device
     with torch.device(place):
-        model: Any = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
+        build: Any = LlavaForConditionalGeneration._from_config
+        model = build(config, dtype=dtype)
     return make_backbone(
         model.eval().requires_grad_(False),
         load_tokenizer(bundled, read_config(bundled)),
@@ -340,10 +341,10 @@ def step_bytes(case: Case, rows: int) -> int:
     """What a step of decoding has to read, on average over the answer."""
     text = case.backbone.model.config.text_config
     modules = (case.backbone.model.model.language_model.layers, case.backbone.model.lm_head)
-    weights = sum(p.nbytes for module in modules for p in module.parameters())
+    weights: int = sum(p.nbytes for module in modules for p in module.parameters())
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     itemsize = case.backbone.model.dtype.itemsize
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * width * itemsize
+    per_token: int = 2 * text.num_hidden_layers * text.num_key_value_heads * width * itemsize
     return weights + rows * per_token * (len(case.rag.ids) + case.new_tokens // 2)
 
 

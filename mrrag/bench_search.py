@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrrag.corpus import Case
-from mrrag.encoders import BiTower, file_sha256
+from mrrag.encoders import Encoder, file_sha256
 from mrrag.images import load_image
 from mrrag.knowledge_base import FORMAT, KnowledgeBase, build_knowledge_base
 from mrrag.retrieval import QueryVectors, fused_query
@@ -163,7 +163,7 @@ def _resident() -> int:
         return 0
 
 
-def bench_index(cases: Sequence[Case], encoder: BiTower, *, batch: int = 32) -> dict[str, Any]:
+def bench_index(cases: Sequence[Case], encoder: Encoder, *, batch: int = 32) -> dict[str, Any]:
     """Cases a second: the encoder alone, and the whole way from files to a knowledge base."""
     pixels = [
         encoder.prepare([load_image(c.image_path) for c in cases[i : i + batch]])

@@ -31,12 +31,12 @@ import PIL.Image
 import pydicom.data
 from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
-from pydicom.pixels import (
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import (
     apply_color_lut,
     apply_modality_lut,
     apply_voi_lut,
     convert_color_space,
-    get_decoder,
 )
 
 from mrrag.errors import ImageError
@@ -270,7 +270,7 @@ def edit_length(data: bytearray, files: Sequence[bytes], rng: np.random.Generato
     value = int(rng.choice(extremes)) if rng.random() < 0.7 else int(rng.integers(2**32))
     width = int(rng.choice([2, 4]))
     order = "little" if rng.random() < 0.8 else "big"
-    data[at : at + width] = (value % 256**width).to_bytes(width, order)  # type: ignore[arg-type]
+    data[at : at + width] = (value % 256**width).to_bytes(width, order)
 
 
 def swap_tags(data: bytearray, files: Sequence[bytes], rng: np.random.Generator) -> None:

@@ -194,7 +194,7 @@ def clip_pixels_of(
         left, top = round((width - size) / 2), round((height - size) / 2)
         picture = picture.crop((left, top, left + size, top + size))
         values = np.asarray(picture, dtype=np.float32) / 255
-        values = (values - np.float32(mean)) / np.float32(std)
+        values = (values - np.array(mean, np.float32)) / np.array(std, np.float32)
         pixels_NCYX[n] = values.transpose(2, 0, 1)
     return pixels_NCYX
 
@@ -636,6 +636,7 @@ def load_encoder(
         configuration asks for.
     """
     source = str(source)
+    encoder: BiTower | OpenClip
     if Path(source).is_file():
         base = str(base or OPEN_CLIP_BASE)
         config = _needed(base, (OPEN_CLIP_CONFIG,), revision)

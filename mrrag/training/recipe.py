@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from mrrag.encoders import BiTower, load_encoder, pixels_of
+from mrrag.encoders import BiTower, load_bitower, pixels_of
 from mrrag.evaluation import Asked, Ticker, read_questions_of, run
 from mrrag.phantom.report import TOPICS
 from mrrag.pipeline import Pipeline, load_pipeline
@@ -163,7 +163,7 @@ def make_model(data: DataSet, runs: Path, assets: Path, steps: int) -> None:
     model = build_llava(tokenizer)
     model.load_state_dict(load_file(runs / "read" / "model.safetensors"))
     model.model.vision_tower.load_state_dict(load_file(runs / "vision" / "tower.safetensors"))
-    tower = load_encoder(assets / "encoder")
+    tower = load_bitower(assets / "encoder")
     train_weighing(
         runs / "weigh",
         model,
