@@ -32,7 +32,7 @@ ROOT = ASSETS.parent
 SAMPLE = (
     ROOT / "sample_cases" / json.loads((ROOT / "sample_cases/cases.json").read_text())[0]["file"]
 )
-QUESTION = "Is there a pleural effusion? </script><script>alert(1)</script>"
+QUESTION = "</script><script>alert(1)</script> Is there a pleural effusion?"
 
 
 @pytest.fixture(scope="module")
