@@ -138,7 +138,7 @@ def block_mean(
         mean, outside = reduced(values), None
     else:
         share = reduced(~padding)
-        mean = reduced(np.where(padding, 0, values)) / np.maximum(share, 1e-6)
+        mean = reduced(np.where(padding, 0, values)) / np.maximum(share, np.float32(1e-6))
         outside = share < 0.5
     return (np.rint(mean) if values.dtype.kind in "iu" else mean), outside
 
@@ -158,7 +158,7 @@ def index_values(
     whole = values.dtype.kind in "iu" or np.array_equal(shown, np.rint(shown))
     if whole and high - low < most:
         table = np.arange(low, high + 1)
-        index = values.astype(np.float64) - low
+        index: Array = values.astype(np.float64) - low
     else:
         table = np.unique(shown).astype(np.float64)
         if len(table) <= most:

@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 from test_images import RGB, make_dicom, make_table, shipped
 from test_page_browser import (  # the same server and browser, and a fresh visit
+    SECONDS,
     address,  # noqa: F401
     ask,
     browser,  # noqa: F401
@@ -296,6 +297,7 @@ def test_the_viewer_is_reached_by_keyboard_and_shows_it(page: Any) -> None:
 def test_one_finger_sets_the_window_and_two_zoom(browser: Any, address: str) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
     page = context.new_page()
+    page.set_default_timeout(1000 * SECONDS)
     page.goto(address)
     page.wait_for_selector("button.sample")
     pick(page)
