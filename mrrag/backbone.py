@@ -510,7 +510,9 @@ def token_step(
     room
         How often the function may be called.
     """
-    model, device = backbone.model, backbone.device
+    # Without the wrappers that look after images, of which there are none here.
+    text, head = backbone.model.model.language_model, backbone.model.lm_head
+    device = backbone.device
     start = mask_BX.shape[1]
     mask_B11X = pad(mask_BX.to(device), (0, room))[:, None, None]
     positions_B1 = mask_BX.sum(1, keepdim=True).to(device)
@@ -520,14 +522,14 @@ def token_step(
 
     def step() -> None:
         mask_B11X.index_fill_(3, column, True)
-        logits_B1V = model(
+        hidden_B1E = text(
             input_ids=ids_B1,
             attention_mask=mask_B11X,
             position_ids=positions_B1,
             **{CACHE: roomy},
             use_cache=True,
-        ).logits
-        ids_B1.copy_(logits_B1V.argmax(-1))
+        ).last_hidden_state
+        ids_B1.copy_(head(hidden_B1E).argmax(-1))
         positions_B1.add_(1)
         column.add_(1)
 

@@ -366,13 +366,20 @@ def bytes_needed(sizes: Mapping[str, int], dtype: torch.dtype, quantize: str | N
     )
 
 
-def room(device: str) -> int:
-    """Free bytes where the weights may go: with "auto", every GPU and the CPU beside them."""
-    free = int(psutil.virtual_memory().available)
+def room(device: str, quantize: str | None = None) -> int:
+    """Free bytes where the weights may go, less a tenth for what a prompt takes.
+
+    With "auto" that is every GPU and the CPU beside them; bitsandbytes does not split a
+    model, so quantized weights have the GPUs alone.
+    """
+    free = 0
     if device == "auto":
-        gpus = range(torch.cuda.device_count())
-        return free + sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
-    return int(torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else free
+        free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count()))
+    elif device.startswith("cuda"):
+        free = torch.cuda.mem_get_info(device)[0]
+    if device == "cpu" or (device == "auto" and quantize is None):
+        free += psutil.virtual_memory().available
+    return int(0.9 * free)
 
 
 def check_room(
@@ -398,7 +405,7 @@ def check_loadable(folder: Path, *, device: str, quantize: str | None) -> None:
     """Raise ModelError where a checkpoint is damaged, of another kind, or too large for here."""
     read_config(folder)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    check_room(folder.name, tensor_sizes(folder), dtype, quantize, room(device))
+    check_room(folder.name, tensor_sizes(folder), dtype, quantize, room(device, quantize))
 
 
 # Loading
@@ -439,7 +446,7 @@ def load_model(
             f"--quantize can be {' or '.join(QUANTIZED_BYTES)}, not {quantize!r}. Choose one."
         )
     sizes = tensor_sizes(folder)
-    check_room(name, sizes, dtype, quantize, room(device))
+    check_room(name, sizes, dtype, quantize, room(device, quantize))
     placement: dict[str, Any] = {"device_map": device} if quantize or device == "auto" else {}
     try:
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(

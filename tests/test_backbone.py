@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from mrrag.backbone import (
     Branch,
     Step,
     answer_branches,
+    captured,
     decode,
     embed,
     encode_image,
@@ -36,6 +40,7 @@ from mrrag.backbone import (
     run_suffixes,
     score_batch,
     stack,
+    token_step,
 )
 from mrrag.errors import ModelError, SettingsError
 from mrrag.prompt import Prompt, build_prompt
@@ -379,6 +384,65 @@ def test_each_row_stops_at_its_own_end(tiny_llava: Backbone, features: Tensor) -
     assert stopped.tokens[1] == [row[1] for row in rows].index(end)
     assert free.texts[1].startswith(stopped.texts[1])
     assert generate_batch(ending, items, **STEERED, max_new_tokens=8) == list(stopped.texts)
+
+
+def test_decoding_in_place_is_decoding_with_a_growing_cache(
+    tiny_llava: Backbone, features: Tensor
+) -> None:
+    embeds = [embed(tiny_llava, branch.prompt, features) for branch in three(tiny_llava)]
+    mask = layout([0] * 3, [len(e) for e in embeds])
+    cache = prefill(tiny_llava, embeds[0][:0])
+    logits = run_suffixes(tiny_llava, embeds, cache, mask, None)
+    length = cache.get_seq_length()
+    unending = replace(tiny_llava, eos_ids=())
+    tokens = list(decode(unending, cache, mask, logits, max_new_tokens=9))
+    assert cache.get_seq_length() == length
+    for _ in range(9):
+        ids = logits.argmax(-1)
+        assert ids.tolist() == tokens.pop(0)
+        token = tiny_llava.model.get_input_embeddings()(ids)[:, None]
+        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
+        logits = run_suffixes(tiny_llava, list(token), cache, mask, None)
+
+
+def test_a_captured_step_starts_where_the_trial_run_started(
+    tiny_llava: Backbone, features: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is stood in for by the step itself: what is tested is what surrounds it."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: torch.cuda.Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    for works in (True, False):
+
+        class Graph:
+            step: Any = None
+
+            def replay(self) -> None:
+                type(self).step()
+
+        @contextlib.contextmanager
+        def capturing(graph: Graph, works: bool = works, **_: object) -> Any:
+            if not works:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            yield
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph", capturing)
+        prompt = make(tiny_llava)
+        embeds = embed(tiny_llava, prompt, features)
+        with torch.inference_mode():
+            cache = prefill(tiny_llava, embeds)
+            mask = layout([0], [len(embeds)])
+            plain, replayed = torch.tensor([[5]]), torch.tensor([[5]])
+            step = token_step(tiny_llava, cache, mask, plain, room=4)
+            inner = token_step(tiny_llava, cache, mask, replayed, room=4)
+            state = [c.cell_contents for c in inner.__closure__ if torch.is_tensor(c.cell_contents)]
+            Graph.step = staticmethod(inner)
+            again = captured(inner, state)
+            for _ in range(4):
+                step()
+                again()
+                assert plain.tolist() == replayed.tolist()
 
 
 def test_closing_the_generator_stops_the_model(tiny_llava: Backbone, features: Tensor) -> None:

@@ -49,6 +49,7 @@ from mrrag.checkpoint import (
     check_room,
     find_checkpoint,
     read_config,
+    room,
     tensor_sizes,
 )
 from mrrag.errors import ModelError, SettingsError
@@ -406,6 +407,15 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(published: Pa
     check_room("llava-med", sizes, torch.bfloat16, None, whole)
     with pytest.raises(ModelError, match=r"--quantize int8 .* or --quantize int4 .*bundled"):
         check_room("llava-med", sizes, torch.bfloat16, None, whole - 1)
+
+
+def test_room_is_counted_where_the_weights_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * 10**9, 10 * 10**9))
+    cpu = room("cpu")
+    assert room("cuda") == pytest.approx(7.2e9)
+    assert room("auto", "int8") == pytest.approx(14.4e9)
+    assert room("auto") == pytest.approx(14.4e9 + cpu, rel=0.2)
 
 
 def test_the_7b_fits_a_16_gb_card_in_int8_and_an_8_gb_card_in_int4() -> None:

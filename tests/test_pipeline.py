@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mrrag.learnt import load_learnt
 from mrrag.pipeline import (
     ASSETS,
     CaseResult,
+    Kept,
     Pipeline,
     Progress,
     Settings,
@@ -250,3 +252,95 @@ def test_the_picture_itself_in_the_knowledge_base_is_pointed_out(pipeline: Pipel
     without = Settings(weights=by_image, excluded=(base.document(3).id,))
     again = find_evidence(pipeline, Query(own, QUESTION), without, known=evidence)
     assert "known" not in again.warnings
+
+
+# What is kept for the next question
+
+
+def tokens_read(pipeline: Pipeline, run: Callable[[], CaseResult]) -> tuple[CaseResult, int]:
+    """The case, and how many tokens went through the text model before decoding."""
+    seen: list[int] = []
+    hook = pipeline.backbone.model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    try:
+        return run(), sum(n for n in seen if n > 1)
+    finally:
+        hook.remove()
+
+
+def asked(
+    pipeline: Pipeline, query: Query, settings: Settings, kept: Kept | None
+) -> tuple[CaseResult, int]:
+    def run() -> CaseResult:
+        evidence = find_evidence(pipeline, query, settings)
+        *_, case = answer(pipeline, query, evidence, settings, kept=kept)
+        assert isinstance(case, CaseResult)
+        return case
+
+    return tokens_read(pipeline, run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "question", "new_reports"),
+    [
+        (Settings(strength=2.0, layers=(0, 2)), QUESTION, False),
+        (Settings(k=3), QUESTION, False),
+        (Settings(), "Is the heart enlarged?", True),
+        (Settings(k=12), QUESTION, True),
+        (Settings(noise=2), QUESTION, True),
+    ],
+)
+def test_the_next_question_about_an_image_does_not_read_it_again(
+    pipeline: Pipeline, query: Query, settings: Settings, question: str, new_reports: bool
+) -> None:
+    first, _ = asked(pipeline, query, Settings(), None)
+    again = Query(query.image, question)
+    fresh, all_read = asked(pipeline, again, settings, None)
+    saved, read = asked(pipeline, again, settings, first.kept)
+    image = pipeline.backbone.image_tokens
+    assert read <= all_read - image
+    if not new_reports:
+        # Only the end of the prompt, as one batch, behind what is known.
+        assert read < 40
+    for method, plain in fresh.answers.items():
+        assert saved.answers[method].text == plain.text
+        assert saved.answers[method].p_yes == pytest.approx(plain.p_yes, abs=1e-5)
+    assert saved.kept is not None
+
+
+def test_another_image_takes_nothing_from_the_one_before(pipeline: Pipeline, query: Query) -> None:
+    first, _ = asked(pipeline, query, Settings(), None)
+    other = Query(load_image(SAMPLES / "case-2.dcm"), QUESTION)
+    fresh, all_read = asked(pipeline, other, Settings(), None)
+    saved, read = asked(pipeline, other, Settings(), first.kept)
+    assert read == all_read
+    assert {m: a.p_yes for m, a in saved.answers.items()} == {
+        m: a.p_yes for m, a in fresh.answers.items()
+    }
+
+
+def test_what_is_kept_is_small_and_shared_and_never_exported(
+    pipeline: Pipeline, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, _ = asked(pipeline, query, Settings(), None)
+    assert case.kept is not None
+    length = len(case.kept.reading.ids)
+    before = [layer.keys.clone() for layer in case.kept.reading.cache.layers]
+    assert case.kept.reading.nbytes < 10e6
+    assert "kept" not in case_to_json(case)
+    asked(pipeline, query, Settings(k=12), case.kept)
+    assert len(case.kept.reading.ids) == length
+    assert all(
+        bool((old == layer.keys).all())
+        for old, layer in zip(before, case.kept.reading.cache.layers, strict=True)
+    )
+    monkeypatch.setattr("mrrag.backbone.MAX_KEPT_BYTES", 1000)
+    assert asked(pipeline, query, Settings(), None)[0].kept is None
+
+
+def test_without_layers_mr_rag_says_that_it_is_rag(pipeline: Pipeline, query: Query) -> None:
+    unlearnt = replace(pipeline, learnt=replace(pipeline.learnt, layers=()))
+    case = case_of(unlearnt, query, Settings())
+    assert case.answers["mr_rag"].p_yes == case.answers["rag"].p_yes
+    assert any("No critical layers are known" in note for note in case.notes)
