@@ -669,7 +669,7 @@ def load_described_encoder(
             f'Nothing says where the encoder "{entry.get("name", "")}" is. Give its folder.'
         )
     places = {
-        key: str(near / entry[key]) if entry[key].startswith(".") else entry[key]
+        key: os.path.normpath(near / entry[key]) if entry[key].startswith(".") else entry[key]
         for key in ("source", "base")
         if key in entry
     }

@@ -197,7 +197,19 @@ def test_tokenizer_that_does_not_fit_is_refused() -> None:
         )
 
 
-CASED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "No", "no", "Pleural", "effusion", "##s", "."]
+CASED = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "No",
+    "no",
+    "Pleural",
+    "effusion",
+    "##s",
+    ".",
+    "[MASK]",
+]
 
 
 def write_public_weights(folder: Path, words: list[str]) -> tuple[str, str]:
