@@ -245,28 +245,28 @@ def fill(
     origin
         Where they come from, for the errors.
     spare
-        Beginnings of names that may be left over (heads that are not wanted).
+        Beginnings of names that are left out (heads that are not wanted).
 
     Raises
     ------
     ModelError
         As :func:`check_state`.
     """
+    state = {k: v for k, v in state.items() if not (spare and k.startswith(spare))}
     _check_finite(origin, state)
     model, info = kind.from_pretrained(
         None,
         config=config,
-        state_dict=dict(state),
+        state_dict=state,
         dtype=torch.float32,
         ignore_mismatched_sizes=True,  # said below, with the names, as the others are
         output_loading_info=True,
         **options,
     )
-    unexpected = [k for k in info["unexpected_keys"] if not k.startswith(spare or ("\0",))]
     mismatched = [f"{k} {list(a)} for {list(b)}" for k, a, b in info["mismatched_keys"]]
     if mismatched:
         raise ModelError(f"{origin} does not fit its configuration: {', '.join(mismatched[:3])}.")
-    _refuse(origin, sorted(info["missing_keys"]), sorted(unexpected))
+    _refuse(origin, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
     return model
 
 

@@ -202,13 +202,13 @@ CASED = [
     "[UNK]",
     "[CLS]",
     "[SEP]",
-    "[MASK]",
     "No",
     "no",
     "Pleural",
     "effusion",
     "##s",
     ".",
+    "[MASK]",
 ]
 
 
@@ -237,7 +237,7 @@ def write_public_weights(folder: Path, words: list[str]) -> tuple[str, str]:
 def test_the_papers_tower_begins_from_public_weights_and_is_kept(tmp_path: Path) -> None:
     resnet, bert = write_public_weights(tmp_path, CASED)
     tower = paper_tower(resnet, bert, dimension=6, image_size=32, max_text_tokens=8)
-    pixels = torch.from_numpy(tower.prepare(make_images(2)))
+    pixels = torch.from_numpy(tower.pixels(make_images(2)))
     assert pixels.shape == (2, 3, 32, 32)
     image = ResNetModel.from_pretrained(resnet)
     ids, mask = tower.tokenize(["No Pleural effusions.", "no"])
@@ -249,7 +249,7 @@ def test_the_papers_tower_begins_from_public_weights_and_is_kept(tmp_path: Path)
         got = tower.text_tower(input_ids=ids, attention_mask=mask)[0]
         torch.testing.assert_close(got, wanted)
     # Capitals stay where the vocabulary has them, and [CLS] and [SEP] are there.
-    assert ids[0].tolist() == [2, 5, 7, 8, 9, 10, 3]
+    assert ids[0].tolist() == [2, 4, 6, 7, 8, 9, 3]
     assert tower.fingerprint == ""
     same = paper_tower(resnet, bert, dimension=6, image_size=32, max_text_tokens=8)
     torch.testing.assert_close(same.text_projection.weight, tower.text_projection.weight)
@@ -266,9 +266,9 @@ def test_the_papers_tower_begins_from_public_weights_and_is_kept(tmp_path: Path)
 
 def test_a_vocabulary_without_capitals_is_read_in_lower_case(tmp_path: Path) -> None:
     resnet, bert = write_public_weights(tmp_path, [w if w[0] == "[" else w.lower() for w in CASED])
-    (Path(bert) / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nno\npleural\n")
+    (Path(bert) / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nno\npleural\n")
     tower = paper_tower(resnet, bert, dimension=6, image_size=32, max_text_tokens=8)
-    assert tower.tokenize(["No PLEURAL"])[0].tolist() == [[2, 5, 6, 3]]
+    assert tower.tokenize(["No PLEURAL"])[0].tolist() == [[2, 4, 5, 3]]
 
 
 def test_public_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
