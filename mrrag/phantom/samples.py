@@ -113,6 +113,12 @@ def choose(
         noise=noise,
     )
     add(
+        "Retrieval misleads",
+        "Without reports the model is right; with them it is not. It happens, though less often.",
+        right["off"] & ~right["rag"] & ~right["ifa"],
+        order=decided,
+    )
+    add(
         "All three are wrong",
         "Neither the model's eye nor the reports help here: a failure, shown as it is.",
         ~right["off"] & ~right["rag"] & ~right["ifa"],
