@@ -237,7 +237,7 @@ def write_public_weights(folder: Path, words: list[str]) -> tuple[str, str]:
 def test_the_papers_tower_begins_from_public_weights_and_is_kept(tmp_path: Path) -> None:
     resnet, bert = write_public_weights(tmp_path, CASED)
     tower = paper_tower(resnet, bert, dimension=6, image_size=32, max_text_tokens=8)
-    pixels = torch.from_numpy(tower.pixels(make_images(2)))
+    pixels = torch.from_numpy(tower.prepare(make_images(2)))
     assert pixels.shape == (2, 3, 32, 32)
     image = ResNetModel.from_pretrained(resnet)
     ids, mask = tower.tokenize(["No Pleural effusions.", "no"])

@@ -124,10 +124,9 @@ def test_a_thumbnail_opens_beside_the_picture_and_closes_by_escape(page: Any) ->
     dialog = page.locator("dialog.compare[open]")
     dialog.wait_for()
     assert dialog.locator("img").count() == 2
-    widths = page.evaluate(
-        "[...document.querySelectorAll('dialog.compare img')].map(i => i.naturalWidth)"
+    page.wait_for_function(
+        "[...document.querySelectorAll('dialog.compare img')].every(i => i.naturalWidth > 0)"
     )
-    assert min(widths) > 0
     page.keyboard.press("Escape")
     page.wait_for_function("document.querySelector('dialog.compare[open]') === null")
 
