@@ -65,15 +65,18 @@ DRAG = """async () => {
   return [1000 / middle(gaps), middle(work)];
 }"""
 
-# Moves γ as a drag does, and waits until the cards have been drawn again.
+# Moves γ as a drag does, and waits until the cards that it ranks have been drawn.
 SLIDE = """async (value) => {
   const block = [...document.querySelectorAll('#settings .block')].find(
     (b) => b.innerText.trim().startsWith('γ') && b.querySelector('input[type=range]'));
   const slider = block.querySelector('input[type=range]');
+  const wanted = `question–report, weight ${value.toFixed(2)}`;
+  const evidence = document.querySelector('#evidence');
   const drawn = new Promise((done) => new MutationObserver((_, observer) => {
+    if (!evidence.querySelector('.legend').textContent.includes(wanted)) return;
     observer.disconnect();
     requestAnimationFrame(() => done(performance.now()));
-  }).observe(document.querySelector('#evidence'), {childList: true, subtree: true}));
+  }).observe(evidence, {childList: true, subtree: true}));
   const start = performance.now();
   Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(slider, value);
   slider.dispatchEvent(new Event('input', {bubbles: true}));
