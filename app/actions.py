@@ -506,7 +506,7 @@ def overlay(shown: object, layer: object) -> Update:
         for heat, when in zip(heats, ("before", "after"), strict=True)
     )
     return {
-        "heat": viewer.heat(*heats, wanted, shape),
+        "heat": viewer.heat(heats[0], heats[1], wanted, (shape[0], shape[1])),
         "overlays": cards.overlays(
             wanted,
             wanted in traces[1].layers,

@@ -291,7 +291,8 @@ def model_input(backbone: Backbone, image: Image) -> npt.NDArray[np.uint8]:
         pixels = pixels * std + mean
     if processor.do_rescale:
         pixels = pixels / processor.rescale_factor
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    picture: npt.NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    return picture.transpose(1, 2, 0)
 
 
 @torch.inference_mode()
