@@ -134,11 +134,12 @@ def block_mean(
     def reduced(pixels: Array) -> Array:
         return np.asarray(PIL.Image.fromarray(pixels.astype(np.float32)).reduce(step))
 
+    mean: Array
     if padding is None:
         mean, outside = reduced(values), None
     else:
         share = reduced(~padding)
-        mean = reduced(np.where(padding, 0, values)) / np.maximum(share, np.float32(1e-6))
+        mean = reduced(np.where(padding, 0, values)) / np.maximum(share, 1e-6)
         outside = share < 0.5
     return (np.rint(mean) if values.dtype.kind in "iu" else mean), outside
 

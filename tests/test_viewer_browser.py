@@ -49,6 +49,8 @@ def upload(page: Any, folder: Path, data: bytes) -> None:
 
 
 def pick(page: Any, sample: int = 0) -> None:
+    """Choose a sample case and wait until the viewer shows it."""
+    page.evaluate("document.querySelector('.viewer').dataset.state = 'before'")
     page.click(f"button.sample >> nth={sample}")
     page.wait_for_function(READY)
 
