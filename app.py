@@ -24,11 +24,21 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> int:
     """Serve the page at once, then load the model; return the exit status."""
-    parser = argparse.ArgumentParser(description="Serve the MR-RAG page.")
+    parser = argparse.ArgumentParser(
+        description="Serve the MR-RAG page.",
+        epilog="Set MRRAG_USER and MRRAG_PASSWORD to ask for a login.",
+    )
     parser.add_argument(
         "--host",
         default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         help="address to listen on (default: 127.0.0.1, or GRADIO_SERVER_NAME as on a Space)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that people reach this machine by, beside --host and its own names",
     )
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
     parser.add_argument(
@@ -50,6 +60,10 @@ def main() -> int:
     )
     parser.add_argument("--quantize", choices=("int8", "int4"), help="for a GPU with less memory")
     arguments = parser.parse_args()
+    login = (os.environ.get("MRRAG_USER", ""), os.environ.get("MRRAG_PASSWORD", ""))
+    if any(login) and not all(login):
+        parser.error("MRRAG_USER and MRRAG_PASSWORD go together: set both, or neither.")
+    arguments.login = login if all(login) else None
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     # Ended by a signal we still leave in order, so that the folder below goes.
@@ -134,7 +148,7 @@ def run(
         engine.set_result(load())
         answer = lend(engine.result())
     page = build_page(about, load_samples(HERE / "sample_cases"), engine, answer)
-    options = launch_options(arguments.host, arguments.port)
+    options = launch_options(arguments.host, arguments.port, arguments.allow_host, arguments.login)
     _, address, _ = page.launch(**options, prevent_thread_lock=True)
     if not engine.done():
         print(f"MR-RAG is at {address} (loading the model; stop with Ctrl-C)", flush=True)

@@ -6,6 +6,8 @@ like in :mod:`app.cards`, :mod:`app.plots` and ``style.css``.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import plotly.graph_objects as go
 from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app import actions, cards, plots, viewer
 from app.about import About
@@ -471,12 +475,34 @@ def html(
     )
 
 
-def launch_options(host: str, port: int | None) -> dict[str, Any]:
+def allowed_hosts(host: str, names: Sequence[str] = ()) -> list[str]:
+    """Names that a request may address us by (its Host header).
+
+    Any other name is another site's, made to point at this machine so that its scripts may
+    read the page (DNS rebinding). A Space has no private network to protect, and its proxy's
+    name is not ours to know.
+    """
+    if os.environ.get("SPACE_ID"):
+        return ["*"]
+    own = [socket.gethostname(), socket.getfqdn()] if host in ("0.0.0.0", "::") else []
+    return list(dict.fromkeys(["127.0.0.1", "localhost", host, *own, *names]))
+
+
+def launch_options(
+    host: str,
+    port: int | None,
+    names: Sequence[str] = (),
+    login: tuple[str, str] | None = None,
+) -> dict[str, Any]:
     """How the page is served: to this machine alone unless told otherwise, and quietly.
 
     Nothing is shared, counted, recorded or documented for callers; no file of this
-    machine is served but gradio's own; errors never show their cause.
+    machine is served but gradio's own; errors never show their cause. ``names`` are further
+    names of this machine; ``login`` is the one user and password, if any.
     """
+    hosts = Middleware(
+        TrustedHostMiddleware, allowed_hosts=allowed_hosts(host, names), www_redirect=False
+    )
     return {
         "server_name": host,
         "server_port": port,
@@ -496,7 +522,13 @@ def launch_options(host: str, port: int | None) -> dict[str, Any]:
         "max_file_size": actions.MAX_UPLOAD_BYTES,
         "max_threads": 8,
         "state_session_capacity": MAX_VISITS,
-        "app_kwargs": {"docs_url": None, "redoc_url": None, "openapi_url": None},
+        "auth": login,
+        "app_kwargs": {
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+            "middleware": [hosts],
+        },
         "theme": theme(),
         "css_paths": [STYLE],
     }

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+import socket
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ import pytest
 
 from app import actions, cards, plots, viewer
 from app.about import About, read_about
-from app.page import build_page, launch_options, take_upload, theme
+from app.page import allowed_hosts, build_page, launch_options, take_upload, theme
 from app.pictures import data_url, heat_pixels, overlay_html, padded_square, patch_box, shrink
 from mrrag.errors import CorpusError, ModelError, SettingsError
 from mrrag.types import (
@@ -567,10 +568,25 @@ def test_the_page_is_served_to_this_machine_alone_and_quietly() -> None:
     assert not any(options[name] for name in off)
     assert options["footer_links"] == []
     assert options["allowed_paths"] == []
-    assert options["app_kwargs"] == {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    documents = ("docs_url", "redoc_url", "openapi_url")
+    assert [options["app_kwargs"][name] for name in documents] == [None] * 3
+    assert options["auth"] is None
     assert 0 < options["max_file_size"] <= 128 * 2**20
     assert options["strict_cors"]
     assert options["state_session_capacity"] <= 1000
+
+
+def test_only_own_names_may_address_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    assert allowed_hosts("127.0.0.1") == ["127.0.0.1", "localhost"]
+    assert allowed_hosts("10.0.0.5", ["reading-room.example"])[2:] == [
+        "10.0.0.5",
+        "reading-room.example",
+    ]
+    assert socket.gethostname() in allowed_hosts("0.0.0.0")
+    assert "*" not in allowed_hosts("0.0.0.0")
+    monkeypatch.setenv("SPACE_ID", "someone/space")
+    assert allowed_hosts("0.0.0.0") == ["*"]
 
 
 def test_no_handler_is_documented_and_the_queue_is_bounded() -> None:

@@ -135,19 +135,25 @@ def test_a_click_on_a_map_chooses_the_layer(page: Any) -> None:
     ready(page)
     ask(page)
     page.wait_for_selector("#map-before .heatmaplayer image", state="attached")
+    page.wait_for_selector(".influence")  # the last that is drawn, and may move the map
     page.locator("#map-before").scroll_into_view_if_needed()
-    box = page.locator("#map-before .nsewdrag").bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_function(
-        "document.querySelector('#map-before .js-plotly-plot').choosesLayer === true"
-    )
-    for share in (0.05, 0.95):  # the first and the last row
+    last = page.locator("#layer input[type=range]").get_attribute("max")
+    for share, wanted in ((0.05, "0"), (0.95, last)):  # the first and the last row
+        box = page.locator("#map-before .nsewdrag").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.wait_for_function(
+            "document.querySelector('#map-before .js-plotly-plot').choosesLayer === true"
+        )
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] * share
         page.mouse.move(x, y)
+        # Plotly knows the cell under the pointer once it has drawn its label.
+        page.wait_for_function(
+            "n => document.querySelector('#map-before .hoverlayer').textContent"
+            ".includes(`layer ${n}`)",
+            arg=wanted,
+        )
         page.mouse.click(x, y)
-        last = page.locator("#layer input[type=range]").get_attribute("max")
-        wanted = "0" if share < 0.5 else last
         page.wait_for_function(
             "n => document.querySelector('#overlays').innerText.startsWith(`Layer ${n},`)",
             arg=wanted,

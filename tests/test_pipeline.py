@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,9 +261,13 @@ def test_the_picture_itself_in_the_knowledge_base_is_pointed_out(pipeline: Pipel
 def tokens_read(pipeline: Pipeline, run: Callable[[], CaseResult]) -> tuple[CaseResult, int]:
     """The case, and how many tokens went through the text model before decoding."""
     seen: list[int] = []
-    hook = pipeline.backbone.model.model.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
-    )
+
+    def note(_: object, args: object, kwargs: dict[str, Any]) -> None:
+        given = kwargs.get("inputs_embeds")
+        seen.append((kwargs["input_ids"] if given is None else given).shape[1])
+
+    text = pipeline.backbone.model.model.language_model
+    hook = text.register_forward_pre_hook(note, with_kwargs=True)
     try:
         return run(), sum(n for n in seen if n > 1)
     finally:
