@@ -150,7 +150,7 @@ def test_a_click_on_a_map_chooses_the_layer(page: Any) -> None:
         # Plotly knows the cell under the pointer once it has drawn its label.
         page.wait_for_function(
             "n => document.querySelector('#map-before .hoverlayer').textContent"
-            ".includes(`layer ${n}`)",
+            ".includes(` ${n}, report`)",
             arg=wanted,
         )
         page.mouse.click(x, y)

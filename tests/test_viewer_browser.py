@@ -445,8 +445,9 @@ def test_the_patch_under_the_pointer_reads_out_its_value(
 
     grid = tuple(heat["grid"])
     before, after = (np.reshape(heat[name], grid) for name in ("before", "after"))
-    x0, y0 = middle(page)
+    page.wait_for_selector(".influence")  # the last that is drawn, and may move the picture
     page.click("[data-do=actual]")
+    x0, y0 = middle(page)
     checked = set()
     for dy in range(-90, 91, 30):
         for dx in range(-80, 81, 20):
