@@ -29,6 +29,8 @@ WARNINGS = {
     "contradiction": "Contradiction",
 }
 SHOWN_AT_ONCE = 4
+# The least that fills a bar of influence, so that what is next to nothing looks like it.
+LEAST_INFLUENCE = 0.02
 TERMS = (
     ("alpha", "α", "image–report"),
     ("beta", "β", "image–image"),
@@ -312,7 +314,7 @@ def influence_bars(card: Card, most: float) -> str:
         return ""
     rows = ""
     for name, value in zip(("RAG", "MR-RAG"), card.influence, strict=True):
-        size = 50 * min(1.0, abs(value) / most) if most else 0.0
+        size = 50 * min(1.0, abs(value) / most)
         left = 50 if value >= 0 else 50 - size
         rows += (
             f'<span class="small">{name}</span><span class="swing" aria-hidden="true">'
@@ -389,7 +391,8 @@ def evidence(
     retrieved = [card.item for card in cards]
     lowest = min((sum(min(t, 0.0) for t in r.terms) for r in retrieved), default=0.0)
     highest = max((sum(max(t, 0.0) for t in r.terms) for r in retrieved), default=1.0)
-    most = max((abs(v) for card in cards for v in card.influence or ()), default=0.0)
+    swings = [abs(v) for card in cards for v in card.influence or ()]
+    most = max([LEAST_INFLUENCE, *swings])
     items = [evidence_card(card, question, lowest, highest, most) for card in cards]
     legend = "".join(
         f'<span class="term"><i class="key {name}" aria-hidden="true"></i>{letter} {pair}, '

@@ -18,7 +18,7 @@ from app.about import About, read_about
 from mrrag.export import read_case
 from mrrag.images import load_image
 from mrrag.pipeline import ASSETS, Pipeline, load_pipeline
-from mrrag.types import METHODS, Document, Image, Retrieved
+from mrrag.types import METHODS, Document, Image, Retrieved, Weights
 
 SAMPLES = ASSETS.parent / "sample_cases"
 QUESTION = "Is there a pleural effusion?"
@@ -246,6 +246,14 @@ def test_influence_is_drawn_to_its_side_and_in_figures() -> None:
     assert "+0.200" in markup and "−0.100" in markup  # noqa: PT018
     assert 'class="for" style="left:50.00%;width:50.00%"' in markup
     assert 'class="against" style="left:25.00%;width:25.00%"' in markup
+
+
+def test_next_to_no_influence_is_next_to_no_bar() -> None:
+    item = Retrieved(Document("d", "Text.", "p", "s"), 1, 0.6, (0.1,) * 3, (0.2,) * 3, 1.0)
+    card = cards.Card(item, word="yes", influence=(0.0004, -0.0002))
+    markup = cards.evidence([card], "?", Weights(0.4, 0.2, 0.4), (), 0.1)
+    widths = [float(w) for w in re.findall(r'left:[\d.]+%;width:([\d.]+)%"></i></span><b>', markup)]
+    assert widths == [1.0, 0.5]
 
 
 def test_word_differences_are_said_plainly() -> None:
