@@ -88,6 +88,8 @@ def attention(
     -------
     (Tensor [B, queries, H, D], None)
     """
+    if steering is None and query.shape[2] == 1 and not kwargs.get("dropout"):
+        return one_row(query, key, value, attention_mask, scaling), None
     output, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **kwargs
     )
@@ -114,6 +116,22 @@ def attention(
     if steering.probe is not None:
         steering.probe.record(weights_BHQX, steering.question_BQ.to(device))
     return output, None
+
+
+def one_row(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float
+) -> Tensor:
+    """Stock SDPA of a token being decoded; [B, 1, H, D].
+
+    The query heads of a key head are its rows, so that keys and values are not copied once
+    per query head at every step, which takes longer than attending to them does.
+    """
+    B, H, _, D = query.shape
+    folded = query.reshape(B, key.shape[1], -1, D)
+    output = nn.functional.scaled_dot_product_attention(
+        folded, key, value, attn_mask=attention_mask, scale=scaling
+    )
+    return output.reshape(B, 1, H, D)
 
 
 def row_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
