@@ -94,7 +94,7 @@ def serve(arguments: argparse.Namespace) -> int:
                 print(choice.why, flush=True)
         if choice.model == BUNDLED:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        run(choice, folder, arguments, zero_gpu=zero_gpu and choice.model != BUNDLED)
+        run(choice, folder, arguments, zero_gpu=zero_gpu)
     except MRRAGError as error:
         print(error, file=sys.stderr)
         return 1
@@ -146,7 +146,9 @@ def run(
         from app.zero_gpu import lend
 
         engine.set_result(load())
-        answer = lend(engine.result())
+        # A Space that could borrow nothing is ended, so this is there for either model.
+        borrowing = lend(engine.result())
+        answer = None if choice.model == BUNDLED else borrowing
     page = build_page(about, load_samples(HERE / "sample_cases"), engine, answer)
     options = launch_options(arguments.host, arguments.port, arguments.allow_host, arguments.login)
     _, address, _ = page.launch(**options, prevent_thread_lock=True)
