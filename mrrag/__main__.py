@@ -401,10 +401,17 @@ def index(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from mrrag.encoders import load_encoder
-    from mrrag.knowledge_base import build_knowledge_base
+    from mrrag.knowledge_base import build_knowledge_base, load_encoder_of
 
     cases = indexed_cases(args)
-    encoder = load_encoder(args.encoder or args.assets / "encoder")
+    directory, bundled = args.kb or args.assets / "knowledge_base", args.assets / "encoder"
+    encoder = (
+        load_encoder_of(directory, bundled)
+        if args.update and args.encoder is None
+        else load_encoder(
+            args.encoder or bundled, revision=args.encoder_revision, base=args.encoder_base
+        )
+    )
     if torch.cuda.is_available():
         encoder.cuda()
     bar = tqdm(total=len(cases), desc="indexing", unit="case", mininterval=2, file=sys.stderr)
@@ -415,7 +422,7 @@ def index(args: argparse.Namespace) -> None:
         bar.update(done - bar.n)
 
     built = build_knowledge_base(
-        args.kb or args.assets / "knowledge_base",
+        directory,
         cases,
         encoder,
         thumbnail_size=args.thumbnail_size,
@@ -617,7 +624,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
     sub.add_argument("--vqa", action="store_true", help="let questions stand in for reports")
     sub.add_argument("--split", help='"all" or one (default: train where there is one, else all)')
-    sub.add_argument("--encoder", type=Path, help="the bi-tower (default: the bundled one)")
+    sub.add_argument(
+        "--encoder",
+        help="a folder, a hub name or a file of open_clip's training (default: the bundled "
+        "bi-tower; with --update, that of the knowledge base)",
+    )
+    sub.add_argument("--encoder-revision", help="of the hub's repository")
+    sub.add_argument(
+        "--encoder-base", help="for a file: folder or hub name whose configuration is its own"
+    )
     sub.add_argument("--thumbnail-size", type=int, default=256, help="longer side, px")
     sub.add_argument("--batch", type=int, default=32, help="cases encoded together")
     sub.add_argument("--workers", type=int, help="processes that open images (default: all cores)")

@@ -38,10 +38,10 @@ from mrrag.calibration import (
     percentile,
     unlike,
 )
-from mrrag.encoders import Encoder, load_encoder
+from mrrag.encoders import Encoder
 from mrrag.errors import SettingsError
 from mrrag.findings import contradictions
-from mrrag.knowledge_base import KnowledgeBase
+from mrrag.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.learnt import Learnt, learnt_for
 from mrrag.prompt import Prompt, build_prompt, plain_text
 from mrrag.retrieval import QueryVectors, effective_weights, encode_query, retrieve
@@ -221,7 +221,7 @@ def load_pipeline(
     tower: str = "checkpoint",
     quantize: str | None = None,
 ) -> Pipeline:
-    """Load a model, an encoder and a knowledge base; the bundled ones unless told otherwise.
+    """Load a model, and a knowledge base with its encoder; the bundled ones by default.
 
     Parameters
     ----------
@@ -236,8 +236,9 @@ def load_pipeline(
     ModelError, KnowledgeBaseError
         Where a part is absent, incomplete, or not made for the others.
     """
-    encoder = load_encoder(assets / "encoder")
-    base = KnowledgeBase.load(knowledge_base or assets / "knowledge_base", encoder)
+    directory = knowledge_base or assets / "knowledge_base"
+    encoder = load_encoder_of(directory, assets / "encoder")
+    base = KnowledgeBase.load(directory, encoder)
     learnt = learnt_for(model, knowledge_base, assets)
     return Pipeline(
         backbone=load_backbone(
