@@ -388,11 +388,44 @@ def phantom(args: argparse.Namespace) -> None:
 
 
 def train_retriever(args: argparse.Namespace) -> None:
-    """Train the bi-tower."""
+    """Train the bi-tower: the bundled one, or one from public weights on your own data."""
+    if args.image_tower or args.text_tower or args.output:
+        train_own_retriever(args)
+        return
     from mrrag.training.data import read_data_set
     from mrrag.training.recipe import make_retriever
 
     make_retriever(read_data_set(args.data), args.runs, args.assets, args.steps, args.fact_steps)
+
+
+def train_own_retriever(args: argparse.Namespace) -> None:
+    """From public weights, on any data set."""
+    from mrrag.corpus import read_corpus, with_questions_as_reports
+    from mrrag.encoders import BERT, RESNET
+    from mrrag.training.data import to_learn_from
+    from mrrag.training.retriever import Lesson, teach
+
+    read = read_corpus(args.data, args.layout, images=args.images)
+    data = to_learn_from(with_questions_as_reports(read) if args.vqa else read, args.data)
+    lesson = Lesson(
+        image_tower=args.image_tower or RESNET,
+        text_tower=args.text_tower or BERT,
+        image_revision=args.image_revision,
+        text_revision=args.text_revision,
+        dimension=args.dimension,
+        image_size=args.image_size,
+        text_tokens=args.text_tokens,
+        steps=args.steps,
+        fact_steps=args.fact_steps,
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+    )
+    output = args.output or args.runs / "encoder"
+    counts = ", ".join(f"{len(data.rows(name))} {name}" for name in ("train", "validation"))
+    print(f"{len(data.cases)} cases with a report: {counts}", flush=True)
+    device = "cuda" if device_for(True) != "cpu" else "cpu"
+    teach(args.runs / f"retriever-{output.name}", data, lesson, output, device=device)
+    print(f"Written to {output}; use it with `index --encoder {output}`.")
 
 
 def index(args: argparse.Namespace) -> None:
@@ -617,6 +650,22 @@ def parser() -> argparse.ArgumentParser:
     sub = learning("train-retriever", train_retriever)
     sub.add_argument("--steps", type=int, default=1000, help="by pairs of image and report")
     sub.add_argument("--fact-steps", type=int, default=600, help="then by agreeing problems")
+    own = sub.add_argument_group(
+        "from public weights", "any of the first three; --data may then be in any layout"
+    )
+    own.add_argument("--image-tower", help="a hub name or folder (default: microsoft/resnet-50)")
+    own.add_argument("--text-tower", help="the same (default: emilyalsentzer/Bio_ClinicalBERT)")
+    own.add_argument("--output", type=Path, help="where to (default: runs/encoder)")
+    own.add_argument("--image-revision", help="of the hub's repository")
+    own.add_argument("--text-revision", help="of the hub's repository")
+    own.add_argument("--layout", help="which layout the data have (default: found on disk)")
+    own.add_argument("--images", type=Path, help="where a VQA file's images lie")
+    own.add_argument("--vqa", action="store_true", help="let questions stand in for reports")
+    own.add_argument("--batch", type=int, default=96, help="(%(default)s)")
+    own.add_argument("--learning-rate", type=float, default=1e-4, help="(%(default)s)")
+    own.add_argument("--dimension", type=int, default=512, help="of the vectors (%(default)s)")
+    own.add_argument("--image-size", type=int, default=224, help="px (%(default)s)")
+    own.add_argument("--text-tokens", type=int, default=256, help="at most (%(default)s)")
     sub = command("index", index)
     sub.add_argument("--data", type=Path, required=True, help="a data set, in any layout")
     sub.add_argument("--kb", type=Path, help="where to (default: the bundled one, by its recipe)")
