@@ -236,10 +236,7 @@ def load_pipeline(
     ModelError, KnowledgeBaseError
         Where a part is absent, incomplete, or not made for the others.
     """
-    directory = knowledge_base or assets / "knowledge_base"
-    encoder = load_encoder_of(directory, assets / "encoder")
-    base = KnowledgeBase.load(directory, encoder)
-    learnt = learnt_for(model, knowledge_base, assets)
+    encoder, base, learnt, calibration = _base_parts(assets, model, knowledge_base)
     return Pipeline(
         backbone=load_backbone(
             assets / "llava" if model == BUNDLED else model,
@@ -253,8 +250,33 @@ def load_pipeline(
         learnt=learnt,
         # Only the bundled model's world is small enough to be listed.
         scope=load_scope(assets / "llava") if model == BUNDLED else None,
-        calibration=calibrate(base, learnt.weights),
+        calibration=calibration,
     )
+
+
+def over(
+    pipeline: Pipeline, knowledge_base: Path, *, assets: Path = ASSETS, model: str = BUNDLED
+) -> Pipeline:
+    """The same model over another knowledge base, with that one's encoder and weights.
+
+    The parameters and errors are those of :func:`load_pipeline`.
+    """
+    encoder, base, learnt, calibration = _base_parts(assets, model, knowledge_base)
+    if encoder.fingerprint == pipeline.encoder.fingerprint:
+        encoder = pipeline.encoder
+    return replace(
+        pipeline, encoder=encoder, knowledge_base=base, learnt=learnt, calibration=calibration
+    )
+
+
+def _base_parts(
+    assets: Path, model: str, knowledge_base: Path | None
+) -> tuple[Encoder, KnowledgeBase, Learnt, Calibration]:
+    directory = knowledge_base or assets / "knowledge_base"
+    encoder = load_encoder_of(directory, assets / "encoder")
+    base = KnowledgeBase.load(directory, encoder)
+    learnt = learnt_for(model, knowledge_base, assets)
+    return encoder, base, learnt, calibrate(base, learnt.weights)
 
 
 def check(pipeline: Pipeline, query: Query, settings: Settings) -> None:
