@@ -109,7 +109,7 @@ def read_about(
             phantoms_only=phantoms_only,
             heads=int(config.get("text_config", config)["num_attention_heads"]),
             why=why,
-            base=_read_base(knowledge_base or assets / "knowledge_base", number, learnt.intervals),
+            base=_read_base(knowledge_base, assets, number, learnt.intervals),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
@@ -118,11 +118,15 @@ def read_about(
         ) from None
 
 
-def _read_base(directory: Path, number: int, intervals: tuple[tuple[float, float], ...]) -> Base:
+def _read_base(
+    given: Path | None, assets: Path, number: int, intervals: tuple[tuple[float, float], ...]
+) -> Base:
+    bundled = assets / "knowledge_base"
+    directory = (given or bundled).resolve()
     try:
         manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
         return Base(
-            name=directory.resolve().name.replace("_", " "),
+            name="bundled" if directory == bundled.resolve() else directory.name,
             number=number,
             documents=int(manifest["count"]),
             sources=tuple((str(s["source"]), str(s["licence"])) for s in manifest["sources"]),
@@ -131,8 +135,8 @@ def _read_base(directory: Path, number: int, intervals: tuple[tuple[float, float
         )
     except (OSError, KeyError, TypeError, ValueError):
         raise KnowledgeBaseError(
-            f"There is no knowledge base in {directory}: its manifest.json is absent or damaged. "
-            "Build one with `python -m mrrag index`, or give the directory that holds one."
+            f"There is no knowledge base in {given or bundled}: its manifest.json is absent or "
+            "damaged. Build one with `python -m mrrag index`, or give the directory that holds one."
         ) from None
 
 

@@ -156,12 +156,13 @@ def base_facts(about: About) -> str:
         )
         for n, ((_, letter, _), value) in enumerate(zip(TERMS, values, strict=True))
     )
-    how = "with 95 % intervals" if base.intervals else ""
+    how = "95 % intervals in brackets" if base.intervals else ""
     if weights == ALIKE:
         how = "not learnt for it: all three count alike"
     return (
-        f'<details class="base-facts"><summary>{text(base.name)}: {base.documents:,} reports'
-        f"</summary><p><b>Sources</b> {sources}<br><b>Encoder</b> {text(base.encoder)}<br>"
+        f'<details class="base-facts"><summary>Knowledge base: {text(base.name)}, '
+        f"{base.documents:,} reports</summary><p><b>Sources</b> {sources}<br>"
+        f"<b>Encoder</b> {text(base.encoder)}<br>"
         f"<b>Weights</b> {learnt}{'; ' + how if how else ''}</p></details>"
     )
 

@@ -123,6 +123,7 @@ def build_page(
     ``others`` are further knowledge bases to choose from.
     """
     offers = (Offer(about, engine, answer), *others)
+    names = [(f"{n + 1}. {o.about.base.name}", n) for n, o in enumerate(offers)]
     first = about.critical[0] if about.critical else 0
     limit = actions.max_weight(about)
 
@@ -218,8 +219,7 @@ def build_page(
                     html("<h2>Evidence</h2>")
                     # Each visit has its own choice: what the browser shows is what is asked.
                     base = gr.Dropdown(
-                        [(c.about.base.name, n) for n, c in enumerate(offers)], value=0,
-                        label="Knowledge base", elem_id="base", filterable=False,
+                        names, value=0, label="Knowledge base", elem_id="base", filterable=False,
                         visible=len(offers) > 1,
                     )  # fmt: skip
                     facts = html(cards.base_facts(about), "base-facts")

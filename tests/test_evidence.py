@@ -346,7 +346,7 @@ def test_the_facts_of_a_knowledge_base_name_its_sources_and_what_was_learnt(
     assert "MR-RAG phantom world, seed 2026 (CC0-1.0)" in facts
     assert "phantom-bitower" in facts
     assert re.search(r"α 0\.\d\d \(0\.\d\d to 0\.\d\d\)", facts)
-    assert "with 95 % intervals" in facts
+    assert "95 % intervals" in facts
     manifest = json.loads((ASSETS / "knowledge_base" / "manifest.json").read_text())
     manifest["sources"] = [{"source": HOSTILE, "licence": "", "count": 1}]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
