@@ -50,7 +50,13 @@ def main() -> int:
         help=f"a checkpoint on the hub or in a folder, or {BUNDLED!r} (default: {LLAVA_MED} where "
         f"there is a CUDA GPU, else {BUNDLED!r})",
     )
-    parser.add_argument("--kb", type=Path, metavar="DIR", help="a knowledge base of your own")
+    parser.add_argument(
+        "--kb",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="a knowledge base of your own; given more than once, the page lets one choose",
+    )
     parser.add_argument("--revision", help="of the hub's repository: a branch, tag or commit")
     parser.add_argument(
         "--tower",
@@ -94,7 +100,7 @@ def serve(arguments: argparse.Namespace) -> int:
                 print(choice.why, flush=True)
         if choice.model == BUNDLED:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        run(choice, folder, arguments, zero_gpu=zero_gpu and choice.model != BUNDLED)
+        run(choice, folder, arguments, zero_gpu=zero_gpu)
     except MRRAGError as error:
         print(error, file=sys.stderr)
         return 1
@@ -119,40 +125,63 @@ def run(
     # Imported here, after the environment is set, since gradio reads it as it is imported.
     from app.about import read_about
     from app.actions import load_samples
-    from app.page import build_page, launch_options
+    from app.page import Offer, build_page, launch_options
 
     assets = arguments.assets
-    about = read_about(
-        assets, model=choice.model, folder=folder, knowledge_base=arguments.kb, why=choice.why
-    )
+    bases: list[Path | None] = arguments.kb or [None]
 
-    def load() -> Pipeline:
+    def load() -> list[Pipeline]:
         # Torch takes seconds to import; the page is already there while it does.
-        from mrrag.pipeline import load_pipeline
+        from mrrag.pipeline import load_pipeline, over
 
-        return load_pipeline(
+        first = load_pipeline(
             assets,
             model=choice.model,
-            knowledge_base=arguments.kb,
+            knowledge_base=bases[0],
             revision=arguments.revision,
             device=choice.device,
             tower=arguments.tower,
             quantize=arguments.quantize,
         )
+        rest = [over(first, b, assets=assets, model=choice.model) for b in bases[1:] if b]
+        return [first, *rest]
 
-    engine: Future[Pipeline] = Future()
-    answer = None
+    abouts = [
+        read_about(
+            assets,
+            model=choice.model,
+            folder=folder,
+            knowledge_base=base,
+            number=number,
+            why=choice.why,
+        )
+        for number, base in enumerate(bases)
+    ]
+    offers = [Offer(about, Future()) for about in abouts]
+
+    def ready() -> None:
+        for offer, pipeline in zip(offers, load(), strict=True):
+            offer.engine.set_result(pipeline)
+
     if zero_gpu:
         from app.zero_gpu import lend
 
-        engine.set_result(load())
-        answer = lend(engine.result())
-    page = build_page(about, load_samples(HERE / "sample_cases"), engine, answer)
+        ready()
+        # A Space that could borrow nothing is ended, so this is there for either model.
+        borrowing = [offer._replace(answer=lend(offer.engine.result())) for offer in offers]
+        offers = offers if choice.model == BUNDLED else borrowing
+    page = build_page(
+        offers[0].about,
+        load_samples(HERE / "sample_cases"),
+        offers[0].engine,
+        offers[0].answer,
+        offers[1:],
+    )
     options = launch_options(arguments.host, arguments.port, arguments.allow_host, arguments.login)
     _, address, _ = page.launch(**options, prevent_thread_lock=True)
-    if not engine.done():
+    if not zero_gpu:
         print(f"MR-RAG is at {address} (loading the model; stop with Ctrl-C)", flush=True)
-        engine.set_result(load())
+        ready()
     print(f"The model is ready, at {address}.", flush=True)
     page.block_thread()
 

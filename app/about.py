@@ -11,11 +11,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrrag.errors import ModelError
+from mrrag.errors import KnowledgeBaseError, ModelError
 from mrrag.learnt import learnt_for
 from mrrag.types import BUNDLED, Weights
 
 PHANTOM_MODEL = "MR-RAG phantom LLaVA"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A knowledge base as the page presents it.
+
+    Attributes
+    ----------
+    number : int
+        Its place among those that the page offers, from 0.
+    sources : tuple of (str, str)
+        Where its reports come from, and under which licence.
+    intervals : tuple of (float, float)
+        95 % intervals of the learnt α, β and γ; empty where they were not learnt.
+    """
+
+    name: str = ""
+    number: int = 0
+    documents: int = 0
+    sources: tuple[tuple[str, str], ...] = ()
+    encoder: str = ""
+    intervals: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,8 @@ class About:
         Whether it is limited to the phantom world (it has a ``scope.json``).
     why : str
         Why it is this model and not the paper's, in a sentence; else empty.
+    base : Base
+        Whose reports are retrieved.
     """
 
     model: str
@@ -42,6 +66,7 @@ class About:
     phantoms_only: bool
     heads: int = 1
     why: str = ""
+    base: Base = Base()
 
 
 def read_about(
@@ -50,9 +75,10 @@ def read_about(
     model: str = BUNDLED,
     folder: Path | None = None,
     knowledge_base: Path | None = None,
+    number: int = 0,
     why: str = "",
 ) -> About:
-    """Read what the page shows of a model, from the small files beside the weights.
+    """Read what the page shows of a model and a knowledge base, from their small files.
 
     Parameters
     ----------
@@ -60,10 +86,12 @@ def read_about(
         As in :func:`mrrag.pipeline.load_pipeline`.
     folder
         Where the model's files are; None for the bundled one.
+    number
+        The knowledge base's place among those that the page offers.
 
     Raises
     ------
-    ModelError
+    ModelError, KnowledgeBaseError
         Where a file is absent or is not what it should be.
     """
     folder = folder or assets / "llava"
@@ -81,11 +109,34 @@ def read_about(
             phantoms_only=phantoms_only,
             heads=int(config.get("text_config", config)["num_attention_heads"]),
             why=why,
+            base=_read_base(knowledge_base, assets, number, learnt.intervals),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{folder.name}/config.json does not say what the page needs ({error!r}). "
             "Restore the file."
+        ) from None
+
+
+def _read_base(
+    given: Path | None, assets: Path, number: int, intervals: tuple[tuple[float, float], ...]
+) -> Base:
+    bundled = assets / "knowledge_base"
+    directory = (given or bundled).resolve()
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        return Base(
+            name="bundled" if directory == bundled.resolve() else directory.name,
+            number=number,
+            documents=int(manifest["count"]),
+            sources=tuple((str(s["source"]), str(s["licence"])) for s in manifest["sources"]),
+            encoder=str(manifest["encoder"]["name"]),
+            intervals=intervals,
+        )
+    except (OSError, KeyError, TypeError, ValueError):
+        raise KnowledgeBaseError(
+            f"There is no knowledge base in {given or bundled}: its manifest.json is absent or "
+            "damaged. Build one with `python -m mrrag index`, or give the directory that holds one."
         ) from None
 
 

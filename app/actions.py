@@ -95,6 +95,7 @@ class Found:
     question: str
     evidence: Evidence
     settings: Settings
+    base: int = 0  # the number of the knowledge base that it is from
 
     @property
     def query(self) -> Query:
@@ -135,26 +136,30 @@ class Shown:
     kept: Kept | None = field(
         default=None, repr=False
     )  # what the model read, for the next question
+    base: int = 0  # as of Found
 
 
 @dataclass
 class Visit:
     """The newest press of a visit, by its page's own clock; the one thing here that changes.
 
-    A press of Ask, of Stop or of another picture overtakes every Ask before it, whichever
-    request comes first to the server and whether that Ask runs or still waits. So a run alone
-    writes its answers, and its last update leaves the page settled. No case is kept here.
+    A press of Ask, of Stop or of another picture or knowledge base overtakes every Ask before
+    it, whichever request comes first to the server and whether that Ask runs or still waits.
+    So a run alone writes its answers, and its last update leaves the page settled. No case is
+    kept here.
     """
 
     newest: float = -math.inf  # ms
     picture: bool = False  # the newest press put another picture on the page
+    base: bool = False  # or another knowledge base under it
 
-    def press(self, moment: object, *, picture: bool = False) -> float:
+    def press(self, moment: object, *, picture: bool = False, base: bool = False) -> float:
         """Note a press at ``moment`` in ms and return it; what is no moment was before all."""
         if isinstance(moment, bool) or not isinstance(moment, int | float) or not moment >= 0:
             return -math.inf
         if moment >= self.newest:
-            self.newest, self.picture = min(float(moment), MAX_MOMENT), picture
+            self.newest = min(float(moment), MAX_MOMENT)
+            self.picture, self.base = picture, base
         return float(moment)
 
 
@@ -268,6 +273,24 @@ def read_upload(samples: Sequence[Sample], data: object) -> Update:
             "preview": refused["status"],
             "status": cards.status("There is no picture yet."),
         }
+
+
+def choose_base(about: About) -> Update:
+    """Put another knowledge base under the page; nothing that another one gave stays."""
+    return cleared() | {
+        "facts": cards.base_facts(about),
+        "status": cards.status("Another knowledge base was chosen. Press Ask."),
+    }
+
+
+def forgotten() -> Update:
+    """The evidence with nothing in it, since what was found is of another knowledge base."""
+    return {name: cleared()[name] for name in ("found", "evidence", "stale")}
+
+
+def of_base(about: About, held: object) -> Any:
+    """What a visit holds (Found, Shown) where it is of this knowledge base, else None."""
+    return held if getattr(held, "base", None) == about.base.number else None
 
 
 def choose_frame(image: object, file: object, frame: object) -> Update:
@@ -474,7 +497,7 @@ def _answer(
     if overtaken():
         yield {"status": overtaken_status(visit)}
         return
-    found = Found(image, question, evidence, settings)
+    found = Found(image, question, evidence, settings, about.base.number)
     yield cleared() | {
         "found": found,
         "evidence": evidence_html(pipeline, found, None, TINT_OFF, 0),
@@ -496,7 +519,8 @@ def _answer(
                     yield {"answers": _so_far(question, step.texts, evidence.warnings, reading)}
             elif not overtaken():
                 taken = time.perf_counter() - clicked
-                shown = Shown(image, evidence, replace(step, kept=None), reading, step.kept)
+                case, number = replace(step, kept=None), about.base.number
+                shown = Shown(image, evidence, case, reading, step.kept, number)
                 yield {
                     "shown": shown,
                     "status": cards.status("Weighing each report", kind="busy"),
@@ -507,13 +531,13 @@ def _answer(
                     "shown": shown,
                     "status": cards.status(f"Done in {taken:.1f} s.", kind="done"),
                 } | remember(shown)
-                # Only another picture takes back answers that are complete.
-                if not (overtaken() and visit.picture):
+                # Only another picture or knowledge base takes back answers that are complete.
+                if not (overtaken() and (visit.picture or visit.base)):
                     return
         ended = {"status": cards.status("Stopped. The answers are not complete.")}
     except Exception as error:
         ended = refuse(error)
-    if overtaken() and visit.picture:
+    if overtaken() and (visit.picture or visit.base):
         yield cleared() | {"status": overtaken_status(visit)}
     else:
         yield ended | {"answers": cards.answer_columns(question, texts, stopped=True)}
@@ -660,6 +684,8 @@ def rerank(
     """
     if not isinstance(found, Found):  # nothing was asked yet, so nothing is to be ranked
         return {}
+    if of_base(about, found) is None:
+        return forgotten()
     try:
         from mrrag.pipeline import find_evidence
 
@@ -705,11 +731,13 @@ def redraw(
     """Draw the evidence that is there, and say whether the answers still belong to it."""
     if not isinstance(found, Found):
         return {}
+    if of_base(about, found) is None:
+        return forgotten()
     try:
         if tint not in TINTS:
             raise SettingsError("That tint does not exist. Choose one of those shown.")
         wanted = _whole("The layer", layer, 0, about.layers - 1)
-        case = shown if isinstance(shown, Shown) else None
+        case = of_base(about, shown) if isinstance(shown, Shown) else None
         reasons = changes(about, found, case)
         fresh = case if case and not reasons and not case.reading.waits_for else None
         pipeline = engine.result(timeout=120)
@@ -836,6 +864,8 @@ def overtaken_status(visit: Visit) -> str:
     """The status line of a question that was overtaken before its answers began."""
     if visit.picture:
         return cards.status("Another picture was chosen. Press Ask.")
+    if visit.base:
+        return cards.status("Another knowledge base was chosen. Press Ask.")
     return cards.status("Stopped. Nothing is being answered.")
 
 

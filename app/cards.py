@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from app.about import About
 from mrrag.findings import matched_words, mentions, named
+from mrrag.learnt import ALIKE
 from mrrag.types import METHODS, Answer, Retrieved, Weights
 
 DISCLAIMER = "Research demonstration. Not a medical device."
@@ -132,6 +134,38 @@ def how_to_read() -> str:
         "works. It is not for patients’ care: the reports and, with the bundled model, the "
         "pictures are synthetic, and a wrong answer looks just like a right one.</p>"
         "</div></details>"
+    )
+
+
+def base_facts(about: About) -> str:
+    """A knowledge base in a line, and behind it whose it is and what was learnt for it."""
+    base = about.base
+    if not base.documents:
+        return ""
+    sources = "; ".join(
+        f"{text(source or 'source not stated')} ({text(licence or 'licence not stated')})"
+        for source, licence in base.sources
+    )
+    weights = about.weights
+    values = [getattr(weights, name) for name, _, _ in TERMS]
+    learnt = ", ".join(
+        f"{letter} {number(value, digits=2)}"
+        + (
+            f" ({number(base.intervals[n][0], digits=2)} to "
+            f"{number(base.intervals[n][1], digits=2)})"
+            if n < len(base.intervals)
+            else ""
+        )
+        for n, ((_, letter, _), value) in enumerate(zip(TERMS, values, strict=True))
+    )
+    how = "95 % intervals in brackets" if base.intervals else ""
+    if weights == ALIKE:
+        how = "not learnt for it: all three count alike"
+    return (
+        f'<details class="base-facts"><summary>Knowledge base: {text(base.name)}, '
+        f"{base.documents:,} reports</summary><p><b>Sources</b> {sources}<br>"
+        f"<b>Encoder</b> {text(base.encoder)}<br>"
+        f"<b>Weights</b> {learnt}{'; ' + how if how else ''}</p></details>"
     )
 
 

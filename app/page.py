@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 import plotly.graph_objects as go
@@ -102,16 +102,28 @@ def theme() -> gr.themes.Base:
     )  # fmt: skip
 
 
+class Offer(NamedTuple):
+    """A knowledge base to choose: what the page says of it, and what answers over it."""
+
+    about: About
+    engine: Future[Pipeline]
+    answer: actions.Answering | None = None
+
+
 def build_page(
     about: About,
     samples: Sequence[actions.Sample],
     engine: Future[Pipeline],
     answer: actions.Answering | None = None,
+    others: Sequence[Offer] = (),
 ) -> gr.Blocks:
     """Lay the page out and wire it; ``engine`` may still be loading.
 
     ``answer`` takes the place of :func:`mrrag.pipeline.answer` where a device is lent.
+    ``others`` are further knowledge bases to choose from.
     """
+    offers = (Offer(about, engine, answer), *others)
+    names = [(f"{n + 1}. {o.about.base.name}", n) for n, o in enumerate(offers)]
     first = about.critical[0] if about.critical else 0
     limit = actions.max_weight(about)
 
@@ -205,6 +217,12 @@ def build_page(
                 html(cards.how_to_read())
                 with gr.Column(elem_id="evidence-panel", min_width=0):
                     html("<h2>Evidence</h2>")
+                    # Each visit has its own choice: what the browser shows is what is asked.
+                    base = gr.Dropdown(
+                        names, value=0, label="Knowledge base", elem_id="base", filterable=False,
+                        visible=len(offers) > 1,
+                    )  # fmt: skip
+                    facts = html(cards.base_facts(about), "base-facts")
                     tint = gr.Radio(
                         list(actions.TINTS), value=actions.TINT_OFF, elem_id="tint",
                         label="Tint the words by attention",
@@ -286,6 +304,7 @@ def build_page(
             "noise": noise, "found": found, "stale": stale, "compare": compare,
             "head": head, "states": states, "lines": lines,
             "history": history, "file_out": file_out,
+            "facts": facts,
             "film": film, "file": file, "heat": heat, "sees": sees, "waiting": waiting,
         }  # fmt: skip
 
@@ -307,6 +326,24 @@ def build_page(
             visit.press(moment, picture=True)
             return placed(actions.choose_frame(image, file, event._data.get("frame")))
 
+        def chosen(number: object) -> Offer:
+            for n, offer in enumerate(offers):
+                if n == number:
+                    return offer
+            return offers[0]
+
+        def learnt_values(about: About) -> dict[gr.blocks.Block, Any]:
+            limit = actions.max_weight(about)
+            return {
+                slider: gr.Slider(-limit, limit, round(getattr(about.weights, name), 2))
+                for slider, (name, _, _) in zip(weights, cards.TERMS, strict=True)
+            } | {strength: about.strength, layers: [str(i) for i in about.critical]}
+
+        def on_base(moment: Any, visit: Any, base: Any) -> dict[gr.blocks.Block, Any]:
+            visit.press(moment, base=True)
+            about = chosen(base).about
+            return placed(actions.choose_base(about)) | learnt_values(about)
+
         def note_ask(moment: Any, visit: Any) -> Any:
             visit.press(moment)
             return moment
@@ -314,6 +351,7 @@ def build_page(
         def on_ask(
             moment: Any,
             visit: Any,
+            base: Any,
             found: Any,
             shown: Any,
             image: Any,
@@ -322,19 +360,29 @@ def build_page(
             blind: Any,
             *rest: Any,
         ) -> Iterator[dict[gr.blocks.Block, Any]]:
+            about, engine, answer = chosen(base)
+            found, shown = (actions.of_base(about, held) for held in (found, shown))
             *controls, window = rest
             case = (found, image, question, controls, reader_first, blind, window, shown, answer)
             for update in actions.ask(engine, about, visit, moment, *case):
                 yield placed(update)
 
         def on_rank(
-            found: Any, shown: Any, tint: Any, layer: Any, *controls: Any
+            base: Any, found: Any, shown: Any, tint: Any, layer: Any, *controls: Any
         ) -> dict[gr.blocks.Block, Any]:
+            about, engine, _ = chosen(base)
             return placed(actions.rerank(engine, about, found, shown, tint, layer, controls))
 
         def on_report(
-            event: gr.EventData, found: Any, shown: Any, tint: Any, layer: Any, *controls: Any
+            event: gr.EventData,
+            base: Any,
+            found: Any,
+            shown: Any,
+            tint: Any,
+            layer: Any,
+            *controls: Any,
         ) -> dict[gr.blocks.Block, Any]:
+            about, engine, _ = chosen(base)
             deed = event._data
             return placed(actions.rerank(engine, about, found, shown, tint, layer, controls, deed))
 
@@ -342,16 +390,18 @@ def build_page(
             choice = event._data.get("vote") if isinstance(event._data, dict) else None
             return placed(actions.vote(about, shown, choice))
 
-        def on_save(kind: str, shown: Any, pixels: Any) -> dict[gr.blocks.Block, Any]:
-            return placed(actions.save(engine, shown, kind, pixels))
+        def on_save(kind: str, base: Any, shown: Any, pixels: Any) -> dict[gr.blocks.Block, Any]:
+            about, engine, _ = chosen(base)
+            return placed(actions.save(engine, actions.of_base(about, shown), kind, pixels))
 
-        def on_view(*inputs: Any) -> dict[gr.blocks.Block, Any]:
+        def on_view(base: Any, *inputs: Any) -> dict[gr.blocks.Block, Any]:
+            about, engine, _ = chosen(base)
             return placed(actions.redraw(engine, about, *inputs))
 
         everything = list(parts.values())
         controls = [k, *weights, strength, layers, noise]
-        ranked = [found, shown, tint, layer, *controls]
-        looked = [found, shown, tint, layer]
+        ranked = [base, found, shown, tint, layer, *controls]
+        looked = [base, found, shown, tint, layer]
         redrawn = [found, evidence, stale, status]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         now = "(_, ...others) => [performance.now(), ...others]"
@@ -394,7 +444,10 @@ def build_page(
         answered = gr.on(
             asking,
             on_ask,
-            [asked, visit, found, shown, image, question, reader_first, blind, *controls, window],
+            [
+                *(asked, visit, base, found, shown, image, question, reader_first, blind),
+                *(*controls, window),
+            ],
             everything,
             js=viewer.READ_VIEW,
             concurrency_limit=1,
@@ -417,7 +470,7 @@ def build_page(
         ).then(on_view, looked, redrawn, **quiet)
         answers.click(on_vote, shown, everything, **quiet).then(on_view, looked, redrawn, **quiet)
         for button, kind in ((save_html, "html"), (save_json, "json")):
-            button.click(partial(on_save, kind), [shown, pixels], [file_out, status], **quiet)
+            button.click(partial(on_save, kind), [base, shown, pixels], [file_out, status], **quiet)
         gr.on([tint.input, layer.input], on_view, looked, redrawn, **live)
         # No `cancels`: it would cut a run off before its last update, which settles the page.
         stop.click(
@@ -444,16 +497,13 @@ def build_page(
             trigger_mode="always_last",
             **quiet,
         )
-        reset.click(
-            lambda: (
-                *(round(getattr(about.weights, name), 2) for name, _, _ in cards.TERMS),
-                about.strength,
-                [str(i) for i in about.critical],
-            ),
-            None,
-            [*weights, strength, layers],
-            **quiet,
-        ).then(on_rank, ranked, redrawn, **quiet)
+        learnt = [*weights, strength, layers]
+        base.input(on_base, [pressed, visit, base], [*everything, *learnt], js=now, **quiet).then(
+            on_view, looked, redrawn, **quiet
+        )  # for what was being ranked meanwhile
+        reset.click(lambda base: learnt_values(chosen(base).about), base, learnt, **quiet).then(
+            on_rank, ranked, redrawn, **quiet
+        )
     page.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
     return page
 

@@ -388,11 +388,44 @@ def phantom(args: argparse.Namespace) -> None:
 
 
 def train_retriever(args: argparse.Namespace) -> None:
-    """Train the bi-tower."""
+    """Train the bi-tower: the bundled one, or one from public weights on your own data."""
+    if args.image_tower or args.text_tower or args.output:
+        train_own_retriever(args)
+        return
     from mrrag.training.data import read_data_set
     from mrrag.training.recipe import make_retriever
 
     make_retriever(read_data_set(args.data), args.runs, args.assets, args.steps, args.fact_steps)
+
+
+def train_own_retriever(args: argparse.Namespace) -> None:
+    """From public weights, on any data set."""
+    from mrrag.corpus import read_corpus, with_questions_as_reports
+    from mrrag.encoders import BERT, RESNET
+    from mrrag.training.data import to_learn_from
+    from mrrag.training.retriever import Lesson, teach
+
+    read = read_corpus(args.data, args.layout, images=args.images)
+    data = to_learn_from(with_questions_as_reports(read) if args.vqa else read, args.data)
+    lesson = Lesson(
+        image_tower=args.image_tower or RESNET,
+        text_tower=args.text_tower or BERT,
+        image_revision=args.image_revision,
+        text_revision=args.text_revision,
+        dimension=args.dimension,
+        image_size=args.image_size,
+        text_tokens=args.text_tokens,
+        steps=args.steps,
+        fact_steps=args.fact_steps,
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+    )
+    output = args.output or args.runs / "encoder"
+    counts = ", ".join(f"{len(data.rows(name))} {name}" for name in ("train", "validation"))
+    print(f"{len(data.cases)} cases with a report: {counts}", flush=True)
+    device = "cuda" if device_for(True) != "cpu" else "cpu"
+    teach(args.runs / f"retriever-{output.name}", data, lesson, output, device=device)
+    print(f"Written to {output}; use it with `index --encoder {output}`.")
 
 
 def index(args: argparse.Namespace) -> None:
@@ -401,10 +434,17 @@ def index(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from mrrag.encoders import load_encoder
-    from mrrag.knowledge_base import build_knowledge_base
+    from mrrag.knowledge_base import build_knowledge_base, load_encoder_of
 
     cases = indexed_cases(args)
-    encoder = load_encoder(args.encoder or args.assets / "encoder")
+    directory, bundled = args.kb or args.assets / "knowledge_base", args.assets / "encoder"
+    encoder = (
+        load_encoder_of(directory, bundled)
+        if args.update and args.encoder is None
+        else load_encoder(
+            args.encoder or bundled, revision=args.encoder_revision, base=args.encoder_base
+        )
+    )
     if torch.cuda.is_available():
         encoder.cuda()
     bar = tqdm(total=len(cases), desc="indexing", unit="case", mininterval=2, file=sys.stderr)
@@ -415,7 +455,7 @@ def index(args: argparse.Namespace) -> None:
         bar.update(done - bar.n)
 
     built = build_knowledge_base(
-        args.kb or args.assets / "knowledge_base",
+        directory,
         cases,
         encoder,
         thumbnail_size=args.thumbnail_size,
@@ -610,6 +650,22 @@ def parser() -> argparse.ArgumentParser:
     sub = learning("train-retriever", train_retriever)
     sub.add_argument("--steps", type=int, default=1000, help="by pairs of image and report")
     sub.add_argument("--fact-steps", type=int, default=600, help="then by agreeing problems")
+    own = sub.add_argument_group(
+        "from public weights", "any of the first three; --data may then be in any layout"
+    )
+    own.add_argument("--image-tower", help="a hub name or folder (default: microsoft/resnet-50)")
+    own.add_argument("--text-tower", help="the same (default: emilyalsentzer/Bio_ClinicalBERT)")
+    own.add_argument("--output", type=Path, help="where to (default: runs/encoder)")
+    own.add_argument("--image-revision", help="of the hub's repository")
+    own.add_argument("--text-revision", help="of the hub's repository")
+    own.add_argument("--layout", help="which layout the data have (default: found on disk)")
+    own.add_argument("--images", type=Path, help="where a VQA file's images lie")
+    own.add_argument("--vqa", action="store_true", help="let questions stand in for reports")
+    own.add_argument("--batch", type=int, default=96, help="(%(default)s)")
+    own.add_argument("--learning-rate", type=float, default=1e-4, help="(%(default)s)")
+    own.add_argument("--dimension", type=int, default=512, help="of the vectors (%(default)s)")
+    own.add_argument("--image-size", type=int, default=224, help="px (%(default)s)")
+    own.add_argument("--text-tokens", type=int, default=256, help="at most (%(default)s)")
     sub = command("index", index)
     sub.add_argument("--data", type=Path, required=True, help="a data set, in any layout")
     sub.add_argument("--kb", type=Path, help="where to (default: the bundled one, by its recipe)")
@@ -617,7 +673,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
     sub.add_argument("--vqa", action="store_true", help="let questions stand in for reports")
     sub.add_argument("--split", help='"all" or one (default: train where there is one, else all)')
-    sub.add_argument("--encoder", type=Path, help="the bi-tower (default: the bundled one)")
+    sub.add_argument(
+        "--encoder",
+        help="a folder, a hub name or a file of open_clip's training (default: the bundled "
+        "bi-tower; with --update, that of the knowledge base)",
+    )
+    sub.add_argument("--encoder-revision", help="of the hub's repository")
+    sub.add_argument(
+        "--encoder-base", help="for a file: folder or hub name whose configuration is its own"
+    )
     sub.add_argument("--thumbnail-size", type=int, default=256, help="longer side, px")
     sub.add_argument("--batch", type=int, default=32, help="cases encoded together")
     sub.add_argument("--workers", type=int, help="processes that open images (default: all cores)")

@@ -691,6 +691,12 @@ def load_described_encoder(
         for key in ("source", "base")
         if key in entry
     }
+    for key, place in places.items():
+        if entry[key].startswith(".") and not Path(place).exists():
+            raise ModelError(
+                f'The encoder "{entry["name"]}" is no longer in {place}. Put it back there, or '
+                "build the knowledge base again with another one."
+            )
     encoder = load_encoder(
         places["source"],
         base=places.get("base"),

@@ -6,8 +6,9 @@ A knowledge base is a directory:
 - ``thumbnails-000.bin``, ...: JPEG files one after another, below 8 MiB each;
 - ``vectors.index``: one inner-product index over the concatenation [t_d ; v_d] of the
   report's and the image's unit vector, float16;
-- ``manifest.json``: format, encoder, counts, licences, and the size and SHA-256 of all
-  the others. It is written last, so that without it there is no knowledge base;
+- ``manifest.json``: format, encoder and where it is, counts, licences, and the size and
+  SHA-256 of all the others. It is written last, so that without it there is no knowledge
+  base;
 - ``images.npy``: size and time of each document's image file when it was read, int64
   [N, 2]. Only an update looks at it, and without it encodes everything again.
 
@@ -46,12 +47,20 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from mrrag.corpus import Case
-from mrrag.encoders import Encoder, file_sha256
-from mrrag.errors import ImageError, KnowledgeBaseError
+from mrrag.encoders import (
+    BiTower,
+    Encoder,
+    OpenClip,
+    describe_encoder,
+    file_sha256,
+    load_described_encoder,
+    load_encoder,
+)
+from mrrag.errors import ImageError, KnowledgeBaseError, ModelError
 from mrrag.images import load_image, thumbnail
 from mrrag.types import Document, FloatArray, Image
 
-__all__ = ["KnowledgeBase", "build_knowledge_base"]
+__all__ = ["KnowledgeBase", "build_knowledge_base", "load_encoder_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -324,6 +333,34 @@ class KnowledgeBase:
         ids_N = np.concatenate([ids for _, ids in parts])
         best = np.lexsort((ids_N, -rough_N))[:fetch]
         return rough_N[best], ids_N[best]
+
+
+def load_encoder_of(directory: str | Path, bundled: Path) -> BiTower | OpenClip:
+    """The encoder that a knowledge base was built with, from where its manifest says.
+
+    Parameters
+    ----------
+    bundled
+        The folder of the bundled one, which is known by its fingerprint wherever the
+        knowledge base was copied to. It also serves where nothing says where the encoder
+        is; :meth:`KnowledgeBase.load` then tells whether it is the right one.
+
+    Raises
+    ------
+    KnowledgeBaseError
+        Where there is no knowledge base, or its encoder is absent or another one by now.
+    """
+    entry = _read_manifest(Path(directory))["encoder"]
+    encoder = load_encoder(bundled)
+    if "source" not in entry or entry["fingerprint"] == encoder.fingerprint:
+        return encoder
+    try:
+        return load_described_encoder(entry, Path(directory))
+    except ModelError as error:
+        raise KnowledgeBaseError(
+            f'The knowledge base in {directory} needs the encoder "{entry["name"]}" that it was '
+            f"built with. {error}"
+        ) from error
 
 
 def build_knowledge_base(
@@ -784,7 +821,8 @@ def _finish(draft: _Draft, cases: int, encoder: Encoder, thumbnail_size: int) ->
     thumbnails = map(draft.thumbnail_name, range(draft.step.thumbnail_file + 1))
     manifest = {
         "format": FORMAT,
-        "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint},
+        # Its own folder lies beside this one, so that both see other folders alike.
+        "encoder": describe_encoder(encoder, directory),
         "dimension": encoder.dimension,
         "count": count,
         "patients": len(np.unique(documents.patients)),

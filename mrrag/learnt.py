@@ -14,17 +14,22 @@ from mrrag.errors import ModelError
 from mrrag.types import BUNDLED, Weights
 
 FILE = "learnt.json"
+ALIKE = Weights(1 / 3, 1 / 3, 1 / 3)
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """What was learnt for a checkpoint and knowledge base, with where it came from."""
+    """What was learnt for a checkpoint and knowledge base, with where it came from.
+
+    ``intervals`` are 95 % intervals of α, β and γ; empty where they were not learnt.
+    """
 
     weights: Weights
     layers: tuple[int, ...]
     strength: float
     rows: Literal["question", "question+cue"]
     provenance: dict[str, str] = field(default_factory=dict)
+    intervals: tuple[tuple[float, float], ...] = ()
 
 
 def load_learnt(path: Path) -> Learnt:
@@ -37,8 +42,12 @@ def load_learnt(path: Path) -> Learnt:
             strength=float(stored["strength"]),
             rows=stored["rows"],
             provenance=stored.get("provenance", {}),
+            intervals=tuple(
+                (float(low), float(high))
+                for low, high in stored.get("adapter", {}).get("intervals", ())
+            ),
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path.name} cannot be read ({error}). It holds α, β, γ, the critical layers and the "
             "strength of a checkpoint. Run `python -m mrrag train-adapter` and "
@@ -61,11 +70,13 @@ def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
     knowledge_base
         Its folder; None for the bundled one.
     """
-    if knowledge_base is not None and (knowledge_base / FILE).is_file():
-        return load_learnt(knowledge_base / FILE)
+    bundled = (assets / "knowledge_base").resolve()
+    own = knowledge_base if knowledge_base and knowledge_base.resolve() != bundled else None
+    if own is not None and (own / FILE).is_file():
+        return load_learnt(own / FILE)
     learnt = load_learnt(assets / FILE)
-    if knowledge_base is not None:
-        learnt = replace(learnt, weights=Weights(1 / 3, 1 / 3, 1 / 3))
+    if own is not None:
+        learnt = replace(learnt, weights=ALIKE, intervals=())
     if model != BUNDLED:
         learnt = replace(learnt, layers=(), strength=1.0, rows="question")
     return learnt

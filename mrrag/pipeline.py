@@ -38,10 +38,10 @@ from mrrag.calibration import (
     percentile,
     unlike,
 )
-from mrrag.encoders import Encoder, load_encoder
+from mrrag.encoders import Encoder
 from mrrag.errors import SettingsError
 from mrrag.findings import contradictions
-from mrrag.knowledge_base import KnowledgeBase
+from mrrag.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.learnt import Learnt, learnt_for
 from mrrag.prompt import Prompt, build_prompt, plain_text
 from mrrag.retrieval import QueryVectors, effective_weights, encode_query, retrieve
@@ -221,7 +221,7 @@ def load_pipeline(
     tower: str = "checkpoint",
     quantize: str | None = None,
 ) -> Pipeline:
-    """Load a model, an encoder and a knowledge base; the bundled ones unless told otherwise.
+    """Load a model, and a knowledge base with its encoder; the bundled ones by default.
 
     Parameters
     ----------
@@ -236,9 +236,7 @@ def load_pipeline(
     ModelError, KnowledgeBaseError
         Where a part is absent, incomplete, or not made for the others.
     """
-    encoder = load_encoder(assets / "encoder")
-    base = KnowledgeBase.load(knowledge_base or assets / "knowledge_base", encoder)
-    learnt = learnt_for(model, knowledge_base, assets)
+    encoder, base, learnt, calibration = _base_parts(assets, model, knowledge_base)
     return Pipeline(
         backbone=load_backbone(
             assets / "llava" if model == BUNDLED else model,
@@ -252,8 +250,33 @@ def load_pipeline(
         learnt=learnt,
         # Only the bundled model's world is small enough to be listed.
         scope=load_scope(assets / "llava") if model == BUNDLED else None,
-        calibration=calibrate(base, learnt.weights),
+        calibration=calibration,
     )
+
+
+def over(
+    pipeline: Pipeline, knowledge_base: Path, *, assets: Path = ASSETS, model: str = BUNDLED
+) -> Pipeline:
+    """The same model over another knowledge base, with that one's encoder and weights.
+
+    The parameters and errors are those of :func:`load_pipeline`.
+    """
+    encoder, base, learnt, calibration = _base_parts(assets, model, knowledge_base)
+    if encoder.fingerprint == pipeline.encoder.fingerprint:
+        encoder = pipeline.encoder
+    return replace(
+        pipeline, encoder=encoder, knowledge_base=base, learnt=learnt, calibration=calibration
+    )
+
+
+def _base_parts(
+    assets: Path, model: str, knowledge_base: Path | None
+) -> tuple[Encoder, KnowledgeBase, Learnt, Calibration]:
+    directory = knowledge_base or assets / "knowledge_base"
+    encoder = load_encoder_of(directory, assets / "encoder")
+    base = KnowledgeBase.load(directory, encoder)
+    learnt = learnt_for(model, knowledge_base, assets)
+    return encoder, base, learnt, calibrate(base, learnt.weights)
 
 
 def check(pipeline: Pipeline, query: Query, settings: Settings) -> None:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from huggingface_hub import SpaceHardware
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 from published import FULL_SIZE
 
 from app.about import read_about
@@ -24,6 +31,13 @@ from mrrag.types import BUNDLED, LLAVA_MED, Weights
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
+# https://huggingface.co/docs/hub/spaces-config-reference
+SPACE_KEYS = {
+    *("title", "emoji", "colorFrom", "colorTo", "thumbnail", "short_description", "license"),
+    *("sdk", "sdk_version", "python_version", "app_file", "app_port", "base_path", "fullWidth"),
+    *("suggested_hardware", "suggested_storage", "startup_duration_timeout", "header", "pinned"),
+    *("models", "datasets", "tags", "preload_from_hub", "disable_embedding", "custom_headers"),
+}
 
 
 @pytest.mark.parametrize(
@@ -117,8 +131,61 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+STAND_IN = """
+def GPU(duration):
+    print("a function that borrows")
+    return lambda task: task
+
+def gradio_auto_wrap(task):
+    return task
+"""
+
+
+def front_matter() -> dict[str, Any]:
+    """What a Space reads of the README."""
+    start, matter, _ = (ROOT / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert not start
+    values: dict[str, Any] = yaml.safe_load(matter)
+    return values
+
+
+def test_the_front_matter_is_what_a_space_takes() -> None:
+    matter = front_matter()
+    assert set(matter) <= SPACE_KEYS
+    assert matter["sdk"] == "gradio"
+    assert matter["suggested_hardware"] in [hardware.value for hardware in SpaceHardware]
+    assert len(matter["short_description"]) <= 60
+    for colour in (matter["colorFrom"], matter["colorTo"]):
+        assert colour in ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
+    assert len(matter["emoji"]) == 1
+    assert matter["license"] == "apache-2.0"
+
+
+def test_the_front_matter_fits_the_project() -> None:
+    matter = front_matter()
+    pythons = re.search(
+        r'requires-python = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    )
+    assert pythons
+    assert Version(matter["python_version"]) in SpecifierSet(pythons[1])
+    needed = [
+        Requirement(line)
+        for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    gradio = next(r for r in needed if r.name == "gradio")
+    assert Version(matter["sdk_version"]) in gradio.specifier
+    assert (ROOT / matter["app_file"]).is_file()
+    # What the page loads where nobody asks for a model, and so is better there beforehand.
+    chosen = choose_model(None, cuda=True, zero_gpu=True).model
+    assert matter["models"] == matter["preload_from_hub"] == [chosen]
+
+
 @pytest.mark.timeout(900)
-def test_the_page_starts_as_on_a_space(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zero_gpu", [False, True], ids=["cpu", "zero gpu"])
+def test_the_page_starts_as_on_a_space(tmp_path: Path, zero_gpu: bool) -> None:
+    if zero_gpu:  # the real package wants a torch that was built for CUDA
+        (tmp_path / "spaces.py").write_text(STAND_IN)
     port = free_port()
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("GRADIO_")
@@ -128,7 +195,8 @@ def test_the_page_starts_as_on_a_space(tmp_path: Path) -> None:
         "SPACE_HOST": "someone-mr-rag.hf.space",
         "SPACE_AUTHOR_NAME": "someone",
         "SPACE_REPO_NAME": "mr-rag",
-        "SPACES_ZERO_GPU": "",
+        "SPACES_ZERO_GPU": "true" if zero_gpu else "",
+        "PYTHONPATH": str(tmp_path),
         "GRADIO_SERVER_NAME": "0.0.0.0",
         "GRADIO_SERVER_PORT": str(port),
         "HF_HOME": str(tmp_path),
@@ -154,6 +222,8 @@ def test_the_page_starts_as_on_a_space(tmp_path: Path) -> None:
         with urllib.request.urlopen(f"http://127.0.0.2:{port}/", timeout=60) as page:
             assert page.status == 200
             assert b"MR-RAG" in page.read()
+        # ZeroGPU ends a Space without one, whichever model answers.
+        assert ("a function that borrows" in log.read_text()) == zero_gpu
     finally:
         server.terminate()
         server.wait(60)

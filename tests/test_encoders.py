@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_bitower import WORDS, make_images, make_tower
+from tiny_bitower import CASED, WORDS, make_images, make_tower, write_public_weights
 from transformers import (
     BertConfig,
-    BertForPreTraining,
     BertModel,
-    ResNetConfig,
-    ResNetForImageClassification,
     ResNetModel,
 )
 
@@ -195,43 +192,6 @@ def test_tokenizer_that_does_not_fit_is_refused() -> None:
             max_text_tokens=8,
             name="x",
         )
-
-
-CASED = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "No",
-    "no",
-    "Pleural",
-    "effusion",
-    "##s",
-    ".",
-    "[MASK]",
-]
-
-
-def write_public_weights(folder: Path, words: list[str]) -> tuple[str, str]:
-    """A ResNet and a BERT as the hub has the paper's: safetensors, and a pickle of tensors."""
-    torch.manual_seed(5)
-    resnet, bert = folder / "resnet-50", folder / "Bio_ClinicalBERT"
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
-    ResNetForImageClassification(config).save_pretrained(resnet)
-    text = BertForPreTraining(
-        BertConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=16,
-        )
-    )
-    text.config.save_pretrained(bert)
-    torch.save(text.state_dict(), bert / "pytorch_model.bin")
-    (bert / "vocab.txt").write_text("\n".join(words) + "\n")
-    return str(resnet), str(bert)
 
 
 def test_the_papers_tower_begins_from_public_weights_and_is_kept(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import re
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from app import actions, cards
 from app.about import About, read_about
+from mrrag.errors import KnowledgeBaseError
 from mrrag.export import read_case
 from mrrag.images import load_image
 from mrrag.pipeline import ASSETS, Pipeline, load_pipeline
@@ -329,3 +331,37 @@ def test_the_counterfactual_equals_the_plain_run_outside_the_critical_layers(
         assert "after" in update
     refused = actions.heatmaps(asked["shown"], "Each report", "Mean", 0, "<b>")
     assert 'class="status problem"' in refused["status"]
+
+
+def test_what_another_knowledge_base_gave_is_forgotten(
+    engine: Future[Pipeline], about: About, asked: dict[str, Any]
+) -> None:
+    other = replace(about, base=replace(about.base, number=1))
+    forgotten = rank(engine, other, asked)
+    assert forgotten["found"] is None
+    assert ids(forgotten["evidence"]) == []
+    assert actions.of_base(other, asked["shown"]) is None
+    assert actions.of_base(about, asked["shown"]) is asked["shown"]
+    chosen = actions.choose_base(other)
+    assert chosen["found"] is chosen["shown"] is None
+    assert "2,400 reports" in chosen["facts"]
+
+
+def test_the_facts_of_a_knowledge_base_name_its_sources_and_what_was_learnt(
+    about: About, tmp_path: Path
+) -> None:
+    facts = cards.base_facts(about)
+    assert "MR-RAG phantom world, seed 2026 (CC0-1.0)" in facts
+    assert "phantom-bitower" in facts
+    assert re.search(r"α 0\.\d\d \(0\.\d\d to 0\.\d\d\)", facts)
+    assert "95 % intervals" in facts
+    manifest = json.loads((ASSETS / "knowledge_base" / "manifest.json").read_text())
+    manifest["sources"] = [{"source": HOSTILE, "licence": "", "count": 1}]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    facts = cards.base_facts(read_about(ASSETS, knowledge_base=tmp_path))
+    assert "<script" not in facts
+    assert "licence not stated" in facts
+    assert "not learnt for it" in facts
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(KnowledgeBaseError, match=r"manifest.json is absent or damaged"):
+        read_about(ASSETS, knowledge_base=tmp_path)

@@ -335,7 +335,7 @@ class Counting:
     def __init__(self, tower: BiTower) -> None:
         self.tower, self.texts_read, self.images_read = tower, 0, 0
         self.name, self.fingerprint = tower.name, tower.fingerprint
-        self.dimension, self.prepare = tower.dimension, tower.prepare
+        self.origin, self.dimension, self.prepare = tower.origin, tower.dimension, tower.prepare
 
     def texts(self, texts: list[str]) -> np.ndarray:
         self.texts_read += len(texts)

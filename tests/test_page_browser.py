@@ -58,6 +58,11 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(temporary: Path) -> Iterator[str]:
     """A running ``python app.py``."""
+    yield from serve(temporary)
+
+
+def serve(temporary: Path, *options: str) -> Iterator[str]:
+    """Run ``python app.py`` with these options."""
     chromium()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -65,7 +70,7 @@ def address(temporary: Path) -> Iterator[str]:
     log = temporary.parent / "server.log"
     with log.open("w") as output:
         server = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port)],
+            [sys.executable, "app.py", "--port", str(port), *options],
             cwd=ROOT,
             env=os.environ | {"TMPDIR": str(temporary)},
             stdout=output,

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from mrrag.corpus import Case
 from mrrag.encoders import BiTower, load_encoder
@@ -77,3 +83,53 @@ def make_cases(directory: Path, count: int) -> list[Case]:
         document = Document(f"d{n}", report, f"p{n // 2}", f"s{n}", source, "CC0")
         cases.append(Case(document, path))
     return cases
+
+
+CASED = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "No",
+    "no",
+    "Pleural",
+    "effusion",
+    "##s",
+    ".",
+    "[MASK]",
+]
+
+
+def write_public_weights(folder: Path, words: list[str]) -> tuple[str, str]:
+    """A ResNet and a BERT as the hub has the paper's: safetensors, and a pickle of tensors."""
+    torch.manual_seed(5)
+    resnet, bert = folder / "resnet-50", folder / "Bio_ClinicalBERT"
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    ResNetForImageClassification(config).save_pretrained(resnet)
+    text = BertForPreTraining(
+        BertConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=16,
+        )
+    )
+    text.config.save_pretrained(bert)
+    torch.save(text.state_dict(), bert / "pytorch_model.bin")
+    (bert / "vocab.txt").write_text("\n".join(words) + "\n")
+    return str(resnet), str(bert)
+
+
+def write_data_set(directory: Path, count: int) -> Path:
+    """A plain folder of those cases; every fifth patient is of the validation split."""
+    rows = ["image,report,id,patient,split"]
+    for n, case in enumerate(make_cases(directory, count)):
+        split = "validation" if n // 2 % 5 == 4 else "train"
+        document = case.document
+        rows.append(
+            f"{case.image_path.name},{document.report},{document.id},{document.patient},{split}"
+        )
+    (directory / "reports.csv").write_text("\n".join(rows) + "\n")
+    return directory

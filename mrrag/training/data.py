@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from mrrag.corpus import Case, Question, read_indiana, read_questions
+from mrrag.corpus import Case, Corpus, Question, read_indiana, read_questions
+from mrrag.errors import CorpusError
 from mrrag.images import load_image
 from mrrag.types import Image
 
@@ -44,6 +47,16 @@ class DataSet:
         """Every case's patient."""
         return np.array([c.document.patient for c in self.cases])
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over its texts, splits and labels, and its images' names and sizes."""
+        digest = hashlib.sha256()
+        for case, questions in zip(self.cases, self.questions, strict=True):
+            path = case.image_path
+            row = [*asdict(case.document).values(), case.problems, path.name, path.stat().st_size]
+            digest.update(json.dumps([*row, *map(asdict, questions)]).encode())
+        return digest.hexdigest()
+
 
 def read_data_set(directory: Path) -> DataSet:
     """Read a data set in the Kaggle form of IU-Xray with its ``questions.jsonl``.
@@ -58,6 +71,47 @@ def read_data_set(directory: Path) -> DataSet:
         if question.uid in by_uid:
             by_uid[question.uid].append(question)
     return DataSet(directory, cases, tuple(tuple(by_uid[c.document.study]) for c in cases))
+
+
+def to_learn_from(read: Corpus, directory: Path, *, held_out: float = 0.1) -> DataSet:
+    """A data set of any layout, as far as it has reports, with a validation split.
+
+    Cases of no split are for training. Where none is for validation, every patient of a
+    ``held_out`` share of training's is, chosen by a digest of their names.
+
+    Raises
+    ------
+    CorpusError
+        Where fewer than two cases are left to train on, or to validate with.
+    """
+    cases = [case for case in read.cases if case.document.report.strip()]
+    split = [case.split or "train" for case in cases]
+    if "validation" not in split:
+        names = {c.document.patient for c, s in zip(cases, split, strict=True) if s == "train"}
+        ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+        chosen = set(ordered[: math.ceil(held_out * len(ordered))])
+        split = [
+            "validation" if s == "train" and c.document.patient in chosen else s
+            for c, s in zip(cases, split, strict=True)
+        ]
+    counts = {name: split.count(name) for name in ("train", "validation")}
+    if min(counts.values()) < 2:
+        raise CorpusError(
+            f"{directory} has {counts['train']} cases with a report to train on and "
+            f"{counts['validation']} to validate with; two of each are needed at least."
+        )
+    asked: dict[str, list[Question]] = {case.document.id: [] for case in cases}
+    for question in read.questions:
+        if question.uid in asked:
+            asked[question.uid].append(question)
+    return DataSet(
+        directory,
+        tuple(
+            replace(c, document=replace(c.document, split=s))
+            for c, s in zip(cases, split, strict=True)
+        ),
+        tuple(tuple(asked[case.document.id]) for case in cases),
+    )
 
 
 def cached_pixels(
@@ -76,12 +130,17 @@ def cached_pixels(
     """
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
-        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-            done = pool.map(partial(_prepare_chunk, prepare), chunks)
-            arrays = list(tqdm(done, total=len(chunks), desc=cache.stem, mininterval=5))
+        starts = range(0, len(paths), 64)
         part = cache.with_suffix(".part.npy")
-        np.save(part, np.concatenate(arrays))
+        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+            done = pool.map(partial(_prepare_chunk, prepare), [paths[i : i + 64] for i in starts])
+            pixels = None  # on disk: it may be larger than memory
+            bar = tqdm(done, total=len(starts), desc=cache.stem, mininterval=5)
+            for i, chunk in zip(starts, bar, strict=True):
+                if pixels is None:
+                    shape = (len(paths), *chunk.shape[1:])
+                    pixels = np.lib.format.open_memmap(part, "w+", chunk.dtype, shape)
+                pixels[i : i + len(chunk)] = chunk
         os.replace(part, cache)
     loaded: npt.NDArray[np.float16] = np.load(cache, mmap_mode="r", allow_pickle=False)
     return loaded

@@ -105,7 +105,7 @@ def _resume(directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer
     path = directory / CHECKPOINT
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     step = int(state["step"])

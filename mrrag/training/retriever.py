@@ -12,7 +12,9 @@ measure in which they agree, image ↔ report and image ↔ image.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
 
-from mrrag.encoders import BiTower
-from mrrag.training.data import DataSet
+from mrrag.encoders import BERT, RESNET, BiTower, paper_tower
+from mrrag.errors import SettingsError
+from mrrag.training.data import DataSet, cached_pixels
 from mrrag.training.loop import fit
 from mrrag.training.vision import jitter, labels_of
 
@@ -81,7 +84,8 @@ def contrast(
     shares ``target_NN`` (symmetric before its rows were normalised).
     """
     logits_NN = scale * left_ND @ right_ND.T
-    target = torch.arange(len(logits_NN)) if target_NN is None else target_NN
+    own_N = torch.arange(len(logits_NN), device=logits_NN.device)
+    target = own_N if target_NN is None else target_NN
     return 0.5 * (
         nn.functional.cross_entropy(logits_NN, target)
         + nn.functional.cross_entropy(logits_NN.T, target)
@@ -98,7 +102,7 @@ def agreement(labels_NF: Tensor) -> Tensor:
 def fact_loss(v_ND: Tensor, t_ND: Tensor, labels_NF: Tensor, scale: Tensor) -> Tensor:
     """Fact-aware contrast, nats: image ↔ report, and image ↔ image without itself."""
     log_share_NN = agreement(labels_NF) / AGREEMENT_TEMPERATURE
-    itself_NN = torch.eye(len(v_ND), dtype=torch.bool)
+    itself_NN = torch.eye(len(v_ND), dtype=torch.bool, device=v_ND.device)
     others_NN = log_share_NN.masked_fill(itself_NN, -torch.inf).softmax(-1)
     alike_NN = (scale * v_ND @ v_ND.T).masked_fill(itself_NN, torch.finfo(torch.float32).min)
     return contrast(v_ND, t_ND, scale, log_share_NN.softmax(-1)) + nn.functional.cross_entropy(
@@ -115,17 +119,27 @@ def train_retriever(
     steps: int,
     fact_steps: int,
     batch: int = 96,
+    peak_lr: float = 1e-3,
     seed: int = 0,
 ) -> None:
-    """Train the tower in place: ``steps`` by pairs, then ``fact_steps`` by facts.
+    """Train the tower in place, where it is: ``steps`` by pairs, then ``fact_steps`` by facts.
 
-    Figures, on the validation split: recall@10 of a study's own report from its image,
-    among all of the split's, and how often the nearest image of another patient has the
-    same set of problems.
+    The second stage has half the learning rate, and is left out where the data set names
+    no problems. Figures, on the validation split: recall@10 of a study's own report from
+    its image, among all of the split's, and the mean Jaccard index of an image's problems
+    with those of the nearest image of another patient.
     """
     train, validation = data.rows("train"), data.rows("validation")
+    batch = min(batch, len(train))
     reports = data.reports
-    labels = torch.from_numpy(labels_of([c.problems for c in data.cases])[0])
+    device = tower.logit_scale.device
+    labels = torch.from_numpy(labels_of([c.problems for c in data.cases])[0]).to(device)
+    if not labels.any():
+        fact_steps = 0
+
+    def encode_texts(texts: list[str]) -> Tensor:
+        ids_NT, mask_NT = tower.tokenize(texts)
+        return tower.encode_ids(ids_NT.to(device), mask_NT.to(device))
 
     def loss_at(step: int, facts: bool) -> Tensor:
         rng = np.random.default_rng((seed, step, *([1] if facts else [])))
@@ -137,17 +151,20 @@ def train_retriever(
             data.questions[rows[n]][int(rng.integers(len(data.questions[rows[n]])))].question
             for n in asked
         ]
-        v_ND = tower.encode_pixels(shown)
-        t_ND = tower.encode_ids(*tower.tokenize(texts))
-        q_ND = tower.encode_ids(*tower.tokenize(questions))
+        v_ND = tower.encode_pixels(shown.to(device))
+        t_ND = encode_texts(texts)
         scale = tower.logit_scale.exp().clamp(max=50.0)
         pair = fact_loss(v_ND, t_ND, labels[rows], scale) if facts else contrast(v_ND, t_ND, scale)
-        return pair + QUESTION_WEIGHT * contrast(q_ND, t_ND[asked], scale)
+        if not questions:
+            return pair
+        return pair + QUESTION_WEIGHT * contrast(encode_texts(questions), t_ND[asked], scale)
 
     def evaluate() -> Mapping[str, float]:
         v_ND = torch.cat(
             [
-                tower.encode_pixels(torch.from_numpy(pixels[rows].astype(np.float32)))
+                tower.encode_pixels(
+                    torch.from_numpy(pixels[rows].astype(np.float32)).to(device)
+                ).cpu()
                 for rows in np.array_split(validation, max(1, len(validation) // 128))
             ]
         )
@@ -160,7 +177,7 @@ def train_retriever(
         nearest = alike.argmax(1).numpy()
         problems = [set(data.cases[n].problems) for n in validation]
         same = [
-            len(a & problems[j]) / len(a | problems[j])
+            len(a & problems[j]) / len(a | problems[j]) if a | problems[j] else 1.0
             for a, j in zip(problems, nearest, strict=True)
         ]
         return {
@@ -169,16 +186,110 @@ def train_retriever(
             "scale": float(tower.logit_scale.exp()),
         }
 
-    for stage, facts, count, peak_lr in (
-        (directory, False, steps, 1e-3),
-        (directory.with_name(directory.name + "-facts"), True, fact_steps, 5e-4),
+    for stage, facts, count, rate in (
+        (directory, False, steps, peak_lr),
+        (directory.with_name(directory.name + "-facts"), True, fact_steps, peak_lr / 2),
     ):
-        fit(
-            stage,
-            tower,
-            partial(loss_at, facts=facts),
-            steps=count,
-            peak_lr=peak_lr,
-            evaluate=evaluate,
-            evaluate_every=250,
+        if count:
+            fit(
+                stage,
+                tower,
+                partial(loss_at, facts=facts),
+                steps=count,
+                peak_lr=rate,
+                evaluate=evaluate,
+                evaluate_every=250,
+            )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How a tower is begun from public weights and taught; the paper gives none of it.
+
+    Attributes
+    ----------
+    image_tower, text_tower : str
+        A ResNet and a BERT, by a name on the hub or a folder.
+    image_revision, text_revision : str or None
+        Branch, tag or commit on the hub.
+    dimension, image_size, text_tokens : int
+        As of :class:`mrrag.encoders.BiTower`.
+    learning_rate : float
+        At its peak; ConVIRT's, which begins from such weights too.
+    """
+
+    image_tower: str = RESNET
+    text_tower: str = BERT
+    image_revision: str | None = None
+    text_revision: str | None = None
+    dimension: int = 512
+    image_size: int = 224
+    text_tokens: int = 256
+    steps: int = 1000
+    fact_steps: int = 600
+    batch: int = 96
+    learning_rate: float = 1e-4
+    seed: int = 0
+
+
+def teach(
+    directory: Path, data: DataSet, lesson: Lesson, output: Path, *, device: str = "cpu"
+) -> None:
+    """Train a tower from public weights in the run folder ``directory``; write it to ``output``.
+
+    The run folder says in ``run.json`` what it is a run of. A run that was stopped goes
+    on, and ends as an undisturbed one on the same kind of machine.
+
+    Raises
+    ------
+    ModelError
+        Where the weights cannot be had, or are of other classes.
+    SettingsError
+        Where the run folder is of another run, with what differs.
+    """
+    tower = paper_tower(
+        lesson.image_tower,
+        lesson.text_tower,
+        resnet_revision=lesson.image_revision,
+        bert_revision=lesson.text_revision,
+        dimension=lesson.dimension,
+        image_size=lesson.image_size,
+        max_text_tokens=lesson.text_tokens,
+        name=output.name,
+        seed=lesson.seed,
+    )
+    _claim(directory, asdict(lesson) | {"data": data.fingerprint, "cases": len(data.cases)})
+    pixels = cached_pixels(
+        directory / "pixels.npy", [case.image_path for case in data.cases], tower.prepare
+    )
+    train_retriever(
+        directory / "pairs",
+        tower.to(device),
+        data,
+        pixels,
+        steps=lesson.steps,
+        fact_steps=lesson.fact_steps,
+        batch=lesson.batch,
+        peak_lr=lesson.learning_rate,
+        seed=lesson.seed,
+    )
+    tower.save(output)
+
+
+def _claim(directory: Path, run: Mapping[str, object]) -> None:
+    """Say what a run folder is of, or refuse one that is of another run."""
+    path = directory / "run.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+        return
+    except ValueError:
+        known = {}
+    differing = [key for key, value in run.items() if known.get(key) != value]
+    if differing:
+        raise SettingsError(
+            f"{directory} holds another run: {', '.join(differing)} differ. Give that run's "
+            "settings to go on with it, another --output or --runs, or remove the folder."
         )

@@ -1,9 +1,22 @@
-"""The bi-tower's losses: what belongs together, and how much."""
+"""The bi-tower's losses, and a run from public weights."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
+from tiny_bitower import CASED, write_data_set, write_public_weights
 
-from mrrag.training.retriever import agreement, contrast, fact_loss
+from mrrag.__main__ import parser
+from mrrag.corpus import read_corpus
+from mrrag.encoders import load_encoder, paper_tower
+from mrrag.errors import CorpusError, ModelError, SettingsError
+from mrrag.training import loop
+from mrrag.training.data import to_learn_from
+from mrrag.training.loop import learning_rate
+from mrrag.training.retriever import Lesson, agreement, contrast, fact_loss, teach
 
 LABELS = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
 
@@ -38,3 +51,77 @@ def test_an_image_is_not_its_own_neighbour() -> None:
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(v.grad).all()
+
+
+def lesson(folder: Path, **changes: object) -> Lesson:
+    image, text = write_public_weights(folder, CASED)
+    small = Lesson(image, text, dimension=6, image_size=32, text_tokens=8, batch=8, steps=4)
+    return replace(small, **{"fact_steps": 0, "learning_rate": 0.05, **changes})
+
+
+def test_a_tower_from_public_weights_learns_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_data_set(tmp_path / "data", 30)
+    data = to_learn_from(read_corpus(folder), folder)
+    teach(tmp_path / "whole", data, lesson(tmp_path), tmp_path / "encoder")
+    whole = load_encoder(tmp_path / "encoder")
+    begun = paper_tower(
+        *write_public_weights(tmp_path, CASED), dimension=6, image_size=32, max_text_tokens=8
+    )
+    assert not torch.allclose(whole.text_projection.weight, begun.text_projection.weight, atol=1e-4)
+
+    def stopped(step: int, **schedule: float) -> float:
+        if step == 2:
+            raise KeyboardInterrupt
+        return learning_rate(step, **schedule)
+
+    every_step = partial(loop.fit, checkpoint_every=1)
+    monkeypatch.setattr("mrrag.training.retriever.fit", every_step)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "learning_rate", stopped)
+        teach(tmp_path / "broken", data, lesson(tmp_path), tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    teach(tmp_path / "broken", data, lesson(tmp_path), tmp_path / "again" / "encoder")
+    assert load_encoder(tmp_path / "again" / "encoder").fingerprint == whole.fingerprint
+
+    with pytest.raises(SettingsError, match="holds another run: steps, seed differ"):
+        teach(tmp_path / "whole", data, lesson(tmp_path, steps=9, seed=1), tmp_path / "x")
+
+
+def test_without_a_network_what_is_missing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folder = write_data_set(tmp_path / "data", 12)
+    command = ["train-retriever", "--data", str(folder), "--runs", str(tmp_path / "runs")]
+    arguments = parser().parse_args([*command, "--text-tower", "emilyalsentzer/Bio_ClinicalBERT"])
+    with pytest.raises(ModelError, match=r"hub cannot be reached, and .* of microsoft/resnet-50 "):
+        arguments.run(arguments)
+
+
+def test_problems_are_learnt_from_where_they_are_named(tmp_path: Path) -> None:
+    folder = write_data_set(tmp_path / "data", 30)
+    read = read_corpus(folder)
+    named = tuple(
+        replace(case, problems=("effusion",) if n % 3 else ()) for n, case in enumerate(read.cases)
+    )
+    data = to_learn_from(replace(read, cases=named), folder)
+    teach(tmp_path / "run", data, lesson(tmp_path, steps=1, fact_steps=2), tmp_path / "encoder")
+    metrics = (tmp_path / "run" / "pairs-facts" / "metrics.csv").read_text().splitlines()
+    assert metrics[0].startswith("step,loss,recall_at_10")
+    assert metrics[1].startswith("2,")
+
+
+def test_whole_patients_are_held_out_where_no_split_is_for_validation(tmp_path: Path) -> None:
+    folder = write_data_set(tmp_path / "data", 40)
+    table = folder / "reports.csv"
+    table.write_text(table.read_text().replace(",validation", ",").replace(",train", ","))
+    data = to_learn_from(read_corpus(folder), folder)
+    train, held = (set(data.patients[data.rows(name)]) for name in ("train", "validation"))
+    assert not train & held
+    assert (len(train), len(held)) == (18, 2)
+    few = write_data_set(tmp_path / "few", 2)
+    with pytest.raises(CorpusError, match="two of each are needed"):
+        to_learn_from(read_corpus(few), few)
