@@ -67,10 +67,12 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     # Ended by a signal we still leave in order, so that the folder below goes.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
     # Uploads pass through this folder, which only this user can read; it goes when we go.
     with tempfile.TemporaryDirectory(prefix="mr-rag-") as private:
-        os.environ["GRADIO_TEMP_DIR"] = private
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = private
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         return serve(arguments)
@@ -119,7 +121,7 @@ def run(
     # Imported here, after the environment is set, since gradio reads it as it is imported.
     from app.about import read_about
     from app.actions import load_samples
-    from app.page import build_page, launch_options
+    from app.page import build_page, launch_options, name_failures
 
     assets = arguments.assets
     about = read_about(
@@ -149,12 +151,16 @@ def run(
         answer = lend(engine.result())
     page = build_page(about, load_samples(HERE / "sample_cases"), engine, answer)
     options = launch_options(arguments.host, arguments.port, arguments.allow_host, arguments.login)
+    name_failures()
     _, address, _ = page.launch(**options, prevent_thread_lock=True)
-    if not engine.done():
-        print(f"MR-RAG is at {address} (loading the model; stop with Ctrl-C)", flush=True)
-        engine.set_result(load())
-    print(f"The model is ready, at {address}.", flush=True)
-    page.block_thread()
+    try:
+        if not engine.done():
+            print(f"MR-RAG is at {address} (loading the model; stop with Ctrl-C)", flush=True)
+            engine.set_result(load())
+        print(f"The model is ready, at {address}.", flush=True)
+        page.block_thread()
+    finally:
+        page.close(verbose=False)
 
 
 if __name__ == "__main__":
