@@ -27,6 +27,8 @@ from app.load import API, ROOT, Visitor, picture, serving
 
 PATIENT = "Zebedee^Planted"
 QUESTION = "Is there an effusion in Zebedee Planted?"
+# What gradio refuses before it comes to a handler of ours.
+REFUSALS = (RuntimeError, httpx.HTTPStatusError)
 HOSTILE = "<script>hurt()</script>{{7*7}}${7*7}"
 
 
@@ -74,7 +76,7 @@ def refused(visitor: Visitor, path: object) -> bool:
     """Hand a path in as if it had been uploaded; whether no picture came of it."""
     try:
         shown = visitor.hand_in(path)
-    except (RuntimeError, httpx.HTTPStatusError):  # refused before it came to our handler
+    except REFUSALS:
         return True
     return "film-title" not in shown["preview"]
 
@@ -202,21 +204,26 @@ def test_a_decompression_bomb_is_refused_in_a_sentence(visitor: Visitor, folder:
     assert files_in(folder) == []
 
 
-BAD = [None, "x", "<script>", -1, 1e308, [], {}, [[]], {"path": "/etc/passwd"}, True]
+FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+BAD = [None, "<script>", -1, 1e308, [], {}, [[]], True, FILE]
 
 
 def test_every_handler_called_with_anything_says_a_sentence_and_goes_on(
     visitor: Visitor, log: Path
 ) -> None:
-    """Nothing that is not this visit's own is taken, and no handler fails unexpectedly."""
+    visitor.upload(picture(7))
+    visitor.do("ask", "click", question="Is there an effusion?")
+    (upload,) = visitor.handlers["upload", "upload"]
     for handler in visitor.config["dependencies"]:
         for bad in BAD:
-            said = []
-            with contextlib.suppress(RuntimeError, httpx.HTTPStatusError):  # refused by gradio
-                said = list(visitor.send(handler, [bad] * len(handler["inputs"]), bad))
-            assert "root:" not in str(said)
-            assert actions.UNEXPECTED not in str(said)
-    assert "root:" not in log.read_text()
+            # What is no file, and what is one of this machine, gradio refuses by itself.
+            theirs = () if handler is not upload and bad != FILE else REFUSALS
+            with contextlib.suppress(*theirs):
+                said = str(list(visitor.send(handler, [bad] * len(handler["inputs"]), bad)))
+                assert "root:" not in said
+                assert actions.UNEXPECTED not in said
+    assert "Traceback" not in log.read_text()
+    assert "Unexpected" not in log.read_text()
     assert "135 px" in visitor.upload(picture(7))["preview"]
 
 
@@ -229,8 +236,7 @@ def test_another_visits_case_is_not_reached_by_a_handler(address: str, visitor: 
 
 def test_nothing_is_documented_monitored_or_kept(address: str) -> None:
     for path in ("/docs", "/redoc", "/openapi.json", "/monitoring", "/monitoring/summary"):
-        answer = httpx.get(address + path)
-        assert answer.status_code >= 400 or "endpoints" not in answer.text, path
+        assert httpx.get(address + path).status_code >= 400, path
     described = httpx.get(f"{address}/{API}/info")
     assert described.status_code >= 400 or described.json()["named_endpoints"] == {}
     config = httpx.get(f"{address}/config").json()
