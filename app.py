@@ -73,10 +73,12 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     # Ended by a signal we still leave in order, so that the folder below goes.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
     # Uploads pass through this folder, which only this user can read; it goes when we go.
     with tempfile.TemporaryDirectory(prefix="mr-rag-") as private:
-        os.environ["GRADIO_TEMP_DIR"] = private
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = private
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         return serve(arguments)
@@ -125,7 +127,7 @@ def run(
     # Imported here, after the environment is set, since gradio reads it as it is imported.
     from app.about import read_about
     from app.actions import load_samples
-    from app.page import Offer, build_page, launch_options
+    from app.page import Offer, build_page, launch_options, name_failures
 
     assets = arguments.assets
     bases: list[Path | None] = arguments.kb or [None]
@@ -178,12 +180,16 @@ def run(
         offers[1:],
     )
     options = launch_options(arguments.host, arguments.port, arguments.allow_host, arguments.login)
+    name_failures()
     _, address, _ = page.launch(**options, prevent_thread_lock=True)
-    if not zero_gpu:
-        print(f"MR-RAG is at {address} (loading the model; stop with Ctrl-C)", flush=True)
-        ready()
-    print(f"The model is ready, at {address}.", flush=True)
-    page.block_thread()
+    try:
+        if not zero_gpu:
+            print(f"MR-RAG is at {address} (loading the model; stop with Ctrl-C)", flush=True)
+            ready()
+        print(f"The model is ready, at {address}.", flush=True)
+        page.block_thread()
+    finally:
+        page.close(verbose=False)
 
 
 if __name__ == "__main__":

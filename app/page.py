@@ -6,8 +6,11 @@ like in :mod:`app.cards`, :mod:`app.plots` and ``style.css``.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -16,45 +19,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 import plotly.graph_objects as go
-from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app import actions, cards, plots, viewer
 from app.about import About
+from app.uploads import FILE_SECONDS, WholeUploads, take_upload
 
 if TYPE_CHECKING:
     from mrrag.pipeline import Pipeline
 
+logger = logging.getLogger(__name__)
+
 STYLE = Path(__file__).with_name("style.css")
-# How long a visit's case is kept after it was last touched, and a temporary file at most.
+# How long a visit's case is kept after it was last touched.
 CASE_SECONDS = 1800
-FILE_SECONDS = 300
 MAX_WAITING = 32
 MAX_VISITS = 64
-
-
-def take_upload(path: object) -> bytes:
-    """Read an upload and delete it and what gradio put beside it; empty where it is not there.
-
-    Only a file in gradio's own upload folder is read, whatever the caller says.
-    """
-    folder = Path(get_upload_folder()).resolve()
-    file = Path(path).resolve() if isinstance(path, str) else folder
-    if folder not in file.parents:
-        return b""
-    try:
-        return file.read_bytes()
-    except OSError:
-        return b""
-    finally:
-        file.unlink(missing_ok=True)
-        # gr.File leaves an empty file of its own in the folder for each upload.
-        empty = [f for f in folder.glob("tmp*") if f.is_file() and f.stat().st_size == 0]
-        for leftover in empty:
-            leftover.unlink(missing_ok=True)
-        if file.parent != folder and not any(file.parent.iterdir()):
-            file.parent.rmdir()
 
 
 def theme() -> gr.themes.Base:
@@ -309,22 +290,23 @@ def build_page(
         }  # fmt: skip
 
         def placed(update: actions.Update) -> dict[gr.blocks.Block, Any]:
-            """An action's update as gradio takes it."""
-            return {parts[name]: content for name, content in update.items()}
+            """An action's update as gradio takes it, which does not take an empty one."""
+            return {parts[name]: content for name, content in update.items()} or {status: gr.skip()}
 
         def on_sample(moment: Any, visit: Any, event: gr.EventData) -> dict[gr.blocks.Block, Any]:
             visit.press(moment, picture=True)
-            return placed(actions.choose_sample(samples, event._data.get("sample")))
+            return placed(actions.choose_sample(samples, sent(event._data, "sample")))
 
-        def on_upload(moment: Any, visit: Any, path: Any) -> dict[gr.blocks.Block, Any]:
+        def on_upload(moment: Any, visit: Any, file: Any) -> dict[gr.blocks.Block, Any]:
             visit.press(moment, picture=True)
+            path = sent(file, "path")
             return placed(actions.read_upload(samples, take_upload(path))) | {upload: None}
 
         def on_frame(
             moment: Any, visit: Any, image: Any, file: Any, event: gr.EventData
         ) -> dict[gr.blocks.Block, Any]:
             visit.press(moment, picture=True)
-            return placed(actions.choose_frame(image, file, event._data.get("frame")))
+            return placed(actions.choose_frame(image, file, sent(event._data, "frame")))
 
         def chosen(number: object) -> Offer:
             for n, offer in enumerate(offers):
@@ -387,8 +369,7 @@ def build_page(
             return placed(actions.rerank(engine, about, found, shown, tint, layer, controls, deed))
 
         def on_vote(event: gr.EventData, shown: Any) -> dict[gr.blocks.Block, Any]:
-            choice = event._data.get("vote") if isinstance(event._data, dict) else None
-            return placed(actions.vote(about, shown, choice))
+            return placed(actions.vote(about, shown, sent(event._data, "vote")))
 
         def on_save(kind: str, base: Any, shown: Any, pixels: Any) -> dict[gr.blocks.Block, Any]:
             about, engine, _ = chosen(base)
@@ -403,7 +384,12 @@ def build_page(
         ranked = [base, found, shown, tint, layer, *controls]
         looked = [base, found, shown, tint, layer]
         redrawn = [found, evidence, stale, status]
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        # Not preprocessed: the actions check what was sent, and answer in a sentence.
+        quiet: dict[str, Any] = {
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "preprocess": False,
+        }
         now = "(_, ...others) => [performance.now(), ...others]"
 
         picker.click(on_sample, [pressed, visit], everything, js=now, **quiet)
@@ -508,6 +494,11 @@ def build_page(
     return page
 
 
+def sent(data: object, name: str) -> object:
+    """One thing of what the browser sent, or nothing."""
+    return data.get(name) if isinstance(data, dict) else None
+
+
 def html(
     content: str,
     name: str | None = None,
@@ -523,6 +514,21 @@ def html(
         apply_default_css=False,
         js_on_load=script,
     )
+
+
+def name_failures() -> None:
+    """Have gradio log what fails before it comes to us by its type alone.
+
+    It prints whole exceptions, and their messages hold what was sent.
+    """
+
+    def name() -> None:
+        kind, _, frames = sys.exc_info()
+        last = traceback.extract_tb(frames)[-1:]
+        where = "".join(f" ({Path(f.filename).name}, line {f.lineno})" for f in last)
+        logger.warning("A request was refused: %s%s", kind and kind.__name__, where)
+
+    traceback.print_exc = name  # type: ignore[assignment]
 
 
 def allowed_hosts(host: str, names: Sequence[str] = ()) -> list[str]:
@@ -553,6 +559,8 @@ def launch_options(
     hosts = Middleware(
         TrustedHostMiddleware, allowed_hosts=allowed_hosts(host, names), www_redirect=False
     )
+    # What a form puts around its file is less than a kilobyte.
+    uploads = Middleware(WholeUploads, most=actions.MAX_UPLOAD_BYTES + 2**16)
     return {
         "server_name": host,
         "server_port": port,
@@ -577,7 +585,7 @@ def launch_options(
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
-            "middleware": [hosts],
+            "middleware": [hosts, uploads],
         },
         "theme": theme(),
         "css_paths": [STYLE],

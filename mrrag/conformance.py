@@ -113,13 +113,19 @@ def compare_path(path: str) -> tuple[str, str]:
         dataset.file_meta.get("TransferSyntaxUID") or _plain_syntax(dataset)
     )
     _lift_functional_groups(dataset)
-    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    try:
+        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    except NotImplementedError:
+        return ALONE, "pydicom does not know this transfer syntax"
     agreed, differing = [], []
     # An uncompressed syntax needs no plugin: pydicom reads it by itself.
     for plugin in decoder.available_plugins or ("",):
         name = plugin or "pydicom"
         try:
             pixels, found = decoder.as_array(dataset, index=0, raw=True, decoding_plugin=plugin)
+            if plugin == "pillow" and _signed_unlike_header(dataset):
+                # Pillow moves what is signed up by half of its range.
+                pixels = pixels ^ pixels.dtype.type(1 << (8 * pixels.itemsize - 1))
             difference = _compare(image, dataset, pixels, str(found["photometric_interpretation"]))
         except Exception:
             continue  # this reference cannot read the file
@@ -188,13 +194,17 @@ def _grey_display(image: Image, dataset: Dataset, photometric: str) -> Array:
 
 
 def _signed_as_coded(dataset: Dataset, pixels: Array) -> Array:
-    """Give JPEG 2000 pixels the sign of their codestream (T.800 A.5.1, Ssiz)."""
+    """Give JPEG 2000 pixels the sign of their codestream."""
+    return pixels.view(f"i{pixels.itemsize}") if _signed_unlike_header(dataset) else pixels
+
+
+def _signed_unlike_header(dataset: Dataset) -> bool:
+    """Whether a JPEG 2000 codestream is signed (T.800 A.5.1, Ssiz) and the header is not."""
     at = bytes(dataset.PixelData).find(J2K)
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax not in uid.JPEG2000TransferSyntaxes or at < 0 or dataset.PixelRepresentation:
-        return pixels
-    signed = dataset.PixelData[at + 42] & 0x80
-    return pixels.view(f"i{pixels.itemsize}") if signed else pixels
+        return False
+    return bool(dataset.PixelData[at + 42] & 0x80)
 
 
 def _plain_syntax(dataset: Dataset) -> str:

@@ -19,7 +19,7 @@ import pytest
 
 from app import actions, cards, plots, viewer
 from app.about import About, read_about
-from app.page import allowed_hosts, build_page, launch_options, take_upload, theme
+from app.page import allowed_hosts, build_page, launch_options, theme
 from app.pictures import data_url, heat_pixels, overlay_html, padded_square, patch_box, shrink
 from mrrag.errors import CorpusError, ModelError, SettingsError
 from mrrag.types import (
@@ -499,32 +499,6 @@ def test_stop_ends_the_wait_for_the_model() -> None:
 
 
 # ---------------------------------------------------------------- files and launch
-
-
-def test_an_upload_is_deleted_as_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    folder = tmp_path / "abc123"
-    folder.mkdir()
-    (folder / "chest.dcm").write_bytes(b"pixels")
-    (tmp_path / "tmpleft").touch()
-    assert take_upload(str(folder / "chest.dcm")) == b"pixels"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_no_file_outside_the_upload_folder_is_read_or_deleted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uploads = tmp_path / "uploads"
-    uploads.mkdir()
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"secret")
-    (uploads / "link").symlink_to(secret)
-    for path in (str(secret), str(uploads / ".." / "secret"), str(uploads / "link"), "", None, 3):
-        assert take_upload(path) == b""
-    assert secret.read_bytes() == b"secret"
 
 
 def write_samples(folder: Path, **changes: str) -> None:
