@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"types", "errors", "scope", "metrics", "findings"},
     {"images", "prompt", "learnt"},
+    {"plan"},
     {"steering", "encoders", "corpus", "fetch", "conformance", "towers"},
     {"attention", "checkpoint"},
     {"backbone", "knowledge_base"},
@@ -17,6 +18,8 @@ LAYERS = (
     {"calibration"},
     {"pipeline"},
     {"export", "evaluation", "bench", "bench_search"},
+    {"experiment"},
+    {"tables"},
     {"phantom"},
     {"training"},
     {"__main__"},

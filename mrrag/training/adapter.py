@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mrrag.backbone import score_batch
-from mrrag.evaluation import SINGLE, Asked, Ticker, evidence_for, no_ticker, prompt_for
+from mrrag.evaluation import Asked, Ticker, evidence_for, no_ticker, prompt_for
 from mrrag.pipeline import Pipeline
+from mrrag.plan import SINGLE
 from mrrag.retrieval import retrieve
 from mrrag.types import Retrieved, Weights
 
