@@ -200,6 +200,7 @@ def answer_all(
     made_of: Mapping[str, str],
     part: int = 0,
     parts: int = 1,
+    batch: int = BATCH,
     ticker: Ticker = no_ticker,
 ) -> None:
     """Answer what the run folder does not hold yet.
@@ -210,6 +211,8 @@ def answer_all(
         What tells the model, the encoder and the knowledge base apart.
     part, parts
         Which share of the questions is this process's; each writes a file of its own.
+    batch
+        Questions answered together; another number may round otherwise.
 
     Raises
     ------
@@ -224,8 +227,8 @@ def answer_all(
     folder.mkdir(parents=True, exist_ok=True)
     with _appending(folder / (f"answers-{part}.csv" if part else ANSWERS)) as stream:
         known = read_answers(folder).keys()
-        starts = range(0, len(questions.posed), BATCH)
-        chunks = [range(s, min(s + BATCH, len(questions.posed))) for s in starts][part::parts]
+        starts = range(0, len(questions.posed), batch)
+        chunks = [range(s, min(s + batch, len(questions.posed))) for s in starts][part::parts]
         for chunk in ticker(chunks, len(chunks), "answering"):
             asked: list[Asked] = []
             for reading, steers in ways.items():
