@@ -154,6 +154,7 @@ def read_json(path: Path) -> object:
 def evaluate(args: argparse.Namespace) -> None:
     """The paper's experiments: methods × K × irrelevant reports, and ablations."""
     from mrrag.experiment import answer_all, pose, read_answers
+    from mrrag.experiment_report import report_html
     from mrrag.pipeline import versions
     from mrrag.plan import ABLATIONS, Plan, cells_of
     from mrrag.tables import metric_rows, tables, text, write_csv, write_json
@@ -214,6 +215,10 @@ def evaluate(args: argparse.Namespace) -> None:
             write_csv(path, metric_rows(result))
     if args.output:
         write_json(args.output, result)
+    for path in (args.run_folder / "report.html", args.html):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(report_html(result), encoding="utf-8")
     print(json.dumps(result) if args.json else text(result))
 
 
