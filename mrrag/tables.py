@@ -22,7 +22,7 @@ from mrrag.findings import FINDINGS, named, stance
 from mrrag.knowledge_base import KnowledgeBase
 from mrrag.learnt import Learnt
 from mrrag.metrics import Answers, bootstrap, mcnemar, parse_yes_no, scores
-from mrrag.plan import SINGLE, Cell, Plan, Reading
+from mrrag.plan import SINGLE, Cell, Plan, Reading, Steer
 
 NAMES = {
     "rag_off": "RAG off",
@@ -66,7 +66,11 @@ def tables(
         for cell in cells
     }
     said = {c: np.array([parse_yes_no(g.text) for g in row], np.int8) for c, row in given.items()}
-    figures = {c: _figures(gold, said[c], patients, given[c]) for c in cells}
+    once: dict[tuple[Reading, Steer], dict[str, Any]] = {}
+    for cell in cells:
+        if (way := (cell.reading, cell.steer)) not in once:
+            once[way] = _figures(gold, said[cell], patients, given[cell])
+    figures = {cell: once[cell.reading, cell.steer] for cell in cells}
 
     def find(table: str, name: str, k: int, noise: int = 0) -> Cell | None:
         for c in cells:
