@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
-NAMES = {
-    "rag_off": "RAG off",
-    "image_report": "RAG, image-report only",
-    "image_image": "RAG, image-image only",
-    "question_report": "RAG, question-report only",
-    "rag": "RAG (MCR)",
-    "mr_rag": "MR-RAG (MCR + IFA)",
-}
 
 
 def ticker(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
@@ -43,12 +36,6 @@ def ticker(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
     return bar
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write indented JSON, with a newline at its end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def device_for(heavy: bool) -> str:
     """Every GPU there is for a model that needs one; the CPU for the bundled one."""
     import torch
@@ -56,7 +43,7 @@ def device_for(heavy: bool) -> str:
     return "auto" if heavy and torch.cuda.is_available() else "cpu"
 
 
-def chosen_pipeline(args: argparse.Namespace) -> Pipeline:
+def chosen_pipeline(args: argparse.Namespace, device: str | None = None) -> Pipeline:
     """The model and the knowledge base that the options name."""
     from mrrag.pipeline import load_pipeline
 
@@ -65,7 +52,7 @@ def chosen_pipeline(args: argparse.Namespace) -> Pipeline:
         model=args.model,
         knowledge_base=args.kb,
         revision=args.revision,
-        device=device_for(args.model != BUNDLED),
+        device=device or device_for(args.model != BUNDLED),
         tower=args.tower,
         quantize=args.quantize,
     )
@@ -124,6 +111,8 @@ def ask(args: argparse.Namespace) -> None:
 
 def print_case(case: Any) -> None:
     """A case as text."""
+    from mrrag.tables import NAMES
+
     print("score = α·image-report + β·image-image + γ·question-report")
     for n, r in enumerate(case.retrieved):
         a, b, c = r.terms
@@ -163,54 +152,100 @@ def read_json(path: Path) -> object:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """The paper's tables on held-out questions."""
-    from mrrag.evaluation import evaluate as run_evaluation
+    """The paper's experiments: methods × K × irrelevant reports, and ablations."""
+    from mrrag.experiment import answer_all, pose, read_answers
+    from mrrag.experiment_report import report_html
     from mrrag.pipeline import versions
-    from mrrag.training.data import read_data_set
-    from mrrag.training.recipe import asked_of
+    from mrrag.plan import ABLATIONS, Plan, cells_of
+    from mrrag.tables import metric_rows, tables, text, write_csv, write_json
 
-    pipeline = chosen_pipeline(args)
-    data = read_data_set(args.data or bundled_world(args.assets, args.split))
-    items = asked_of(pipeline, data, data.rows(args.split), args.questions, ticker)
-    result = run_evaluation(pipeline, items, k=args.k, ticker=ticker)
-    result["split"] = args.split
+    ablations = ABLATIONS if args.ablations == [] else args.ablations or ()
+    plan = Plan(
+        ks=tuple(dict.fromkeys(args.k)),
+        shares=tuple(dict.fromkeys(args.noise)),
+        methods=tuple(dict.fromkeys(args.methods)),
+        ablations=tuple(ablations),
+        seed=args.seed,
+        answer_tokens=args.answer_tokens,
+    )
+    read = experiment_data(args)
+    skipped = read.skipped_questions
+    questions = pose(read.cases, read.questions, args.split, args.questions, skipped)
+    part, parts, wait = processes()
+    pipeline = chosen_pipeline(args, f"cuda:{part}" if parts > 1 else None)
+    made_of = {
+        "model": pipeline.backbone.fingerprint,
+        "encoder": pipeline.encoder.fingerprint,
+        "knowledge_base": pipeline.knowledge_base.fingerprint,
+        "tower": args.tower,
+        "quantize": args.quantize or "",
+    }
+    cells = cells_of(plan, pipeline.learnt, pipeline.backbone.layers)
+    answer_all(
+        pipeline,
+        questions,
+        cells,
+        plan,
+        args.run_folder,
+        made_of=made_of,
+        part=part,
+        parts=parts,
+        ticker=ticker,
+    )
+    wait()
+    if part:
+        return
+    result, predictions = tables(
+        questions,
+        cells,
+        read_answers(args.run_folder),
+        plan,
+        pipeline.knowledge_base,
+        pipeline.learnt,
+        made_of,
+    )
+    result["data"] = str(args.data) if args.data else "the bundled world"
     result["versions"] = versions(pipeline)
+    config = {k: result[k] for k in ("data", "data_fingerprint", "split", "plan", "versions")}
+    write_json(args.run_folder / "config.json", config | {"made_of": made_of})
+    write_json(args.run_folder / "result.json", result)
+    write_csv(args.run_folder / "predictions.csv", predictions)
+    for path in (args.run_folder / "metrics.csv", args.csv):
+        if path:
+            write_csv(path, metric_rows(result))
     if args.output:
         write_json(args.output, result)
-    if args.json:
-        print(json.dumps(result))
-        return
-    print(evaluation_text(result))
+    for path in (args.run_folder / "report.html", args.html):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(report_html(result), encoding="utf-8")
+    print(json.dumps(result) if args.json else text(result))
 
 
-def evaluation_text(result: dict[str, Any]) -> str:
-    """The evaluation's tables as text."""
-    lines = [f"{result['n']} yes/no questions, {result['split']} split, K = {result['k']}", ""]
-    lines.append(f"{'':28s}{'accuracy':>26s}{'macro F1':>26s}  unparsed")
-    for row in result["methods"]:
-        lines.append(
-            f"{NAMES[row['method']]:28s}{_interval(row, 'accuracy')}"
-            f"{_interval(row, 'macro_f1')}{row['unparsed']:10d}"
-        )
-    lines += ["", "paired tests (McNemar, exact): only the first / only the second right"]
-    for row in result["tests"]:
-        lines.append(
-            f"{NAMES[row['first']]} vs {NAMES[row['second']]}: "
-            f"{row['only_first_right']} / {row['only_second_right']}, p = {row['p']:.2g}"
-        )
-    lines += ["", f"{'irrelevant reports':20s}{'RAG':>26s}{'MR-RAG':>26s}         p"]
-    for row in result["noise"]:
-        name = f"{row['irrelevant']} of {row['k']} ({row['share']:.0%})"
-        lines.append(
-            f"{name:20s}{_interval(row['rag'], 'accuracy')}{_interval(row['mr_rag'], 'accuracy')}"
-            f"{row['test']['p']:10.2g}"
-        )
-    return "\n".join(lines)
+def experiment_data(args: argparse.Namespace) -> Corpus:
+    """The data set or VQA file that the options name; the bundled world without one."""
+    from mrrag.corpus import read_corpus
+
+    if args.data is not None:
+        return read_corpus(args.data, args.layout, images=args.images)
+    if args.split == "all":
+        raise SettingsError("The bundled world is drawn a split at a time. Name one with --split.")
+    return read_corpus(bundled_world(args.assets, args.split or "test"))
 
 
-def _interval(row: dict[str, Any], name: str) -> str:
-    low, high = row[f"{name}_interval"]
-    return f"{100 * row[name]:9.1f} ({100 * low:5.1f} to {100 * high:5.1f})"
+def processes() -> tuple[int, int, Callable[[], None]]:
+    """This process's number, how many there are, and how to wait for all of them.
+
+    There are several under `accelerate launch`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1, lambda: None
+    from datetime import timedelta
+
+    from accelerate import PartialState
+
+    state = PartialState(timeout=timedelta(days=30))
+    return state.process_index, state.num_processes, state.wait_for_everyone
 
 
 def bundled_world(assets: Path, split: str) -> Path:
@@ -587,11 +622,34 @@ def parser() -> argparse.ArgumentParser:
         help="ask an exported case again, by its own question and settings",
     )  # fmt: skip
 
+    from mrrag.plan import ABLATIONS, ANSWER_TOKENS, SHARES, WAYS
+
     sub = asking("evaluate", evaluate)
-    sub.add_argument("--data", type=Path, help="a data set (default: the bundled world)")
-    sub.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    sub.add_argument("--questions", type=int, default=4000)
-    sub.add_argument("--k", type=int, default=8)
+    sub.add_argument(
+        "--data", type=Path, help="a data set or VQA file (default: the bundled world)"
+    )
+    sub.add_argument("--layout", help="which layout it has (default: found on disk)")
+    sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
+    sub.add_argument("--split", help='"all" or one (default: test where there is one, else all)')
+    sub.add_argument("--questions", type=int, default=4000, help="at most so many (%(default)s)")
+    sub.add_argument("--k", type=int, nargs="+", default=[8], help="how many reports (%(default)s)")
+    sub.add_argument(
+        "--noise", type=float, nargs="*", default=SHARES, metavar="SHARE",
+        help="shares of them that are irrelevant (%(default)s)",
+    )  # fmt: skip
+    sub.add_argument("--methods", nargs="+", default=WAYS, choices=WAYS)
+    sub.add_argument(
+        "--ablations", nargs="*", choices=ABLATIONS, help="all of them, or those that are named"
+    )
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--answer-tokens", type=int, default=ANSWER_TOKENS, help="where it is cut")
+    folder = ROOT / "runs" / "evaluate"
+    sub.add_argument(
+        "--run", dest="run_folder", type=Path, default=folder,
+        help="answers and tables; what it holds is not asked again (%(default)s)",
+    )  # fmt: skip
+    sub.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures there")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="also write a report as a page")
     sub.add_argument("--output", type=Path, help="write the result as JSON")
     sub.add_argument("--json", action="store_true")
 

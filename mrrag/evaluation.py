@@ -1,14 +1,14 @@
-"""Many questions, answered in many ways, and compared: the paper's tables.
+"""Many questions, answered in many ways, in batches.
 
-All methods answer the same held-out questions through the engine that serves the page.
-What is compared differs in one thing only: the weights of retrieval, or IFA, or how
-many of the reports are irrelevant.
+All ways go through the engine that serves the page, and a batch reads its images and
+reports once however many ways differ only in steering. What is compared with what is
+not decided here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,21 +18,14 @@ from torch import Tensor
 from mrrag.backbone import encode_images, generate_batch, prefill_batch, score_batch
 from mrrag.corpus import Case, Question
 from mrrag.images import load_image
-from mrrag.metrics import UNPARSED, Answers, bootstrap, mcnemar, parse_yes_no, scores
+from mrrag.metrics import UNPARSED, Answers, parse_yes_no
 from mrrag.pipeline import Pipeline
+from mrrag.plan import ANSWER_TOKENS
 from mrrag.prompt import Prompt, build_prompt
 from mrrag.retrieval import QueryVectors, retrieve
 from mrrag.types import Retrieved, Weights
 
 BATCH = 32
-# Enough for the first word, which is what is parsed; the rest of an answer changes nothing.
-ANSWER_TOKENS = 3
-SINGLE: dict[str, Weights] = {
-    "image_report": Weights(1.0, 0.0, 0.0),
-    "image_image": Weights(0.0, 1.0, 0.0),
-    "question_report": Weights(0.0, 0.0, 1.0),
-}
-NOISE_SHARES = (0.0, 0.25, 0.5, 0.75)
 
 Ticker = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -83,19 +76,25 @@ def read_questions_of(
     asked: list[Asked] = []
     chunks = [kept[i : i + BATCH] for i in range(0, len(kept), BATCH)]
     for chunk in ticker(chunks, len(chunks), "reading images"):
-        images = [load_image(case.image_path) for case, _ in chunk]
-        features = encode_images(pipeline.backbone, images)
-        v_ND = pipeline.encoder.images(images)
-        t_MD = pipeline.encoder.texts([q.question for _, row in chunk for q in row])
-        m = 0
-        for n, (case, row) in enumerate(chunk):
-            for question in row:
-                gold = parse_yes_no(question.answer)
-                asked.append(
-                    Asked(question, case, features[n : n + 1], QueryVectors(v_ND[n], t_MD[m]), gold)
-                )
-                m += 1
+        asked += encode_questions(pipeline, [(case, q) for case, row in chunk for q in row])
     return asked[:limit]
+
+
+def encode_questions(pipeline: Pipeline, questions: Sequence[tuple[Case, Question]]) -> list[Asked]:
+    """Read each image once, however many questions are about it, and encode all."""
+    paths = list(dict.fromkeys(case.image_path for case, _ in questions))
+    images = [load_image(path) for path in paths]
+    features = encode_images(pipeline.backbone, images)
+    v_ND = pipeline.encoder.images(images)
+    t_MD = pipeline.encoder.texts([q.question for _, q in questions])
+    # One tensor an image, by which a batch knows prefixes that it may read once.
+    rows = {path: (features[n : n + 1], v_ND[n]) for n, path in enumerate(paths)}
+    asked = []
+    for (case, question), t_D in zip(questions, t_MD, strict=True):
+        of_image, v_D = rows[case.image_path]
+        gold = parse_yes_no(question.answer)
+        asked.append(Asked(question, case, of_image, QueryVectors(v_D, t_D), gold))
+    return asked
 
 
 def evidence_for(
@@ -215,81 +214,3 @@ def run(
         )
         for s in range(len(settings))
     ]
-
-
-def evaluate(
-    pipeline: Pipeline,
-    items: Sequence[Asked],
-    *,
-    k: int = 8,
-    noise_shares: Sequence[float] = NOISE_SHARES,
-    seed: int = 0,
-    ticker: Ticker = no_ticker,
-) -> dict[str, Any]:
-    """The main table and the noise table, with intervals and paired tests, ready for JSON."""
-    learnt = pipeline.learnt
-    plain = (0.0, learnt.layers, learnt.rows)
-    steered = (learnt.strength, learnt.layers, learnt.rows)
-    gold = np.array([item.gold for item in items], dtype=np.int8)
-    patients = np.unique([item.case.document.patient for item in items], return_inverse=True)[1]
-
-    said: dict[str, Outcome] = {}
-    (said["rag_off"],) = run(pipeline, items, None, [plain], k=k, label="rag_off", ticker=ticker)
-    for name, weights in SINGLE.items():
-        (said[name],) = run(pipeline, items, weights, [plain], k=k, label=name, ticker=ticker)
-    noise: list[dict[str, Any]] = []
-    for share in noise_shares:
-        drawn = round(share * k)
-        plain_out, steered_out = run(
-            pipeline,
-            items,
-            learnt.weights,
-            [plain, steered],
-            k=k,
-            noise=drawn,
-            seed=seed,
-            label=f"rag, mr_rag, {drawn} of {k} irrelevant",
-            ticker=ticker,
-        )
-        if drawn == 0:
-            said["rag"], said["mr_rag"] = plain_out, steered_out
-        noise.append(
-            {
-                "share": share,
-                "irrelevant": drawn,
-                "k": k,
-                "rag": _figures(gold, plain_out, patients),
-                "mr_rag": _figures(gold, steered_out, patients),
-                "test": _test(gold, plain_out, steered_out),
-            }
-        )
-    pairs = [("rag_off", "rag"), ("rag", "mr_rag"), *((name, "rag") for name in SINGLE)]
-    return {
-        "n": len(items),
-        "k": k,
-        "methods": [{"method": name, **_figures(gold, o, patients)} for name, o in said.items()],
-        "tests": [
-            {"first": a, "second": b, **_test(gold, said[a], said[b])}
-            for a, b in pairs
-            if a in said and b in said
-        ],
-        "noise": noise,
-        "weights": asdict(learnt.weights),
-        "layers": list(learnt.layers),
-        "strength": learnt.strength,
-        "rows": learnt.rows,
-    }
-
-
-def _figures(gold: Answers, outcome: Outcome, patients: npt.NDArray[np.int64]) -> dict[str, Any]:
-    accuracy, f1 = bootstrap(gold, outcome.said, patients)
-    return {
-        **asdict(scores(gold, outcome.said)),
-        "accuracy_interval": list(accuracy),
-        "macro_f1_interval": list(f1),
-    }
-
-
-def _test(gold: Answers, first: Outcome, second: Outcome) -> dict[str, Any]:
-    only_first, only_second, p = mcnemar(gold, first.said, second.said)
-    return {"only_first_right": only_first, "only_second_right": only_second, "p": p}

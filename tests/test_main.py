@@ -76,3 +76,22 @@ def test_a_data_set_is_described_and_indexed(tmp_path: Path) -> None:
     done = run("index", "--data", str(data), "--kb", str(kb), "--split", "nobody", "--update")
     assert done.returncode == 1
     assert "error: No case is of the split nobody. The data set has 8 train" in done.stderr
+
+
+def test_an_experiment_leaves_its_tables_in_the_run_folder(tmp_path: Path) -> None:
+    data, folder = tmp_path / "data", tmp_path / "run"
+    FORMS["iu-xray"](data, patients=12, seed=5, size=64, workers=1)
+    options = ("--questions", "6", "--k", "2", "--noise", "0.5", "--methods", "rag_off", "rag")
+    where = ("--data", str(data), "--split", "all", "--run", str(folder))
+    done = run("evaluate", *where, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["n"], result["k"], result["split"]) == (6, 2, "all")
+    assert [row["method"] for row in result["methods"]] == ["rag_off", "rag"]
+    assert result["noise"][0]["irrelevant"] == 1
+    config = json.loads((folder / "config.json").read_text())
+    assert config["data_fingerprint"] == result["data_fingerprint"]
+    assert config["plan"]["seed"] == 0
+    assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + 3 * 6
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 3
+    assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")

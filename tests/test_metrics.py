@@ -1,7 +1,8 @@
-"""Figures checked against scikit-learn's and statsmodels' own."""
+"""Figures checked against scikit-learn's, SciPy's and statsmodels' own."""
 
 import numpy as np
 import pytest
+import scipy.stats
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
@@ -66,6 +67,29 @@ def test_the_bootstrap_interval_agrees_with_the_normal_one_where_questions_are_i
     half = 1.96 * np.sqrt(p * (1 - p) / 2000)
     assert low == pytest.approx(p - half, abs=0.005)
     assert high == pytest.approx(p + half, abs=0.005)
+
+
+def test_the_bootstrap_interval_agrees_with_that_of_scipy() -> None:
+    gold, said = answers(4, n=400)
+    accuracy, f1 = bootstrap(gold, said, np.arange(400), resamples=5000)
+
+    def macro(gold: np.ndarray, said: np.ndarray) -> float:
+        hit = [np.sum((gold == v) & (said == v)) for v in (0, 1)]
+        size = [np.sum(gold == v) + np.sum(said == v) for v in (0, 1)]
+        return hit[0] / size[0] + hit[1] / size[1]
+
+    assert macro(gold, said) == pytest.approx(f1_score(gold, said, average="macro"))
+    for ours, figure in ((accuracy, lambda g, s: np.mean(g == s)), (f1, macro)):
+        reference = scipy.stats.bootstrap(
+            (gold, said),
+            figure,
+            paired=True,
+            vectorized=False,
+            n_resamples=5000,
+            method="percentile",
+            rng=np.random.default_rng(1),
+        ).confidence_interval
+        assert ours == pytest.approx((reference.low, reference.high), abs=0.006)
 
 
 def test_patients_with_several_questions_widen_the_interval() -> None:

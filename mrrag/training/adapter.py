@@ -14,14 +14,15 @@ ratios matter to ranking and to IFA: the weights are stored with |α| + |β| + |
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from mrrag.backbone import score_batch
-from mrrag.evaluation import SINGLE, Asked, Ticker, evidence_for, no_ticker, prompt_for
+from mrrag.evaluation import Asked, Ticker, evidence_for, no_ticker, prompt_for
 from mrrag.pipeline import Pipeline
+from mrrag.plan import SINGLE
 from mrrag.retrieval import retrieve
 from mrrag.types import Retrieved, Weights
 
@@ -167,3 +168,27 @@ def train_adapter(
         validation_loss=info_nce(held_out, scaled_3)[0],
         questions=cut,
     )
+
+
+FEW_QUESTIONS = 200
+
+
+def uncertainty(adapter: Adapter) -> str:
+    """How sure α, β and γ are, in words."""
+    names = ("α image-report", "β image-image", "γ question-report")
+    weights = astuple(adapter.weights)
+    said = [
+        f"{name} = {weight:.2f} ({low:.2f} to {high:.2f})"
+        for name, weight, (low, high) in zip(names, weights, adapter.intervals, strict=True)
+    ]
+    text = f"{'; '.join(said)}: 95 % intervals by a bootstrap over {adapter.questions} questions. "
+    unsure = [
+        name[0]
+        for name, (low, high) in zip(names, adapter.intervals, strict=True)
+        if low <= 0 <= high
+    ]
+    if unsure:
+        text += f"Whether {' and '.join(unsure)} helps or harms is not settled. "
+    if adapter.questions < FEW_QUESTIONS:
+        text += f"These are few questions: with {FEW_QUESTIONS} or more the weights are steadier. "
+    return text.strip()

@@ -1,4 +1,5 @@
-"""The one training loop: warm-up and cosine, checkpoints, a metrics file, exact resume.
+"""The one training loop: warm-up and cosine, checkpoints, a metrics file, exact resume;
+and what a run leaves in its folder.
 
 What a batch is and what its loss is are the caller's: ``loss_at(step)`` must depend on
 nothing but the step and the seed it was made with, and then a run that was killed and
@@ -8,12 +9,14 @@ started again ends where an undisturbed one does.
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -22,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.csv"
+CONFIG = "config.json"
+PLOT = "plot.html"
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
@@ -121,3 +126,53 @@ def _log(directory: Path, row: Mapping[str, float]) -> None:
         if new:
             writer.writeheader()
         writer.writerow({k: round(v, 5) for k, v in row.items()})
+
+
+def record_run(
+    directory: Path,
+    *,
+    config: Mapping[str, object],
+    seed: int,
+    data: Mapping[str, object],
+    rows: Sequence[Mapping[str, object]] | None = None,
+    x: str,
+    lines: Sequence[str],
+    errors: Mapping[str, str] | None = None,
+) -> None:
+    """Write what a run was and came to: ``config.json``, ``metrics.csv`` and ``plot.html``.
+
+    Parameters
+    ----------
+    data
+        What it learnt from; see :func:`mrrag.training.data.describe`.
+    rows
+        The metrics; None where :func:`fit` has written them.
+    x, lines, errors
+        Columns of the metrics: what the plot goes along, a line each, and the column
+        of half an error bar's length by its line. A column that is absent is left out.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    about = {"config": dict(config), "seed": seed, "data": dict(data)}
+    (directory / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    if rows is not None:
+        with (directory / METRICS).open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif not (directory / METRICS).exists():
+        return  # a run of no steps
+    with (directory / METRICS).open(newline="", encoding="utf-8") as stream:
+        read = list(csv.DictReader(stream))
+    figure = go.Figure()
+    for line in lines:
+        if read and line in read[0]:
+            bar = (errors or {}).get(line)
+            figure.add_scatter(
+                x=[row[x] for row in read],
+                y=[float(row[line]) for row in read],
+                error_y={"array": [float(row[bar]) for row in read]} if bar else None,
+                name=line,
+                mode="lines+markers",
+            )
+    figure.update_layout(title=directory.name, xaxis_title=x, template="plotly_white")
+    figure.write_html(directory / PLOT, include_plotlyjs=True)

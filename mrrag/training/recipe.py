@@ -8,6 +8,7 @@ have it so.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,14 +31,18 @@ from mrrag.training.adapter import (
     build_training_set,
     score_candidates,
     train_adapter,
+    uncertainty,
 )
-from mrrag.training.data import DataSet, cached_pixels, read_data_set
+from mrrag.training.data import DataSet, cached_pixels, describe, read_data_set
 from mrrag.training.layers import sweep_layers, try_steering
 from mrrag.training.llava import Vectors, build_llava, train_reading, train_weighing
+from mrrag.training.loop import record_run
 from mrrag.training.retriever import build_tower, train_retriever
 from mrrag.training.tokenizer import train_tokenizer
 from mrrag.training.vision import labels_of, model_pixels, patch_features, train_vision
 from mrrag.types import Weights
+
+logger = logging.getLogger(__name__)
 
 KNOWLEDGE_BASE_CASES = 2400
 SCOPE_TERMS = (
@@ -81,6 +86,15 @@ def make_retriever(data: DataSet, runs: Path, assets: Path, steps: int, fact_ste
     )
     train_retriever(runs / "retriever", tower, data, pixels, steps=steps, fact_steps=fact_steps)
     tower.save(assets / "encoder")
+    for name, count in (("retriever", steps), ("retriever-facts", fact_steps)):
+        record_run(
+            runs / name,
+            config={"steps": count, "tower": tower.fingerprint},
+            seed=0,
+            data=describe(data),
+            x="step",
+            lines=("loss", "recall_at_10", "neighbour_jaccard"),
+        )
 
 
 def vectors_of(data: DataSet, tower: BiTower, runs: Path) -> Vectors:
@@ -214,11 +228,11 @@ def make_adapter(
     """
     data = read_data_set(data_directory)
     pipeline = _pipeline(assets)
-    rows = data.rows("train")[len(knowledge_base_rows(data)) :]
+    outside = data.rows("train")[len(knowledge_base_rows(data)) :]
     made_of = (pipeline.backbone.fingerprint, pipeline.knowledge_base.fingerprint)
     kept = runs / "adapter" / f"d_train-{made_of[0][:8]}-{made_of[1][:8]}-{questions}.safetensors"
     if not kept.exists():
-        items = asked_of(pipeline, data, rows, questions, ticker)
+        items = asked_of(pipeline, data, outside, questions, ticker)
         scored = score_candidates(pipeline, items, ticker=ticker)
         kept.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
@@ -251,6 +265,23 @@ def make_adapter(
         "knowledge_base": made_of[1],
     }
     _write_learnt(assets, learnt)
+    rows = []
+    for m, a in adapters.items():
+        row = {"negatives": m, "validation_accuracy": accuracies[m]} | asdict(a.weights)
+        for name, (low, high) in zip(asdict(a.weights), a.intervals, strict=True):
+            row |= {f"{name}_low": low, f"{name}_high": high, f"{name}_half": (high - low) / 2}
+        rows.append(row | {"loss": a.loss, "validation_loss": a.validation_loss})
+    record_run(
+        runs / "adapter",
+        config={"questions": questions, "k": k, "model": made_of[0], "knowledge_base": made_of[1]},
+        seed=0,
+        data=describe(data),
+        rows=rows,
+        x="negatives",
+        lines=("alpha", "beta", "gamma", "validation_accuracy"),
+        errors={name: f"{name}_half" for name in ("alpha", "beta", "gamma")},
+    )
+    logger.info("%s", uncertainty(adapter))
     return asdict(adapter)
 
 
@@ -279,6 +310,19 @@ def make_layers(
         "model": pipeline.backbone.fingerprint,
     }
     _write_learnt(assets, learnt)
+    record_run(
+        runs / "layers",
+        config={"questions": questions, "k": k, "model": pipeline.backbone.fingerprint},
+        seed=0,
+        data=describe(data),
+        rows=[
+            {"layer": layer, "drop": drop, "standard_error": error}
+            for layer, (drop, error) in enumerate(zip(sweep.drops, sweep.errors, strict=True))
+        ],
+        x="layer",
+        lines=("drop",),
+        errors={"drop": "standard_error"},
+    )
     return {"sweep": asdict(sweep), "chosen": asdict(best)}
 
 

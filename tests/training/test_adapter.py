@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from mrrag.training.adapter import TrainingSet, descend, info_nce, train_adapter
+from mrrag.training.adapter import (
+    TrainingSet,
+    descend,
+    info_nce,
+    train_adapter,
+    uncertainty,
+)
 
 
 def made(seed: int, truth: tuple[float, float, float], questions: int = 300) -> TrainingSet:
@@ -53,3 +59,13 @@ def test_descent_lowers_the_loss_and_keeps_the_norm_bounded() -> None:
     weights = descend(separable)
     assert info_nce(separable, weights)[0] < info_nce(separable, np.ones(3))[0]
     assert np.linalg.norm(weights) < 100
+
+
+def test_what_is_not_settled_is_said() -> None:
+    unsure = uncertainty(train_adapter(made(3, (0.5, 0.5, 0.0), 60), resamples=20))
+    assert "over 48 questions" in unsure
+    assert "Whether γ helps or harms is not settled." in unsure
+    assert "few questions" in unsure
+    sure = uncertainty(train_adapter(made(4, (0.4, 0.3, 0.3), 800), resamples=20))
+    assert "not settled" not in sure
+    assert "few questions" not in sure

@@ -1,12 +1,18 @@
 """A run that was stopped and started again ends where an undisturbed one does."""
 
+import csv
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mrrag.training.loop import fit, learning_rate
+from mrrag.corpus import Case, Question
+from mrrag.training.data import DataSet, describe
+from mrrag.training.loop import fit, learning_rate, record_run
+from mrrag.types import Document
 
 
 def run(directory: Path, stop_at: int | None = None) -> Tensor:
@@ -40,3 +46,37 @@ def test_the_rate_rises_to_its_peak_and_falls_to_a_twentieth() -> None:
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (9, 10)
     assert rates[-1] == pytest.approx(0.05)
+
+
+def test_a_run_says_what_it_was_and_draws_what_it_came_to(tmp_path: Path) -> None:
+    rows = [{"layer": n, "drop": n / 10, "error": 0.01} for n in range(3)]
+    record_run(
+        tmp_path,
+        config={"questions": 5},
+        seed=7,
+        data={"fingerprint": "abc"},
+        rows=rows,
+        x="layer",
+        lines=("drop", "absent"),
+        errors={"drop": "error"},
+    )
+    about = json.loads((tmp_path / "config.json").read_text())
+    assert about == {"config": {"questions": 5}, "seed": 7, "data": {"fingerprint": "abc"}}
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        assert [float(row["drop"]) for row in csv.DictReader(stream)] == [0.0, 0.1, 0.2]
+    assert "Plotly.newPlot" in (tmp_path / "plot.html").read_text(encoding="utf-8")
+
+
+def test_a_data_set_is_known_by_its_texts_and_images(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    image.write_bytes(b"1")
+    case = Case(Document("d", "No effusion.", "p", "s"), image)
+    question = Question("q", "d", "Is it?", "No", "closed")
+    data = DataSet(tmp_path, (case,), ((question,),))
+    first = describe(data)
+    assert (first["cases"], first["questions"]) == (1, 1)
+    assert describe(data) == first
+    other = DataSet(tmp_path, (case,), ((replace(question, answer="Yes"),),))
+    assert describe(other)["fingerprint"] != first["fingerprint"]
+    image.write_bytes(b"12")
+    assert describe(data)["fingerprint"] != first["fingerprint"]

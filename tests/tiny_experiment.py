@@ -1,0 +1,80 @@
+"""A whole pipeline of random parts, and questions about its cases, for the experiments.
+
+Run as a script, it experiments in a folder and kills itself on the way.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_bitower import make_cases, make_loaded_tower
+
+from mrrag.backbone import load_backbone
+from mrrag.calibration import calibrate
+from mrrag.corpus import Case, Question
+from mrrag.experiment import answer_all, pose
+from mrrag.knowledge_base import KnowledgeBase, build_knowledge_base
+from mrrag.learnt import Learnt
+from mrrag.pipeline import Pipeline
+from mrrag.plan import Plan, cells_of
+from mrrag.types import Weights
+
+LEARNT = Learnt(Weights(0.5, 0.2, 0.3), layers=(1,), strength=1.0, rows="question+cue")
+PLAN = Plan((3,), (0.5,), ("rag_off", "rag", "mr_rag"), ablations=("masking",))
+MADE_OF = {"model": "tiny"}
+ASKED = (
+    "Is there pleural effusion left ?",
+    "Is there no heart finding ?",
+    "Is heart size normal ?",
+)
+
+
+def make_questions(cases: list[Case]) -> list[Question]:
+    """Three closed questions a case, and an open one for every other."""
+    rows = []
+    for n, case in enumerate(cases):
+        uid = case.document.id
+        for m, text in enumerate(ASKED):
+            answer = ("Yes", "No.")[(n + m) % 2]
+            rows.append(Question(f"{uid}-{m}", uid, text, answer, "closed"))
+        if n % 2:
+            rows.append(Question(f"{uid}-open", uid, "Where is it ?", "left", "open"))
+    return rows
+
+
+def make_pipeline(folder: Path, checkpoint: Path) -> tuple[Pipeline, list[Case]]:
+    """The knowledge base holds the cases that are asked about, and is made but once."""
+    tower = make_loaded_tower(folder / "tower")
+    cases = make_cases(folder / "images", 8)
+    if not (folder / "kb").exists():
+        build_knowledge_base(folder / "kb", cases, tower, thumbnail_size=16, workers=1)
+    base = KnowledgeBase.load(folder / "kb", tower)
+    calibration = calibrate(base, LEARNT.weights)
+    return Pipeline(load_backbone(checkpoint), tower, base, LEARNT, None, calibration), cases
+
+
+def experiment(pipeline: Pipeline, cases: list[Case], run: Path, **options: Any) -> None:
+    """Answer the whole plan in a run folder."""
+    questions = pose(cases, make_questions(cases))
+    cells = cells_of(PLAN, LEARNT, pipeline.backbone.layers)
+    answer_all(pipeline, questions, cells, PLAN, run, made_of=MADE_OF, batch=8, **options)
+
+
+def dying(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+    """Progress until the second batch."""
+    for n, item in enumerate(items):
+        if n == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield item
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    made, checkpoint, run = map(Path, sys.argv[1:])
+    experiment(*make_pipeline(made, checkpoint), run, ticker=dying)
