@@ -28,6 +28,7 @@ import PIL.Image
 
 ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+OPENED = "#status:has-text('Pick a sample case')"
 EVIDENCE = "document.querySelectorAll('.evidence-card').length > 0"
 # The answers are marked done, and each of the three maps has drawn its cells.
 FINISHED = (
@@ -161,7 +162,7 @@ def _visits(
         for visit in range(count):
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             page.goto(url)
-            page.wait_for_selector("button.sample")
+            page.wait_for_selector(OPENED)
             cases = page.locator("button.sample").count() - 1  # the last one is declined
             page.click(f"button.sample >> nth={visit % cases}")
             page.wait_for_selector(".film-frame img")
@@ -180,7 +181,7 @@ def _visits(
             page.close()
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.goto(url)
-        page.wait_for_selector("button.sample")
+        page.wait_for_selector(OPENED)
         drag = _drag_window(page)
         browser.close()
     return seconds, drag

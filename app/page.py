@@ -156,7 +156,7 @@ def build_page(
                     with gr.Row(elem_id="go"):
                         ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=0)
                         stop = gr.Button("Stop", elem_id="stop", min_width=0)
-                    status = html(cards.status("Pick a sample case or upload a picture."), "status")
+                    status = html(cards.status("Opening the page", kind="busy"), "status")
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     k = gr.Slider(1, actions.MAX_K, 8, step=1, label="Reports to retrieve, K")
                     noise = gr.Slider(
@@ -392,6 +392,14 @@ def build_page(
         }
         now = "(_, ...others) => [performance.now(), ...others]"
 
+        # Once the page has wired its controls; a press before that would be lost.
+        page.load(
+            lambda: cards.status("Pick a sample case or upload a picture."),
+            None,
+            status,
+            queue=False,
+            **quiet,
+        )
         picker.click(on_sample, [pressed, visit], everything, js=now, **quiet)
         upload.upload(on_upload, [pressed, visit, upload], [*everything, upload], js=now, **quiet)
         # Not queued: see viewer.put_up. It hands over what waits, and does nothing else.

@@ -31,6 +31,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+OPENED = "#status:has-text('Pick a sample case')"
 SECONDS = 120  # for a machine that is busy with other things
 HOSTILE = (
     "<script>window.hurt=1</script><img src=x onerror='window.hurt=1'> {{constructor}} "
@@ -123,7 +124,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.on("dialog", lambda dialog: broken.append(dialog.message))
     page.goto(address)
-    page.wait_for_selector("button.sample")
+    page.wait_for_selector(OPENED)
     yield page
     context.close()
     hosts = {urlsplit(url).hostname for url in requests if not url.startswith(("data:", "blob:"))}

@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 from test_images import RGB, make_dicom, make_table, shipped
 from test_page_browser import (  # the same server and browser, and a fresh visit
+    OPENED,
     SECONDS,
     address,  # noqa: F401
     ask,
@@ -301,7 +302,7 @@ def test_one_finger_sets_the_window_and_two_zoom(browser: Any, address: str) -> 
     page = context.new_page()
     page.set_default_timeout(1000 * SECONDS)
     page.goto(address)
-    page.wait_for_selector("button.sample")
+    page.wait_for_selector(OPENED)
     pick(page)
     x, y = middle(page)
     fingers = context.new_cdp_session(page)
