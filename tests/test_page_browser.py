@@ -244,12 +244,10 @@ PRESS = """([first, second, after]) => {
 @pytest.fixture
 def busy() -> Iterator[None]:
     """A machine with other things to do."""
-    spin = [sys.executable, "-c", "while True: pass"]
-    spinning = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     yield
-    for process in spinning:
-        process.kill()
-        process.wait()
+    spinning.kill()
+    spinning.wait()
 
 
 def wait_until_settled(page: Any) -> None:
