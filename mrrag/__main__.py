@@ -12,6 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from mrrag.corpus import Case, Corpus
+    from mrrag.knowledge_base import KnowledgeBase
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
@@ -469,7 +471,7 @@ def index(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from mrrag.encoders import load_encoder
-    from mrrag.knowledge_base import build_knowledge_base, load_encoder_of
+    from mrrag.knowledge_base import build_knowledge_base, build_share, load_encoder_of
 
     cases = indexed_cases(args)
     directory, bundled = args.kb or args.assets / "knowledge_base", args.assets / "encoder"
@@ -480,27 +482,50 @@ def index(args: argparse.Namespace) -> None:
             args.encoder or bundled, revision=args.encoder_revision, base=args.encoder_base
         )
     )
-    if torch.cuda.is_available():
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as `accelerate launch` says
+    state = None
+    if processes > 1:
+        from accelerate import PartialState
+
+        # They wait for the slowest of them, however long that takes.
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+        encoder.to(state.device)
+        together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        args.workers = args.workers or max(1, (os.cpu_count() or 1) // together)
+    elif torch.cuda.is_available():
         encoder.cuda()
-    bar = tqdm(total=len(cases), desc="indexing", unit="case", mininterval=2, file=sys.stderr)
+    bar = tqdm(
+        # A share is of whole batches.
+        total=min(len(cases), args.batch * -(-len(cases) // (args.batch * processes))),
+        disable=state is not None and not state.is_main_process,
+        desc="indexing",
+        unit="case",
+        mininterval=2,
+        file=sys.stderr,
+    )
 
     def progress(done: int, total: int) -> None:
         if not bar.n and done > args.batch:  # a stopped build's, which say nothing of speed
             bar.initial = done
         bar.update(done - bar.n)
 
-    built = build_knowledge_base(
-        directory,
-        cases,
-        encoder,
-        thumbnail_size=args.thumbnail_size,
-        batch=args.batch,
-        workers=args.workers,
-        overwrite=args.overwrite,
-        update=args.update,
-        progress=progress,
-    )
+    settings = {
+        "thumbnail_size": args.thumbnail_size,
+        "batch": args.batch,
+        "workers": args.workers,
+        "overwrite": args.overwrite,
+        "update": args.update,
+        "progress": progress,
+    }
+    built: KnowledgeBase | None
+    if state is None:
+        built = build_knowledge_base(directory, cases, encoder, **settings)
+    else:
+        share = (state.process_index, state.num_processes)
+        built = build_share(directory, cases, encoder, share, state.wait_for_everyone, **settings)
     bar.close()
+    if built is None:
+        return
     for reason, ids in built.manifest["skipped"].items():
         if ids:
             print(f"left out: {len(ids)}, {reason} (listed in {built.directory / 'manifest.json'})")

@@ -60,7 +60,7 @@ from mrrag.errors import ImageError, KnowledgeBaseError, ModelError
 from mrrag.images import load_image, thumbnail
 from mrrag.types import Document, FloatArray, Image
 
-__all__ = ["KnowledgeBase", "build_knowledge_base", "load_encoder_of"]
+__all__ = ["KnowledgeBase", "build_knowledge_base", "build_share", "load_encoder_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -373,6 +373,7 @@ def build_knowledge_base(
     workers: int | None = None,
     overwrite: bool = False,
     update: bool = False,
+    parts: Sequence[Path] = (),
     progress: Progress = lambda done, total: None,
 ) -> KnowledgeBase:
     """Encode cases and write them as a knowledge base, all or nothing.
@@ -399,6 +400,8 @@ def build_knowledge_base(
         Make the knowledge base that is there follow ``cases``: those it lacks are
         added, those it has beyond them are removed, and what has the same id, report
         and image file (by size and time) is taken over without being encoded again.
+    parts
+        Other knowledge bases from which unchanged cases are taken over too.
     progress
         Called with (done, total) after each batch, and at first with what a stopped
         build had done.
@@ -411,7 +414,7 @@ def build_knowledge_base(
         gives no unit vectors.
     """
     directory = Path(directory)
-    base = KnowledgeBase.load(directory, encoder) if update else None
+    known = [KnowledgeBase.load(d, encoder) for d in ([directory] if update else []) + [*parts]]
     _check_free(directory, overwrite or update)
     if not encoder.fingerprint:
         raise KnowledgeBaseError(
@@ -426,9 +429,9 @@ def build_knowledge_base(
     hidden = directory.with_name(f".{directory.name}.partial")
     hidden.mkdir(parents=True, exist_ok=True)
     with _locked(hidden), _stopped_in_words(hidden):
-        draft = _Draft(hidden, _plan(cases, encoder, thumbnail_size, batch, base), encoder)
+        draft = _Draft(hidden, _plan(cases, encoder, thumbnail_size, batch, known), encoder)
         try:
-            _fill(draft, cases, encoder, thumbnail_size, batch, workers, base, progress)
+            _fill(draft, cases, encoder, thumbnail_size, batch, workers, known, progress)
             draft.close()
             _finish(draft, len(cases), encoder, thumbnail_size)
         except KnowledgeBaseError:
@@ -440,6 +443,71 @@ def build_knowledge_base(
     for name in (PLAN, JOURNAL, ROWS, STAMP_ROWS):
         (directory / name).unlink(missing_ok=True)
     return KnowledgeBase.load(directory, encoder)
+
+
+def build_share(
+    directory: str | Path,
+    cases: Sequence[Case],
+    encoder: Encoder,
+    share: tuple[int, int],
+    wait: Callable[[], object],
+    *,
+    batch: int = 32,
+    overwrite: bool = False,
+    update: bool = False,
+    progress: Progress = lambda done, total: None,
+    **settings: Any,
+) -> KnowledgeBase | None:
+    """:func:`build_knowledge_base` by several processes that see the same disk.
+
+    Each encodes a run of whole batches into a knowledge base of its own, beside
+    ``directory``, and goes on there if it was stopped. The first one then joins them:
+    what comes out is, to the byte, what one process would have built.
+
+    Parameters
+    ----------
+    share
+        Which process this is, from 0, and how many there are.
+    wait
+        Returns once every process has called it.
+
+    Returns
+    -------
+    KnowledgeBase or None
+        None but in the first process.
+    """
+    directory = Path(directory)
+    _check_free(directory, overwrite or update)
+    number, count = share
+    shares = directory.with_name(f".{directory.name}.{encoder.fingerprint[:12]}.shares")
+    size = batch * -(-len(cases) // (batch * count))
+    starts = range(0, len(cases), size)
+    places = [shares / f"{n}-of-{count}" for n in range(len(starts))]
+    if number < len(places):
+        build_knowledge_base(
+            places[number],
+            cases[starts[number] : starts[number] + size],
+            encoder,
+            batch=batch,
+            update=(places[number] / MANIFEST).is_file(),
+            parts=[directory] if update else [],
+            progress=progress,
+            **settings,
+        )
+    wait()
+    if number:
+        return None
+    built = build_knowledge_base(
+        directory,
+        cases,
+        encoder,
+        batch=batch,
+        overwrite=overwrite or update,
+        parts=places,
+        **settings,
+    )
+    shutil.rmtree(shares)
+    return built
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:
@@ -461,11 +529,12 @@ def _plan(
     encoder: Encoder,
     thumbnail_size: int,
     batch: int,
-    base: KnowledgeBase | None,
+    known: Sequence[KnowledgeBase],
 ) -> str:
     """SHA-256 over all that decides what a build writes, but for the images themselves."""
     settings = [FORMAT, encoder.fingerprint, thumbnail_size, batch, THUMBNAIL_FILE_BYTES]
-    digest = hashlib.sha256(json.dumps([*settings, base.fingerprint if base else ""]).encode())
+    settings += [base.fingerprint for base in known]
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for case in cases:
         row = [*asdict(case.document).values(), str(case.image_path)]
         digest.update(json.dumps(row).encode())
@@ -683,14 +752,14 @@ def _fill(
     thumbnail_size: int,
     batch: int,
     workers: int | None,
-    base: KnowledgeBase | None,
+    known: Sequence[KnowledgeBase],
     progress: Progress,
 ) -> None:
     """Encode what the draft lacks, a batch at a time, in the order of the cases."""
     done = draft.step.cases
     if done:
         progress(done, len(cases))
-    place_of = _places_to_keep(base, thumbnail_size)
+    place_of = _places_to_keep(known, thumbnail_size)
     batches = [
         [(case, place_of(case)) for case in cases[i : i + batch]]
         for i in range(done, len(cases), batch)
@@ -706,15 +775,19 @@ def _fill(
         opened = iter(results)
         skipped: dict[str, list[str]] = {}
         read: list[_Read] = []
-        kept: dict[int, int] = {}  # place in this batch → number in the base
+        # Knowledge base → places in this batch, and numbers in it.
+        kept: dict[KnowledgeBase, tuple[list[int], list[int]]] = {}
         pixels: dict[int, FloatArray] = {}
         for case, place in rows:
             if not case.document.report.strip():
                 skipped.setdefault("no report", []).append(case.document.id)
-            elif place is not None and base is not None:
-                kept[len(read)] = place
+            elif place is not None:
+                base, i = place
+                here, there = kept.setdefault(base, ([], []))
+                here.append(len(read))
+                there.append(i)
                 stamp = _stamp(case.image_path)
-                read.append(_Read(case.document, base.thumbnail(place), stamp))
+                read.append(_Read(case.document, base.thumbnail(i), stamp))
             elif (item := next(opened)).pixels_CYX is None:
                 logger.warning("Case %s is left out: %s", case.document.id, item.error)
                 skipped.setdefault("image cannot be read", []).append(case.document.id)
@@ -727,9 +800,8 @@ def _fill(
                 reports = [read[n].document.report for n in pixels]
                 encoded_ND = _encode(reports, np.stack(list(pixels.values())), encoder)
                 vectors_ND[list(pixels)] = encoded_ND
-            if kept and base is not None:
-                kept_ND = base.vectors(list(kept.values()))
-                vectors_ND[list(kept)] = np.concatenate(kept_ND, axis=1)
+            for base, (here, there) in kept.items():
+                vectors_ND[here] = np.concatenate(base.vectors(there), axis=1)
             draft.add(read, vectors_ND)
         done += len(rows)
         draft.commit(done, skipped)
@@ -759,27 +831,32 @@ def _in_order(
 
 
 def _places_to_keep(
-    base: KnowledgeBase | None, thumbnail_size: int
-) -> Callable[[Case], int | None]:
-    """Where a case stands in the base just as it is now, or None: a function of the case."""
-    if base is None or base.manifest.get("thumbnail_size") != thumbnail_size:
-        return lambda case: None
-    try:
-        stamps = np.load(base.directory / STAMPS, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        stamps = np.empty((0, 2))
-    if stamps.shape != (len(base), 2):
-        logger.info("%s does not say of which images it is: all are encoded", base.directory)
-        return lambda case: None
+    known: Sequence[KnowledgeBase], thumbnail_size: int
+) -> Callable[[Case], tuple[KnowledgeBase, int] | None]:
+    """Where a case stands just as it is now, or None: a function of the case."""
+    bases: list[tuple[KnowledgeBase, npt.NDArray[np.int64], dict[str, int]]] = []
+    for base in known:
+        if base.manifest.get("thumbnail_size") != thumbnail_size:
+            continue
+        try:
+            stamps = np.load(base.directory / STAMPS, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            stamps = np.empty((0, 2))
+        if stamps.shape != (len(base), 2):
+            logger.info("%s does not say of which images it is: all are encoded", base.directory)
+            continue
+        bases.append((base, stamps, {d.id: i for i, d in enumerate(base.documents)}))
 
-    numbers = {document.id: i for i, document in enumerate(base.documents)}
-
-    def place_of(case: Case) -> int | None:
-        i = numbers.get(case.document.id)
-        if i is None or base.document(i).report != case.document.report:
-            return None
-        stamp = _stamp(case.image_path)
-        return i if stamp[0] >= 0 and stamp == tuple(stamps[i].tolist()) else None
+    def place_of(case: Case) -> tuple[KnowledgeBase, int] | None:
+        stamp = None
+        for base, stamps, numbers in bases:
+            i = numbers.get(case.document.id)
+            if i is None or base.document(i).report != case.document.report:
+                continue
+            stamp = stamp or _stamp(case.image_path)
+            if stamp[0] >= 0 and stamp == tuple(stamps[i].tolist()):
+                return base, i
+        return None
 
     return place_of
 

@@ -18,7 +18,7 @@ from mrrag import knowledge_base as module
 from mrrag.encoders import BiTower
 from mrrag.errors import KnowledgeBaseError
 from mrrag.images import load_image
-from mrrag.knowledge_base import KnowledgeBase, build_knowledge_base
+from mrrag.knowledge_base import KnowledgeBase, build_knowledge_base, build_share
 
 
 @pytest.fixture(scope="module")
@@ -478,3 +478,35 @@ def test_splits_studies_and_patients_are_kept(tmp_path: Path, tower: BiTower) ->
     assert [d.split for d in built.documents] == [c.split for c in cases]
     assert built.manifest["splits"] == {"test": 2, "train": 4}
     assert (built.manifest["patients"], built.manifest["studies"]) == (3, 6)
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_shares_are_joined_to_what_one_process_builds(
+    tmp_path: Path, tower: BiTower, count: int
+) -> None:
+    cases = make_cases(tmp_path / "images", 21)
+    cases[5].image_path.write_bytes(b"not a picture")
+    build_knowledge_base(tmp_path / "one", cases, tower, batch=4)
+    counting = Counting(tower)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # before they are joined
+        build_share(tmp_path / "many", cases, counting, (0, count), stop, batch=4)
+    for number in reversed(range(count)):  # the first joins
+        built = build_share(
+            tmp_path / "many", cases, counting, (number, count), lambda: None, batch=4
+        )
+        assert (built is None) == (number > 0)
+    assert counting.images_read == 20
+    assert {p.name: p.read_bytes() for p in (tmp_path / "many").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "one").iterdir()
+    }
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "many", "one"]
+    with pytest.raises(KnowledgeBaseError, match="already"):
+        build_share(tmp_path / "many", cases, tower, (1, 2), lambda: None)
+    build_share(tmp_path / "many", cases[:9], counting, (1, 2), lambda: None, batch=4, update=True)
+    build_share(tmp_path / "many", cases[:9], counting, (0, 2), lambda: None, batch=4, update=True)
+    assert counting.images_read == 20
+    assert len(KnowledgeBase.load(tmp_path / "many", tower)) == 8

@@ -180,11 +180,10 @@ def train_retriever(
             len(a & problems[j]) / len(a | problems[j]) if a | problems[j] else 1.0
             for a, j in zip(problems, nearest, strict=True)
         ]
-        return {
-            "recall_at_10": float((rank < 10).float().mean()),
-            "neighbour_jaccard": float(np.mean(same)),
-            "scale": float(tower.logit_scale.exp()),
-        }
+        figures = {"recall_at_10": float((rank < 10).float().mean())}
+        if labels.any():
+            figures["neighbour_jaccard"] = float(np.mean(same))
+        return figures | {"scale": float(tower.logit_scale.exp())}
 
     for stage, facts, count, rate in (
         (directory, False, steps, peak_lr),
