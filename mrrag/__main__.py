@@ -170,11 +170,15 @@ def evaluate(args: argparse.Namespace) -> None:
         seed=args.seed,
         answer_tokens=args.answer_tokens,
     )
+    part, parts, device, wait = processes()
+    if part:  # the first may have to draw the bundled world
+        wait()
     read = experiment_data(args)
+    if not part:
+        wait()
     skipped = read.skipped_questions
     questions = pose(read.cases, read.questions, args.split, args.questions, skipped)
-    part, parts, wait = processes()
-    pipeline = chosen_pipeline(args, f"cuda:{part}" if parts > 1 else None)
+    pipeline = chosen_pipeline(args, device)
     made_of = {
         "model": pipeline.backbone.fingerprint,
         "encoder": pipeline.encoder.fingerprint,
@@ -188,7 +192,7 @@ def evaluate(args: argparse.Namespace) -> None:
         questions,
         cells,
         plan,
-        args.run_folder,
+        args.folder,
         made_of=made_of,
         part=part,
         parts=parts,
@@ -200,7 +204,7 @@ def evaluate(args: argparse.Namespace) -> None:
     result, predictions = tables(
         questions,
         cells,
-        read_answers(args.run_folder),
+        read_answers(args.folder),
         plan,
         pipeline.knowledge_base,
         pipeline.learnt,
@@ -209,15 +213,15 @@ def evaluate(args: argparse.Namespace) -> None:
     result["data"] = str(args.data) if args.data else "the bundled world"
     result["versions"] = versions(pipeline)
     config = {k: result[k] for k in ("data", "data_fingerprint", "split", "plan", "versions")}
-    write_json(args.run_folder / "config.json", config | {"made_of": made_of})
-    write_json(args.run_folder / "result.json", result)
-    write_csv(args.run_folder / "predictions.csv", predictions)
-    for path in (args.run_folder / "metrics.csv", args.csv):
+    write_json(args.folder / "config.json", config | {"made_of": made_of})
+    write_json(args.folder / "result.json", result)
+    write_csv(args.folder / "predictions.csv", predictions)
+    for path in (args.folder / "metrics.csv", args.csv):
         if path:
             write_csv(path, metric_rows(result))
     if args.output:
         write_json(args.output, result)
-    for path in (args.run_folder / "report.html", args.html):
+    for path in (args.folder / "report.html", args.html):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(report_html(result), encoding="utf-8")
@@ -235,19 +239,22 @@ def experiment_data(args: argparse.Namespace) -> Corpus:
     return read_corpus(bundled_world(args.assets, args.split or "test"))
 
 
-def processes() -> tuple[int, int, Callable[[], None]]:
-    """This process's number, how many there are, and how to wait for all of them.
+def processes() -> tuple[int, int, str | None, Callable[[], None]]:
+    """This process's number, how many there are, its device, and how to wait for all.
 
-    There are several under `accelerate launch`.
+    There are several under `accelerate launch`; one alone has the choice of device.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1, lambda: None
+        return 0, 1, None, lambda: None
     from datetime import timedelta
 
+    import torch
     from accelerate import PartialState
 
-    state = PartialState(timeout=timedelta(days=30))
-    return state.process_index, state.num_processes, state.wait_for_everyone
+    gpu = torch.cuda.is_available()
+    state = PartialState(cpu=not gpu, timeout=timedelta(days=30))
+    device = str(state.device) if gpu else "cpu"
+    return state.process_index, state.num_processes, device, state.wait_for_everyone
 
 
 def bundled_world(assets: Path, split: str) -> Path:
@@ -670,7 +677,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--answer-tokens", type=int, default=ANSWER_TOKENS, help="where it is cut")
     folder = ROOT / "runs" / "evaluate"
     sub.add_argument(
-        "--run", dest="run_folder", type=Path, default=folder,
+        "--folder", type=Path, default=folder,
         help="answers and tables; what it holds is not asked again (%(default)s)",
     )  # fmt: skip
     sub.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures there")

@@ -384,7 +384,7 @@ def _appending(path: Path) -> Iterator[BinaryIO]:
         except BlockingIOError:
             raise SettingsError(
                 f"Another experiment is writing to {path}. Wait for it, or name another folder "
-                "with --run."
+                "with --folder."
             ) from None
         stream.seek(0)
         stream.truncate(stream.read().rfind(b"\n") + 1)

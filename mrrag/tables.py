@@ -189,7 +189,8 @@ def retrieval_figures(
 
     ``agree``, ``contradict`` and ``silent`` are mean shares of the retrieved reports by what
     they say of the finding asked about (:mod:`mrrag.findings`) beside the gold answer;
-    doubt counts as silence. A side or a place that the question names is not looked at.
+    doubt counts as silence. A side or a place that the question names is not looked at, and
+    questions that stand in for reports (``index --vqa``) are read as if they affirmed.
     ``own_report_recall`` is how often the study's own report, which is never retrieved,
     would have been among the k; see :class:`mrrag.experiment.Given`.
     """

@@ -82,7 +82,7 @@ def test_an_experiment_leaves_its_tables_in_the_run_folder(tmp_path: Path) -> No
     data, folder = tmp_path / "data", tmp_path / "run"
     FORMS["iu-xray"](data, patients=12, seed=5, size=64, workers=1)
     options = ("--questions", "6", "--k", "2", "--noise", "0.5", "--methods", "rag_off", "rag")
-    where = ("--data", str(data), "--split", "all", "--run", str(folder))
+    where = ("--data", str(data), "--split", "all", "--folder", str(folder))
     done = run("evaluate", *where, *options, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
