@@ -173,7 +173,7 @@ def _visits(
             page.wait_for_function(FINISHED, polling=10)
             answered = time.perf_counter() - clicked
             page.wait_for_selector("#status .done")
-            page.wait_for_selector(".influence, .answer .small:has-text('not asked')")
+            page.wait_for_timeout(1000)  # the cards are drawn once more, with influence
             page.click("#settings .label-wrap")
             page.wait_for_selector("#settings input[type=range]")
             slides = [page.evaluate(SLIDE, 0.1 * (n + 1)) for n in range(SLIDES)]

@@ -395,19 +395,20 @@ def read_prefixes(
 
     A prefix goes on from what it has in common with one that was read before, here or (by
     ``known``) in an earlier call: all of the image, and the reports as far as they are the
-    same and in the same order.
+    same and in the same order. The longest is read first, in one causal pass without a mask;
+    the others then begin with what it holds.
     """
     read = [known] if known is not None and known.features is features else []
-    readings = []
-    for prompt, embeds_XE in zip(prompts, embeds, strict=True):
-        ids = prompt.ids[: prompt.suffix_start]
+    readings: dict[int, Reading] = {}
+    for n in sorted(range(len(prompts)), key=lambda n: -prompts[n].suffix_start):
+        embeds_XE, ids = embeds[n], prompts[n].ids[: prompts[n].suffix_start]
         best = max(read, key=lambda r: _common_length(r.ids, ids), default=None)
         shared = 0 if best is None else _common_length(best.ids, ids)
         cache = DynamicCache() if best is None or not shared else crop(best.cache, shared)
         reading = Reading(features, ids, prefill(backbone, embeds_XE[shared : len(ids)], cache))
-        readings.append(reading)
+        readings[n] = reading
         read.append(reading)
-    return readings
+    return [readings[n] for n in range(len(prompts))]
 
 
 def layout(prefixes: Sequence[int], suffixes: Sequence[int]) -> Tensor:
