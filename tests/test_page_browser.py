@@ -56,7 +56,13 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(temporary: Path) -> Iterator[str]:
+def arguments() -> list[str]:
+    """What the server is started with."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def address(temporary: Path, arguments: list[str]) -> Iterator[str]:
     """A running ``python app.py``."""
     chromium()
     with socket.socket() as free:
@@ -65,7 +71,7 @@ def address(temporary: Path) -> Iterator[str]:
     log = temporary.parent / "server.log"
     with log.open("w") as output:
         server = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port)],
+            [sys.executable, "app.py", "--port", str(port), *arguments],
             cwd=ROOT,
             env=os.environ | {"TMPDIR": str(temporary)},
             stdout=output,

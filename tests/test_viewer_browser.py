@@ -17,6 +17,7 @@ from test_images import RGB, make_dicom, make_table, shipped
 from test_page_browser import (  # the same server and browser, and a fresh visit
     SECONDS,
     address,  # noqa: F401
+    arguments,  # noqa: F401
     ask,
     browser,  # noqa: F401
     page,  # noqa: F401
