@@ -184,6 +184,12 @@ def status(sentence: str, *, kind: str = "plain") -> str:
     )
 
 
+def line(ahead: int) -> str:
+    """How many questions are answered before one's own."""
+    questions = "1 question is" if ahead == 1 else f"{ahead} questions are"
+    return status(f"Waiting: {questions} ahead of yours.", kind="busy")
+
+
 def samples(entries: Sequence[tuple[str, str]], chosen: int | None) -> str:
     """The sample cases, (title, thumbnail URL) each, as a grid of buttons."""
     buttons = "".join(

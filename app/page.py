@@ -6,12 +6,13 @@ like in :mod:`app.cards`, :mod:`app.plots` and ``style.css``.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ STYLE = Path(__file__).with_name("style.css")
 # How long a visit's case is kept after it was last touched.
 CASE_SECONDS = 1800
 MAX_WAITING = 32
+WAIT_SECONDS = 0.5  # between two looks at how long it is
 MAX_VISITS = 64
 
 
@@ -91,6 +93,23 @@ class Offer(NamedTuple):
     answer: actions.Answering | None = None
 
 
+class Page(gr.Blocks):
+    """Blocks that keep no more of a visit than its states.
+
+    gradio would keep whatever a visit was shown, to link to it, and again under a new number
+    each time an update leaves that part alone: without an end, and longer than the case.
+    """
+
+    async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
+        """Make an event's outputs ready to be sent, and forget them."""
+        try:
+            return await super().postprocess_data(block_fn, predictions, state)
+        finally:
+            if state is not None:
+                state.blocks_config.blocks = dict(self.default_config.blocks)
+                state.config_values = {}
+
+
 def build_page(
     about: About,
     samples: Sequence[actions.Sample],
@@ -108,7 +127,7 @@ def build_page(
     first = about.critical[0] if about.critical else 0
     limit = actions.max_weight(about)
 
-    page = gr.Blocks(
+    page = Page(
         title="MR-RAG",
         analytics_enabled=False,
         delete_cache=(FILE_SECONDS, FILE_SECONDS),
@@ -157,6 +176,7 @@ def build_page(
                         ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=0)
                         stop = gr.Button("Stop", elem_id="stop", min_width=0)
                     status = html(cards.status("Opening the page", kind="busy"), "status")
+                    line = html("", "line")
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     k = gr.Slider(1, actions.MAX_K, 8, step=1, label="Reports to retrieve, K")
                     noise = gr.Slider(
@@ -349,6 +369,15 @@ def build_page(
             for update in actions.ask(engine, about, visit, moment, *case):
                 yield placed(update)
 
+        async def on_wait(visit: Any, request: gr.Request) -> AsyncIterator[str]:
+            """Say how many questions are ahead, until it is this one's turn or it was overtaken."""
+            await asyncio.sleep(WAIT_SECONDS)
+            newest = visit.newest
+            while visit.newest == newest and (ahead := questions_ahead(page, request.session_hash)):
+                yield cards.line(ahead)
+                await asyncio.sleep(WAIT_SECONDS)
+            yield ""
+
         def on_rank(
             base: Any, found: Any, shown: Any, tint: Any, layer: Any, *controls: Any
         ) -> dict[gr.blocks.Block, Any]:
@@ -449,6 +478,16 @@ def build_page(
             trigger_mode="multiple",
             **quiet,
         )
+        # A part of its own, so that it never comes between what the answers' own run says.
+        gr.on(
+            asking,
+            on_wait,
+            visit,
+            line,
+            concurrency_limit=None,
+            trigger_mode="multiple",
+            **quiet,
+        )
         # Drawn by what is ranked now: the sliders may have moved while the model answered.
         answered.then(on_view, looked, redrawn, **quiet)
         live: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
@@ -500,6 +539,13 @@ def build_page(
         )
     page.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
     return page
+
+
+def questions_ahead(page: gr.Blocks, session: str | None) -> int:
+    """How many are answered before a visit's newest question; 0 once it is being answered."""
+    line = page._queue.event_queue_per_concurrency_id.get("model")
+    waiting = [event.session_hash for event in line.queue] if line else []
+    return max((n for n, who in enumerate(waiting, 1) if who == session), default=0)
 
 
 def sent(data: object, name: str) -> object:

@@ -12,14 +12,16 @@ import sys
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from gradio.state_holder import SessionState
 
 from app import actions, cards, plots, viewer
 from app.about import About, read_about
-from app.page import allowed_hosts, build_page, launch_options, theme
+from app.page import allowed_hosts, build_page, launch_options, questions_ahead, theme
 from app.pictures import data_url, heat_pixels, overlay_html, padded_square, patch_box, shrink
 from mrrag.errors import CorpusError, ModelError, SettingsError
 from mrrag.types import (
@@ -572,6 +574,32 @@ def test_no_handler_is_documented_and_the_queue_is_bounded() -> None:
     assert page.delete_cache is not None
     assert page.analytics_enabled is False
     assert page._queue.max_size == 32
+
+
+def test_nothing_of_what_a_visit_was_shown_is_kept_beside_its_states() -> None:
+    async def show() -> str:
+        page = build_page(ABOUT, (), Future())
+        state = SessionState(page)
+        ask = next(fn for fn in page.fns.values() if fn.name == "on_ask")
+        status = next(part for part in ask.outputs if part.elem_id == "status")
+        for _ in range(3):
+            shown = await page.postprocess_data(ask, {status: "Zebedee"}, state)
+            assert "Zebedee" in shown
+        assert set(state.blocks_config.blocks) == set(page.blocks)
+        return str(list(state.components))
+
+    assert "Zebedee" not in asyncio.run(show())
+
+
+def test_a_visit_counts_who_is_ahead_of_its_newest_question() -> None:
+    line = SimpleNamespace(queue=[SimpleNamespace(session_hash=who) for who in "abac"])
+    page: Any = SimpleNamespace(
+        _queue=SimpleNamespace(event_queue_per_concurrency_id={"model": line})
+    )
+    # One more is being answered, and no longer in the line.
+    assert [questions_ahead(page, who) for who in ("a", "b", "c", "d", None)] == [3, 2, 4, 0, 0]
+    assert "1 question is ahead" in cards.line(1)
+    assert "2 questions are ahead" in cards.line(2)
 
 
 def test_fonts_and_styles_come_from_this_machine() -> None:

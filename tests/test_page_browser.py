@@ -57,9 +57,15 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(temporary: Path) -> Iterator[str]:
+def arguments() -> list[str]:
+    """What the server is started with."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def address(temporary: Path, arguments: list[str]) -> Iterator[str]:
     """A running ``python app.py``."""
-    yield from serve(temporary)
+    yield from serve(temporary, *arguments)
 
 
 def serve(temporary: Path, *options: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ from test_page_browser import (  # the same server and browser, and a fresh visi
     OPENED,
     SECONDS,
     address,  # noqa: F401
+    arguments,  # noqa: F401
     ask,
     browser,  # noqa: F401
     page,  # noqa: F401
