@@ -11,6 +11,7 @@ import test_page_browser
 
 # The same server, browser and visit as the page's own tests.
 temporary, address = test_page_browser.temporary, test_page_browser.address
+arguments = test_page_browser.arguments
 browser, page = test_page_browser.browser, test_page_browser.page
 
 IDS = "[...document.querySelectorAll('.evidence-card')].map(c => c.dataset.id)"
