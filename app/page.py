@@ -38,7 +38,8 @@ STYLE = Path(__file__).with_name("style.css")
 CASE_SECONDS = 1800
 MAX_WAITING = 32
 WAIT_SECONDS = 0.5  # between two looks at the line
-LOOKS = 4  # for a question that does not come to it
+LOOKS = 10  # for a question that does not come to it
+SAME_PRESS = 250  # ms; what one press starts does not note the very same moment
 MAX_VISITS = 64
 
 
@@ -333,14 +334,14 @@ def build_page(
 
         async def on_wait(moment: Any, visit: Any, request: gr.Request) -> AsyncIterator[str]:
             """Say how many questions are ahead, until it is this one's turn or it is overtaken."""
-            came = not isinstance(moment, int | float)
+            until = moment + SAME_PRESS if isinstance(moment, int | float) else 0
+            came = False
             for look in count():
                 await asyncio.sleep(WAIT_SECONDS)
                 ahead = questions_ahead(page, request.session_hash)
                 # The question may come to the line after this does.
-                if not ahead and (came or look >= LOOKS):
-                    break
-                if ahead and visit.newest > moment:
+                gone = not ahead and (came or look >= LOOKS)
+                if gone or visit.newest > until:
                     break
                 if ahead:
                     came = True
