@@ -184,6 +184,18 @@ def status(sentence: str, *, kind: str = "plain") -> str:
     )
 
 
+# Ask was pressed, or Enter in the question.
+LINE_SCRIPT = """
+document.addEventListener('click', (event) => {
+  if (event.target.closest('#ask')) trigger('asked');
+});
+document.addEventListener('keydown', (event) => {
+  const enter = event.key === 'Enter' && !event.shiftKey;
+  if (enter && event.target.closest('#question')) trigger('asked');
+});
+"""
+
+
 def line(ahead: int) -> str:
     """How many questions are answered before one's own."""
     questions = "1 question is" if ahead == 1 else f"{ahead} questions are"

@@ -103,17 +103,10 @@ class Visitor:
         RuntimeError
             Where the page says no more than that it failed.
         """
-        body = {
-            "fn_index": handler["id"],
-            "data": data,
-            "event_data": event_data,
-            "session_hash": self.session,
-        }
+        answer = self.join(handler, data, event_data)
         if not handler["queue"]:
-            answer = self.http.post(f"/{API}/run/predict", json=body).raise_for_status().json()
             yield self._parts(handler, answer["data"])
             return
-        self.http.post(f"/{API}/queue/join", json=body).raise_for_status()
         output: list[Any] = []
         failed = None
         query = {"session_hash": self.session}
@@ -139,6 +132,22 @@ class Visitor:
                 yield self._parts(handler, output)
         if failed is not None:
             raise RuntimeError(f"The page failed: {failed}")
+
+    def join(
+        self, handler: dict[str, Any], data: list[Any], event_data: Any = None
+    ) -> dict[str, Any]:
+        """Put a handler into its queue, or run it where it has none; what is said to that."""
+        body = {
+            "fn_index": handler["id"],
+            "data": data,
+            "event_data": event_data,
+            "session_hash": self.session,
+        }
+        path = "queue/join" if handler["queue"] else "run/predict"
+        answer: dict[str, Any] = (
+            self.http.post(f"/{API}/{path}", json=body).raise_for_status().json()
+        )
+        return answer
 
     def _parts(self, handler: dict[str, Any], output: list[Any]) -> dict[str, Any]:
         """What a handler wrote, by the names of the page's parts; it leaves the others alone."""

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,7 +37,9 @@ STYLE = Path(__file__).with_name("style.css")
 # How long a visit's case is kept after it was last touched.
 CASE_SECONDS = 1800
 MAX_WAITING = 32
-WAIT_SECONDS = 0.5  # between two looks at how long it is
+WAIT_SECONDS = 0.5  # between two looks at the line
+LOOKS = 10  # for a question that does not come to it
+SAME_PRESS = 250  # ms; what one press starts does not note the very same moment
 MAX_VISITS = 64
 
 
@@ -176,7 +179,7 @@ def build_page(
                         ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=0)
                         stop = gr.Button("Stop", elem_id="stop", min_width=0)
                     status = html(cards.status("Opening the page", kind="busy"), "status")
-                    line = html("", "line")
+                    line = html("", "line", cards.LINE_SCRIPT)
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     k = gr.Slider(1, actions.MAX_K, 8, step=1, label="Reports to retrieve, K")
                     noise = gr.Slider(
@@ -369,13 +372,20 @@ def build_page(
             for update in actions.ask(engine, about, visit, moment, *case):
                 yield placed(update)
 
-        async def on_wait(visit: Any, request: gr.Request) -> AsyncIterator[str]:
-            """Say how many questions are ahead, until it is this one's turn or it was overtaken."""
-            await asyncio.sleep(WAIT_SECONDS)
-            newest = visit.newest
-            while visit.newest == newest and (ahead := questions_ahead(page, request.session_hash)):
-                yield cards.line(ahead)
+        async def on_wait(moment: Any, visit: Any, request: gr.Request) -> AsyncIterator[str]:
+            """Say how many questions are ahead, until it is this one's turn or it is overtaken."""
+            until = moment + SAME_PRESS if isinstance(moment, int | float) else 0
+            came = False
+            for look in count():
                 await asyncio.sleep(WAIT_SECONDS)
+                ahead = questions_ahead(page, request.session_hash)
+                # The question may come to the line after this does.
+                gone = not ahead and (came or look >= LOOKS)
+                if gone or visit.newest > until:
+                    break
+                if ahead:
+                    came = True
+                    yield cards.line(ahead)
             yield ""
 
         def on_rank(
@@ -478,12 +488,12 @@ def build_page(
             trigger_mode="multiple",
             **quiet,
         )
-        # A part of its own, so that it never comes between what the answers' own run says.
-        gr.on(
-            asking,
+        # By an event of its own, since a click's events run one after the other.
+        line.asked(
             on_wait,
-            visit,
+            [pressed, visit],
             line,
+            js=now,
             concurrency_limit=None,
             trigger_mode="multiple",
             **quiet,

@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from app.load import Visitor, picture
+
 ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = [
     "--no-sandbox",
@@ -237,6 +239,24 @@ def test_a_file_that_is_no_picture_is_refused_and_the_page_goes_on(
     assert "no picture" in page.inner_text("#status")
     page.click("button.sample >> nth=1")
     page.wait_for_selector(".film-frame img")
+
+
+def test_a_question_that_waits_says_how_many_are_ahead(page: Any, address: str) -> None:
+    page.click("button.sample >> nth=0")
+    page.wait_for_selector(".film-frame img")
+    others = [Visitor(address.rstrip("/")) for _ in range(10)]
+    for n, other in enumerate(others):
+        other.upload(picture(n))
+    for n, other in enumerate(others):
+        _, answering = other.handlers["ask", "click"]
+        asked = other.inputs(answering, number=1e9, question=f"Is there an effusion, {n}?")
+        other.join(answering, asked)
+    page.click("#ask")
+    page.wait_for_function("/ahead of yours/.test(document.querySelector('#line').innerText)")
+    page.wait_for_selector("#status .done")
+    page.wait_for_function("document.querySelector('#line').innerText.trim() === ''")
+    for other in others:
+        other.http.close()
 
 
 SETTLED = """() => /Stopped|Done|Ready|Another/.test(document.querySelector('#status').innerText)
