@@ -15,7 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from mrrag.backbone import encode_images, generate_batch, prefill_batch, score_batch
+from mrrag.backbone import (
+    ScoreBatch,
+    encode_images,
+    generate_batch,
+    prefill_batch,
+    score_batch,
+)
 from mrrag.corpus import Case, Question
 from mrrag.images import load_image
 from mrrag.metrics import UNPARSED, Answers, parse_yes_no
@@ -126,6 +132,14 @@ def prompt_for(pipeline: Pipeline, item: Asked, reports: Sequence[str]) -> Promp
     )
 
 
+def share_of_yes(first: ScoreBatch) -> npt.NDArray[np.float32]:
+    """P(yes) / (P(yes) + P(no)) at the first answer token, one half where both are zero; [B]."""
+    both = first.p_yes + first.p_no
+    share: npt.NDArray[np.float32] = np.full_like(both, 0.5)
+    np.divide(first.p_yes, both, out=share, where=both > 0)
+    return share
+
+
 def answer_batch(
     pipeline: Pipeline,
     items: Sequence[Asked],
@@ -176,9 +190,7 @@ def answer_batch(
                 np.isin(first.next_id, backbone.no_ids),
             )
             said = np.where(yes, 1, np.where(no, 0, UNPARSED)).astype(np.int8)
-        both = first.p_yes + first.p_no
-        p_yes = np.divide(first.p_yes, both, out=np.full_like(both, 0.5), where=both > 0)
-        outcomes.append(Outcome(said, p_yes))
+        outcomes.append(Outcome(said, share_of_yes(first)))
     return outcomes
 
 

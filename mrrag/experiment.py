@@ -38,6 +38,7 @@ from mrrag.evaluation import (
     evidence_for,
     no_ticker,
     prompt_for,
+    share_of_yes,
 )
 from mrrag.metrics import UNPARSED, parse_yes_no
 from mrrag.pipeline import Pipeline
@@ -295,27 +296,15 @@ def _answer_chunk(
         rows = steer.rows or ROWS
         hidden = [below_mean(found) for found in evidence] if steer.masked else []
         block = Block(steer.masked, hidden, ROWS) if any(hidden) else None
-        first = score_batch(
-            backbone,
-            batch,
-            strength=steer.strength,
-            layers=steer.layers,
-            rows=rows,
-            block=block,
-            cache=cache,
-        )
-        texts = generate_batch(
-            backbone,
-            batch,
-            strength=steer.strength,
-            layers=steer.layers,
-            rows=rows,
-            block=block,
-            cache=cache,
-            max_new_tokens=plan.answer_tokens,
-        )
-        both = first.p_yes + first.p_no
-        p_yes = np.divide(first.p_yes, both, out=np.full_like(both, 0.5), where=both > 0)
+        way: dict[str, Any] = {
+            "strength": steer.strength,
+            "layers": steer.layers,
+            "rows": rows,
+            "block": block,
+            "cache": cache,
+        }
+        p_yes = share_of_yes(score_batch(backbone, batch, **way))
+        texts = generate_batch(backbone, batch, **way, max_new_tokens=plan.answer_tokens)
         answered.append(
             [
                 Given(" ".join(text.split()), float(p), tuple(r.document.id for r in found), rank)
