@@ -90,6 +90,13 @@ def differ(page: Any, image: Image) -> int:
     return int(np.abs(shown.astype(int) - expected).max())
 
 
+def overlay(page: Any, part: str) -> str:
+    """The words in a corner of the picture, which are written when it is painted."""
+    settle(page)
+    words: str = page.inner_text(part)
+    return words
+
+
 def window_of(page: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(page.get_attribute(".viewer", "data-view"))
     return found
@@ -114,7 +121,7 @@ def drag(page: Any, by: tuple[float, float], button: str = "left") -> None:
 def pointed_at(page: Any) -> tuple[int, int]:
     """The file pixel under the pointer, as the viewer reads it out."""
     settle(page)
-    words = page.inner_text(".hud-value").split()
+    words = overlay(page, ".hud-value").split()
     return int(words[1]), int(words[3])
 
 
@@ -157,7 +164,7 @@ def test_a_left_drag_sets_the_window_that_the_server_would_draw(page: Any, tmp_p
     after = window_of(page)
     assert after["center"] > wider["center"]
     assert after["width"] == pytest.approx(wider["width"])
-    assert "by hand" in page.inner_text(".hud-window")
+    assert "by hand" in overlay(page, ".hud-window")
     page.click("[data-do=invert]")
     asked = Window("", after["center"], after["width"])
     assert differ(page, apply_window(read_image(data), asked, invert=True)) <= 1
@@ -175,14 +182,14 @@ def test_presets_of_the_header_are_chosen_by_name_and_by_number(page: Any, tmp_p
     page.locator(CANVAS).focus()
     page.keyboard.press("1")
     assert window_of(page)["center"] == 2000
-    assert "BONE" in page.inner_text(".hud-window")
+    assert "BONE" in overlay(page, ".hud-window")
 
 
 def test_hostile_names_of_windows_are_text(page: Any, tmp_path: Path) -> None:
     names = ["<img src=x onerror=window.hurt=1>", "${window.hurt=1} {{constructor}}"]
     upload(page, tmp_path, make_dicom(RAMP, **WINDOW | {"WindowCenterWidthExplanation": names}))
     assert page.locator(".preset option").all_inner_texts()[:2] == names
-    assert names[0] in page.inner_text(".hud-window")
+    assert names[0] in overlay(page, ".hud-window")
     assert page.evaluate("window.hurt") is None
 
 
@@ -217,12 +224,12 @@ def test_the_wheel_zooms_about_the_pointer(page: Any) -> None:
     pick(page)
     x, y = middle(page)
     page.mouse.move(x + 90, y - 70)
-    before, size = pointed_at(page), page.inner_text(".hud-zoom")
+    before, size = pointed_at(page), overlay(page, ".hud-zoom")
     page.mouse.wheel(0, -600)
     page.wait_for_function(f"document.querySelector('.hud-zoom').innerText !== {size!r}")
     after = pointed_at(page)
     assert max(abs(a - b) for a, b in zip(before, after, strict=True)) <= 1
-    assert int(page.inner_text(".hud-zoom").split()[0]) > int(size.split()[0])
+    assert int(overlay(page, ".hud-zoom").split()[0]) > int(size.split()[0])
 
 
 @pytest.mark.parametrize("how", ["middle", "space"])
@@ -248,7 +255,7 @@ def test_a_drag_pans(page: Any, how: str) -> None:
 def test_keys_do_what_the_list_says(page: Any) -> None:
     pick(page)
     page.locator(CANVAS).focus()
-    first, zoom = window_of(page), page.inner_text(".hud-zoom")
+    first, zoom = window_of(page), overlay(page, ".hud-zoom")
 
     def press(key: str) -> dict[str, Any]:
         page.keyboard.press(key)
@@ -263,14 +270,14 @@ def test_keys_do_what_the_list_says(page: Any) -> None:
     assert press("ArrowUp")["center"] < first["center"]
     assert press("ArrowDown")["center"] == pytest.approx(first["center"])
     press("+")
-    larger = page.inner_text(".hud-zoom")
+    larger = overlay(page, ".hud-zoom")
     press("-")
     press("-")
-    sizes = [int(w.split()[0]) for w in (page.inner_text(".hud-zoom"), zoom, larger)]
+    sizes = [int(w.split()[0]) for w in (overlay(page, ".hud-zoom"), zoom, larger)]
     assert sizes == sorted(set(sizes))
     press("i")
     assert press("r") == first
-    assert page.inner_text(".hud-zoom") == zoom
+    assert overlay(page, ".hud-zoom") == zoom
     listed = page.inner_text(".keys")
     for key in ("I", "R", "F", "H", "+ −", "← →", "↑ ↓", "[ ]", "1 … 9"):
         assert key in listed
@@ -322,13 +329,13 @@ def test_one_finger_sets_the_window_and_two_zoom(browser: Any, address: str) -> 
     assert after["width"] > first["width"]
     assert after["center"] < first["center"]
     assert page.evaluate("scrollY") == top  # the page stays where it is
-    zoom = int(page.inner_text(".hud-zoom").split()[0])
+    zoom = int(overlay(page, ".hud-zoom").split()[0])
     touch("touchStart", (x - 20, y), (x + 20, y))
     for i in range(1, 6):
         touch("touchMove", (x - 20 - 8 * i, y), (x + 20 + 8 * i, y))
     touch("touchEnd")
     settle(page)
-    assert int(page.inner_text(".hud-zoom").split()[0]) > 2 * zoom
+    assert int(overlay(page, ".hud-zoom").split()[0]) > 2 * zoom
     assert window_of(page) == after
     context.close()
 
@@ -455,7 +462,7 @@ def test_the_patch_under_the_pointer_reads_out_its_value(
         for dx in range(-80, 81, 20):
             page.mouse.move(x0 + dx, y0 + dy)
             x, y = pointed_at(page)
-            words = page.inner_text(".hud-patch").replace("−", "-")
+            words = overlay(page, ".hud-patch").replace("−", "-")
             found = [
                 (i, j)
                 for i in range(grid[0])
@@ -521,7 +528,7 @@ def test_another_picture_has_no_heatmap(page: Any) -> None:
 
 def test_warnings_are_in_the_picture_and_beside_it(page: Any, tmp_path: Path) -> None:
     upload(page, tmp_path, make_dicom(RAMP, PhotometricInterpretation="MONOCHROME1"))
-    flags = page.inner_text(".hud-flags")
+    flags = overlay(page, ".hud-flags")
     assert "burned-in text?" in flags
     assert "MONOCHROME1" in flags
     said = page.inner_text(".film-warnings")
