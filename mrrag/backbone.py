@@ -170,12 +170,16 @@ class Step:
 
 
 @dataclass(frozen=True)
-class ScoreBatch:
-    """The first answer token of many prompts: float32 [B], float32 [B], int64 [B]."""
+class AnswerBatch:
+    """The first answer token of B prompts, and their greedy texts, empty where none were asked.
+
+    float32 [B], float32 [B], int64 [B], B strings.
+    """
 
     p_yes: npt.NDArray[np.float32]
     p_no: npt.NDArray[np.float32]
     next_id: npt.NDArray[np.int64]
+    texts: tuple[str, ...]
 
 
 # Loading
@@ -685,7 +689,7 @@ def prefill_batch(backbone: Backbone, items: Sequence[Item]) -> DynamicCache:
     """Read the prefixes of many prompts in one pass, and equal ones once; one row per item.
 
     No setting of steering touches a prefix, so the result serves any number of calls of
-    :func:`score_batch` and :func:`generate_batch` on the same items.
+    :func:`answer_batch` on the same items.
     """
     keys = [(id(features), prompt.ids[: prompt.suffix_start]) for features, prompt, _ in items]
     distinct = dict(zip(keys, items, strict=True))
@@ -702,7 +706,7 @@ def prefill_batch(backbone: Backbone, items: Sequence[Item]) -> DynamicCache:
 
 
 @torch.inference_mode()
-def score_batch(
+def answer_batch(
     backbone: Backbone,
     items: Sequence[Item],
     *,
@@ -712,8 +716,9 @@ def score_batch(
     transform: str = "ifa",
     block: Block | None = None,
     cache: DynamicCache | None = None,
-) -> ScoreBatch:
-    """First-token probabilities of independent prompts, as one left-padded batch.
+    max_new_tokens: int = 0,
+) -> AnswerBatch:
+    """Answer independent prompts as one left-padded batch, all under one steering.
 
     Parameters
     ----------
@@ -725,10 +730,40 @@ def score_batch(
     cache
         From :func:`prefill_batch` on the same items, where several settings are compared;
         it stays as it is.
+    max_new_tokens
+        Where the answers are cut. With none, the first token is scored and nothing written.
     """
-    logits_BV, _, _ = _read_batch(backbone, items, strength, layers, rows, transform, block, cache)
+    _check_layers(backbone, [*layers, *(block.layers if block else ())])
+    prompts = [prompt for _, prompt, _ in items]
+    starts = [prompt.suffix_start for prompt in prompts]
+    mask_BX = layout(starts, [len(p.ids) - p.suffix_start for p in prompts])
+    steering = steer(
+        prompts,
+        [relevance or () for _, _, relevance in items],
+        mask_BX,
+        strength=strength,
+        layers=layers,
+        rows=rows,
+        transform=transform,
+        blocked=block,
+        device=backbone.device,
+    )
+    read = prefill_batch(backbone, items) if cache is None else fork(cache)
+    suffixes = [embed(backbone, p, features)[p.suffix_start :] for features, p, _ in items]
+    logits_BV = run_suffixes(backbone, suffixes, read, mask_BX, steering)
     p_yes, p_no = _yes_no(backbone, logits_BV)
-    return ScoreBatch(p_yes.cpu().numpy(), p_no.cpu().numpy(), logits_BV.argmax(-1).cpu().numpy())
+    ids: list[list[int]] = [[] for _ in items]
+    if max_new_tokens:
+        for tokens in decode(backbone, read, mask_BX, logits_BV, max_new_tokens=max_new_tokens):
+            for row, token in zip(ids, tokens, strict=True):
+                if token is not None:
+                    row.append(token)
+    return AnswerBatch(
+        p_yes.cpu().numpy(),
+        p_no.cpu().numpy(),
+        logits_BV.argmax(-1).cpu().numpy(),
+        tuple(_text(backbone, row, done=True) for row in ids),
+    )
 
 
 @torch.inference_mode()
@@ -765,61 +800,6 @@ def same_state_trace(
     suffix = embed(backbone, prompt, features)[prompt.suffix_start :]
     run_suffixes(backbone, [suffix], prefill_batch(backbone, [item]), mask_BX, steering)
     return traces(steering, [prompt], mask_BX, backbone.grid)[0]
-
-
-@torch.inference_mode()
-def generate_batch(
-    backbone: Backbone,
-    items: Sequence[Item],
-    *,
-    strength: float,
-    layers: Collection[int],
-    rows: str = "question+cue",
-    transform: str = "ifa",
-    block: Block | None = None,
-    cache: DynamicCache | None = None,
-    max_new_tokens: int,
-) -> list[str]:
-    """Greedy texts of independent prompts; the parameters are :func:`score_batch`'s."""
-    logits_BV, read, mask_BX = _read_batch(
-        backbone, items, strength, layers, rows, transform, block, cache
-    )
-    ids: list[list[int]] = [[] for _ in items]
-    for tokens in decode(backbone, read, mask_BX, logits_BV, max_new_tokens=max_new_tokens):
-        for row, token in zip(ids, tokens, strict=True):
-            if token is not None:
-                row.append(token)
-    return [_text(backbone, row, done=True) for row in ids]
-
-
-def _read_batch(
-    backbone: Backbone,
-    items: Sequence[Item],
-    strength: float,
-    layers: Collection[int],
-    rows: str,
-    transform: str,
-    block: Block | None,
-    cache: DynamicCache | None,
-) -> tuple[Tensor, DynamicCache, Tensor]:
-    _check_layers(backbone, [*layers, *(block.layers if block else ())])
-    prompts = [prompt for _, prompt, _ in items]
-    starts = [prompt.suffix_start for prompt in prompts]
-    mask_BX = layout(starts, [len(p.ids) - p.suffix_start for p in prompts])
-    steering = steer(
-        prompts,
-        [relevance or () for _, _, relevance in items],
-        mask_BX,
-        strength=strength,
-        layers=layers,
-        rows=rows,
-        transform=transform,
-        blocked=block,
-        device=backbone.device,
-    )
-    read = prefill_batch(backbone, items) if cache is None else fork(cache)
-    suffixes = [embed(backbone, p, features)[p.suffix_start :] for features, p, _ in items]
-    return run_suffixes(backbone, suffixes, read, mask_BX, steering), read, mask_BX
 
 
 def _check_layers(backbone: Backbone, layers: Collection[int]) -> None:

@@ -15,23 +15,19 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from mrrag.backbone import (
-    ScoreBatch,
-    encode_images,
-    generate_batch,
-    prefill_batch,
-    score_batch,
-)
+from mrrag.backbone import Item, answer_batch, encode_images, prefill_batch
 from mrrag.corpus import Case, Question
 from mrrag.images import load_image
 from mrrag.metrics import UNPARSED, Answers, parse_yes_no
 from mrrag.pipeline import Pipeline
-from mrrag.plan import ANSWER_TOKENS
+from mrrag.plan import Steer
 from mrrag.prompt import Prompt, build_prompt
 from mrrag.retrieval import QueryVectors, retrieve
+from mrrag.steering import Block
 from mrrag.types import Retrieved, Weights
 
 BATCH = 32
+ROWS = "question+cue"  # every token that could carry a report's content to the answer
 
 Ticker = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -54,10 +50,21 @@ class Asked:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One method's answers: as parsed, and P(yes) / (P(yes) + P(no)) at the first token."""
+    """One way's answers to many questions.
+
+    Attributes
+    ----------
+    said : int8 [N]
+        As parsed.
+    p_yes : float32 [N]
+        P(yes) / (P(yes) + P(no)) at the first token; one half where both are zero.
+    texts : tuple of str
+        Empty strings where none were asked for.
+    """
 
     said: Answers
     p_yes: npt.NDArray[np.float32]
+    texts: tuple[str, ...]
 
 
 def read_questions_of(
@@ -132,34 +139,32 @@ def prompt_for(pipeline: Pipeline, item: Asked, reports: Sequence[str]) -> Promp
     )
 
 
-def share_of_yes(first: ScoreBatch) -> npt.NDArray[np.float32]:
-    """P(yes) / (P(yes) + P(no)) at the first answer token, one half where both are zero; [B]."""
-    both = first.p_yes + first.p_no
-    share: npt.NDArray[np.float32] = np.full_like(both, 0.5)
-    np.divide(first.p_yes, both, out=share, where=both > 0)
-    return share
+def below_mean(found: Sequence[Retrieved]) -> tuple[int, ...]:
+    """Numbers, from 1, of the documents whose score is below their mean."""
+    if not found:
+        return ()
+    mean = float(np.mean([r.score for r in found]))
+    return tuple(n for n, r in enumerate(found, start=1) if r.score < mean)
 
 
-def answer_batch(
+def answer_ways(
     pipeline: Pipeline,
     items: Sequence[Asked],
     evidence: Sequence[Sequence[Retrieved]],
-    settings: Sequence[tuple[float, tuple[int, ...], str]],
+    steers: Sequence[Steer],
     *,
-    write: bool = True,
+    max_new_tokens: int = 0,
 ) -> list[Outcome]:
-    """Answer a batch under several steerings, reading image and reports once.
+    """Answer a batch under several steerings, reading images and reports once.
 
     Parameters
     ----------
-    settings
-        (strength, layers, rows) each; strength 0 is plain RAG.
-    write
-        Whether answers are written and parsed. Without it the most probable first token
-        is taken for the answer's first word, which is all that a sweep needs.
+    max_new_tokens
+        Where the answers are cut. With none, nothing is written, and the most probable
+        first token is taken for the answer's first word, which is all that a sweep needs.
     """
     backbone = pipeline.backbone
-    batch = [
+    batch: list[Item] = [
         (
             item.features,
             prompt_for(pipeline, item, [r.document.report for r in found]),
@@ -169,28 +174,26 @@ def answer_batch(
     ]
     cache = prefill_batch(backbone, batch)
     outcomes = []
-    for strength, layers, rows in settings:
-        first = score_batch(
-            backbone, batch, strength=strength, layers=layers, rows=rows, cache=cache
+    for steer in steers:
+        hidden = [below_mean(found) for found in evidence] if steer.masked else []
+        first = answer_batch(
+            backbone,
+            batch,
+            strength=steer.strength,
+            layers=steer.layers,
+            rows=steer.rows or ROWS,
+            block=Block(steer.masked, hidden, ROWS) if any(hidden) else None,
+            cache=cache,
+            max_new_tokens=max_new_tokens,
         )
-        if write:
-            texts = generate_batch(
-                backbone,
-                batch,
-                strength=strength,
-                layers=layers,
-                rows=rows,
-                cache=cache,
-                max_new_tokens=ANSWER_TOKENS,
-            )
-            said = np.array([parse_yes_no(t) for t in texts], dtype=np.int8)
-        else:
-            yes, no = (
-                np.isin(first.next_id, backbone.yes_ids),
-                np.isin(first.next_id, backbone.no_ids),
-            )
-            said = np.where(yes, 1, np.where(no, 0, UNPARSED)).astype(np.int8)
-        outcomes.append(Outcome(said, share_of_yes(first)))
+        yes = np.isin(first.next_id, backbone.yes_ids)
+        no = np.isin(first.next_id, backbone.no_ids)
+        said = np.where(yes, 1, np.where(no, 0, UNPARSED))
+        if max_new_tokens:
+            said = np.array([parse_yes_no(text) for text in first.texts])
+        both = first.p_yes + first.p_no
+        p_yes = np.divide(first.p_yes, both, out=np.full_like(both, 0.5), where=both > 0)
+        outcomes.append(Outcome(said.astype(np.int8), p_yes, first.texts))
     return outcomes
 
 
@@ -198,12 +201,12 @@ def run(
     pipeline: Pipeline,
     items: Sequence[Asked],
     weights: Weights | None,
-    settings: Sequence[tuple[float, tuple[int, ...], str]],
+    steers: Sequence[Steer],
     *,
     k: int,
     noise: int = 0,
     seed: int = 0,
-    write: bool = True,
+    max_new_tokens: int = 0,
     label: str = "",
     ticker: Ticker = no_ticker,
 ) -> list[Outcome]:
@@ -218,11 +221,12 @@ def run(
             else evidence_for(pipeline, item, weights, k, noise, seed * 1_000_003 + i)
             for i, item in zip(chunk, rows, strict=True)
         ]
-        parts.append(answer_batch(pipeline, rows, evidence, settings, write=write))
+        parts.append(answer_ways(pipeline, rows, evidence, steers, max_new_tokens=max_new_tokens))
     return [
         Outcome(
-            np.concatenate([part[s].said for part in parts]),
-            np.concatenate([part[s].p_yes for part in parts]),
+            np.concatenate([outcome.said for outcome in outcomes]),
+            np.concatenate([outcome.p_yes for outcome in outcomes]),
+            tuple(text for outcome in outcomes for text in outcome.texts),
         )
-        for s in range(len(settings))
+        for outcomes in zip(*parts, strict=True)
     ]

@@ -26,7 +26,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mrrag.backbone import Item, generate_batch, prefill_batch, score_batch
 from mrrag.corpus import Case, Question
 from mrrag.encoders import file_sha256
 from mrrag.errors import SettingsError
@@ -34,23 +33,20 @@ from mrrag.evaluation import (
     BATCH,
     Asked,
     Ticker,
+    answer_ways,
     encode_questions,
     evidence_for,
     no_ticker,
-    prompt_for,
-    share_of_yes,
 )
 from mrrag.metrics import UNPARSED, parse_yes_no
 from mrrag.pipeline import Pipeline
 from mrrag.plan import Cell, Plan, Reading, Steer
 from mrrag.retrieval import MAX_K, fused_query
-from mrrag.steering import Block
 from mrrag.types import Retrieved, Weights
 
 FORMAT = 1  # of what an answer's digest is made of
 ANSWERS = "answers.csv"
 COLUMNS = ("key", "qid", "p_yes", "own_rank", "documents", "text")
-ROWS = "question+cue"  # every token that could carry a report's content to the answer
 
 
 # The questions
@@ -281,37 +277,16 @@ def _answer_chunk(
             for item, seed in zip(asked, seeds, strict=True)
         ]
         ranks = own_ranks(pipeline, asked, reading.weights)
-    batch: list[Item] = [
-        (
-            item.features,
-            prompt_for(pipeline, item, [r.document.report for r in found]),
-            tuple(r.relevance for r in found),
-        )
-        for item, found in zip(asked, evidence, strict=True)
+    outcomes = answer_ways(pipeline, asked, evidence, steers, max_new_tokens=plan.answer_tokens)
+    return [
+        [
+            Given(" ".join(text.split()), float(p), tuple(r.document.id for r in found), rank)
+            for text, p, found, rank in zip(
+                outcome.texts, outcome.p_yes, evidence, ranks, strict=True
+            )
+        ]
+        for outcome in outcomes
     ]
-    backbone = pipeline.backbone
-    cache = prefill_batch(backbone, batch)
-    answered = []
-    for steer in steers:
-        rows = steer.rows or ROWS
-        hidden = [below_mean(found) for found in evidence] if steer.masked else []
-        block = Block(steer.masked, hidden, ROWS) if any(hidden) else None
-        way: dict[str, Any] = {
-            "strength": steer.strength,
-            "layers": steer.layers,
-            "rows": rows,
-            "block": block,
-            "cache": cache,
-        }
-        p_yes = share_of_yes(score_batch(backbone, batch, **way))
-        texts = generate_batch(backbone, batch, **way, max_new_tokens=plan.answer_tokens)
-        answered.append(
-            [
-                Given(" ".join(text.split()), float(p), tuple(r.document.id for r in found), rank)
-                for text, p, found, rank in zip(texts, p_yes, evidence, ranks, strict=True)
-            ]
-        )
-    return answered
 
 
 def _ordered(found: tuple[Retrieved, ...], order: str, seed: int) -> tuple[Retrieved, ...]:
@@ -320,14 +295,6 @@ def _ordered(found: tuple[Retrieved, ...], order: str, seed: int) -> tuple[Retri
     if order == "shuffled":
         return tuple(found[i] for i in np.random.default_rng(seed).permutation(len(found)))
     return found
-
-
-def below_mean(found: Sequence[Retrieved]) -> tuple[int, ...]:
-    """Numbers, from 1, of the documents whose score is below their mean."""
-    if not found:
-        return ()
-    mean = float(np.mean([r.score for r in found]))
-    return tuple(n for n, r in enumerate(found, start=1) if r.score < mean)
 
 
 def own_ranks(pipeline: Pipeline, asked: Sequence[Asked], weights: Weights) -> list[int | None]:

@@ -23,11 +23,11 @@ from mrrag.backbone import (
     Branch,
     Item,
     Reading,
+    answer_batch,
     answer_branches,
     encode_image,
     load_backbone,
     same_state_trace,
-    score_batch,
     worth_keeping,
 )
 from mrrag.calibration import (
@@ -579,7 +579,7 @@ def influence(pipeline: Pipeline, query: Query, case: CaseResult) -> Influence |
     relevance = tuple(r.relevance for r in case.retrieved)
     blocked: list[tuple[int, ...]] = [(), *((k,) for k in range(1, len(relevance) + 1))]
     items: list[Item] = [(features, prompt, lam) for lam in ((), relevance) for _ in blocked]
-    scores = score_batch(
+    scores = answer_batch(
         backbone,
         items,
         strength=learnt.strength if settings.strength is None else settings.strength,

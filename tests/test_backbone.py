@@ -23,6 +23,7 @@ from mrrag.backbone import (
     Backbone,
     Branch,
     Step,
+    answer_batch,
     answer_branches,
     captured,
     decode,
@@ -30,7 +31,6 @@ from mrrag.backbone import (
     encode_image,
     encode_images,
     fork,
-    generate_batch,
     layout,
     load_backbone,
     model_input,
@@ -38,7 +38,6 @@ from mrrag.backbone import (
     prefill,
     prefill_batch,
     run_suffixes,
-    score_batch,
     stack,
     token_step,
 )
@@ -236,16 +235,15 @@ def test_branches_together_are_branches_apart(tiny_llava: Backbone, features: Te
         assert together.traces[b].layers == apart.traces[0].layers
 
 
-def test_score_batch_and_generate_batch_equal_answer_branches(
-    tiny_llava: Backbone, features: Tensor
-) -> None:
+def test_answer_batch_equals_answer_branches(tiny_llava: Backbone, features: Tensor) -> None:
     branches = three(tiny_llava)
     step = last(tiny_llava, features, branches)
     items = [(features, branch.prompt, branch.relevance or None) for branch in branches]
-    scores = score_batch(tiny_llava, items, **STEERED)
+    scores = answer_batch(tiny_llava, items, **STEERED, max_new_tokens=6)
     assert np.abs(scores.p_yes - step.p_yes).max() < 1e-6
     assert np.abs(scores.p_no - step.p_no).max() < 1e-6
-    assert generate_batch(tiny_llava, items, **STEERED, max_new_tokens=6) == list(step.texts)
+    assert scores.texts == step.texts
+    assert answer_batch(tiny_llava, items, **STEERED).texts == ("",) * 3
     firsts = list(answer_branches(tiny_llava, features, branches, **STEERED, max_new_tokens=1))
     assert [tiny_llava.tokenizer.decode([i]).strip() for i in scores.next_id] == list(
         firsts[-1].texts
@@ -257,11 +255,10 @@ def test_prefixes_read_once_serve_every_setting(tiny_llava: Backbone, features: 
     cache = prefill_batch(tiny_llava, items)
     length = cache.get_seq_length()
     for settings in (STEERED, {"strength": 2.0, "layers": (0,), "rows": "question"}):
-        shared = score_batch(tiny_llava, items, **settings, cache=cache)
-        fresh = score_batch(tiny_llava, items, **settings)
+        shared = answer_batch(tiny_llava, items, **settings, cache=cache, max_new_tokens=4)
+        fresh = answer_batch(tiny_llava, items, **settings, max_new_tokens=4)
         assert np.array_equal(shared.p_yes, fresh.p_yes)
-        texts = generate_batch(tiny_llava, items, **settings, cache=cache, max_new_tokens=4)
-        assert texts == generate_batch(tiny_llava, items, **settings, max_new_tokens=4)
+        assert shared.texts == fresh.texts
     assert cache.get_seq_length() == length
 
 
@@ -274,7 +271,7 @@ def test_equal_prefixes_are_read_once(tiny_llava: Backbone, features: Tensor) ->
         other = features.clone()
         prompt = make(tiny_llava)
         items = [(features, prompt, None), (other, prompt, None), (features, prompt, LAMBDAS)]
-        scores = score_batch(tiny_llava, items, **STEERED)
+        scores = answer_batch(tiny_llava, items, **STEERED)
     finally:
         hook.remove()
     assert seen == [2, 3]
@@ -289,9 +286,9 @@ def test_rows_of_a_batch_keep_their_own_image_and_lambda(tiny_llava: Backbone) -
         (pictures[1], make(tiny_llava, REPORTS[:1], "Is it?"), (1.0,)),
         (pictures[2], make(tiny_llava, ()), None),
     ]
-    together = score_batch(tiny_llava, items, **STEERED, rows="question")
+    together = answer_batch(tiny_llava, items, **STEERED, rows="question")
     for b, item in enumerate(items):
-        apart = score_batch(tiny_llava, [item], **STEERED, rows="question")
+        apart = answer_batch(tiny_llava, [item], **STEERED, rows="question")
         assert together.p_yes[b] == pytest.approx(apart.p_yes[0], abs=1e-6)
         assert together.next_id[b] == apart.next_id[0]
 
@@ -334,10 +331,10 @@ def test_blocking_all_reports_everywhere_differs_from_not_having_read_them(
     prompt = make(tiny_llava)
     items = [(features, prompt, None)] * 3
     every = Block(layers=range(tiny_llava.layers), reports=((), (1, 2, 3), (3,)))
-    none, all_three, third = score_batch(
+    none, all_three, third = answer_batch(
         tiny_llava, items, strength=1.0, layers=(), block=every
     ).p_yes
-    plain = score_batch(tiny_llava, items[:1], strength=1.0, layers=()).p_yes[0]
+    plain = answer_batch(tiny_llava, items[:1], strength=1.0, layers=()).p_yes[0]
     assert none == pytest.approx(plain, abs=1e-6)
     assert len({round(float(p), 5) for p in (none, all_three, third)}) == 3
 
@@ -383,7 +380,7 @@ def test_each_row_stops_at_its_own_end(tiny_llava: Backbone, features: Tensor) -
     stopped = last(ending, features, branches, max_new_tokens=8)
     assert stopped.tokens[1] == [row[1] for row in rows].index(end)
     assert free.texts[1].startswith(stopped.texts[1])
-    assert generate_batch(ending, items, **STEERED, max_new_tokens=8) == list(stopped.texts)
+    assert answer_batch(ending, items, **STEERED, max_new_tokens=8).texts == stopped.texts
 
 
 def test_decoding_in_place_is_decoding_with_a_growing_cache(
@@ -574,7 +571,7 @@ def test_a_layer_that_does_not_exist_is_refused(tiny_llava: Backbone, features: 
     with pytest.raises(SettingsError, match="layers 0 to 2"):
         last(tiny_llava, features, branches, layers=(1, 3))
     with pytest.raises(SettingsError, match="layers 0 to 2"):
-        score_batch(
+        answer_batch(
             tiny_llava,
             [(features, branches[1].prompt, None)],
             strength=1.0,

@@ -16,9 +16,9 @@ from tiny_experiment import LEARNT, MADE_OF, PLAN, experiment, make_pipeline, ma
 from mrrag import experiment as module
 from mrrag.corpus import Case, Question
 from mrrag.errors import SettingsError
+from mrrag.evaluation import below_mean
 from mrrag.experiment import (
     ANSWERS,
-    below_mean,
     keys_of,
     pose,
     read_answers,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from mrrag.phantom.dicom import dicom_bytes, png_bytes
 from mrrag.phantom.render import render
 from mrrag.phantom.world import Study
 from mrrag.pipeline import Pipeline
+from mrrag.plan import ANSWER_TOKENS, PLAIN, Steer
 
 SIZE = 512
 
@@ -40,23 +42,15 @@ def choose(
 ) -> list[Sample]:
     """Pick one case for each behaviour worth showing; a behaviour not found is left out."""
     learnt = pipeline.learnt
-    plain, steered = (
-        (0.0, learnt.layers, learnt.rows),
-        (
-            learnt.strength,
-            learnt.layers,
-            learnt.rows,
-        ),
-    )
+    steered = Steer(learnt.strength, learnt.layers, learnt.rows)
+    ask = partial(run, pipeline, k=k, max_new_tokens=ANSWER_TOKENS)
     noise = k // 2
-    (off,) = run(pipeline, items, None, [plain], k=k, label="samples", ticker=ticker)
-    rag, ifa = run(
-        pipeline, items, learnt.weights, [plain, steered], k=k, label="samples", ticker=ticker
-    )
+    (off,) = ask(items, None, [PLAIN], label="samples", ticker=ticker)
+    rag, ifa = ask(items, learnt.weights, [PLAIN, steered], label="samples", ticker=ticker)
     # The page draws its noise with seed 0, so the same is done here, question by question.
     noisy_rag, noisy_ifa = (np.empty(len(items)) for _ in range(2))
     for i, item in enumerate(ticker(items, len(items), "samples with noise")):
-        pair = run(pipeline, [item], learnt.weights, [plain, steered], k=k, noise=noise, seed=0)
+        pair = ask([item], learnt.weights, [PLAIN, steered], noise=noise)
         noisy_rag[i], noisy_ifa[i] = pair[0].said[0], pair[1].said[0]
     gold = np.array([item.gold for item in items])
     yes = gold == 1

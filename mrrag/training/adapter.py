@@ -19,7 +19,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mrrag.backbone import score_batch
+from mrrag.backbone import answer_batch
 from mrrag.evaluation import Asked, Ticker, evidence_for, no_ticker, prompt_for
 from mrrag.pipeline import Pipeline
 from mrrag.plan import SINGLE
@@ -98,7 +98,7 @@ def score_candidates(
     for q, item in enumerate(ticker(items, len(items), "D_train")):
         pool = candidates(pipeline, item, rng)
         batch = [(item.features, prompt_for(pipeline, item, [r.document.report]), ()) for r in pool]
-        score = score_batch(pipeline.backbone, batch, strength=0.0, layers=())
+        score = answer_batch(pipeline.backbone, batch, strength=0.0, layers=())
         right = score.p_yes if item.gold else score.p_no
         confidence_QN[q, : len(pool)] = right / (score.p_yes + score.p_no)
         cosines_QN3[q, : len(pool)] = [r.cosines for r in pool]

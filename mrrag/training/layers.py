@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrrag.backbone import prefill_batch, score_batch
+from mrrag.backbone import answer_batch, prefill_batch
 from mrrag.evaluation import BATCH, Asked, Ticker, evidence_for, no_ticker, prompt_for, run
 from mrrag.metrics import Answers
 from mrrag.pipeline import Pipeline
+from mrrag.plan import PLAIN, Steer
 from mrrag.steering import Block
 from mrrag.types import Weights
 
@@ -64,12 +65,12 @@ def sweep_layers(
             batch.append((item.features, prompt_for(pipeline, item, reports), ()))
         cache = prefill_batch(pipeline.backbone, batch)
         gold = np.array([item.gold for item in chunk])
-        whole = score_batch(pipeline.backbone, batch, strength=0.0, layers=(), cache=cache)
+        whole = answer_batch(pipeline.backbone, batch, strength=0.0, layers=(), cache=cache)
         p_right = np.where(gold == 1, whole.p_yes, whole.p_no)
         right = (whole.p_yes > whole.p_no) == (gold == 1)
         for layer in range(layers):
             around = range(max(0, layer - half), min(layers, layer + half + 1))
-            cut = score_batch(
+            cut = answer_batch(
                 pipeline.backbone,
                 batch,
                 strength=0.0,
@@ -109,23 +110,22 @@ def try_steering(
     ticker: Ticker = no_ticker,
 ) -> list[Trial]:
     """Right answers gained over plain RAG, for each steering and each number of noise reports."""
-    settings = [
-        (strength, layers, rows)
+    steers = [
+        Steer(strength, layers, rows)
         for layers in layer_sets
         for strength in STRENGTHS
         for rows in ("question", "question+cue")
     ]
     gold: Answers = np.array([item.gold for item in items], dtype=np.int8)
-    gains: list[list[int]] = [[] for _ in settings]
+    gains: list[list[int]] = [[] for _ in steers]
     for drawn in noise:
         plain, *steered = run(
             pipeline,
             items,
             weights,
-            [(0.0, (), "question"), *settings],
+            [PLAIN, *steers],
             k=k,
             noise=drawn,
-            write=False,
             label=f"steering, {drawn} of {k} irrelevant",
             ticker=ticker,
         )
@@ -133,6 +133,6 @@ def try_steering(
         for row, outcome in zip(gains, steered, strict=True):
             row.append(int(np.sum(outcome.said == gold)) - base)
     return [
-        Trial(layers, strength, rows, tuple(row))
-        for (strength, layers, rows), row in zip(settings, gains, strict=True)
+        Trial(steer.layers, steer.strength, steer.rows, tuple(row))
+        for steer, row in zip(steers, gains, strict=True)
     ]

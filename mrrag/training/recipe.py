@@ -24,6 +24,7 @@ from mrrag.encoders import BiTower, load_bitower, pixels_of
 from mrrag.evaluation import Asked, Ticker, read_questions_of, run
 from mrrag.phantom.report import TOPICS
 from mrrag.pipeline import Pipeline, load_pipeline
+from mrrag.plan import PLAIN
 from mrrag.prompt import REPORTS_HEADING
 from mrrag.training.adapter import (
     NEGATIVES,
@@ -212,10 +213,7 @@ def accuracy_with(
     pipeline: Pipeline, items: list[Asked], weights: Weights, k: int, label: str, ticker: Ticker
 ) -> float:
     """Accuracy of plain RAG with the reports that these weights retrieve."""
-    plain = (0.0, (), "question")
-    (outcome,) = run(
-        pipeline, items, weights, [plain], k=k, write=False, label=label, ticker=ticker
-    )
+    (outcome,) = run(pipeline, items, weights, [PLAIN], k=k, label=label, ticker=ticker)
     return float(np.mean(outcome.said == np.array([item.gold for item in items])))
 
 
