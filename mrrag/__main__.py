@@ -580,17 +580,39 @@ def train_model(args: argparse.Namespace) -> None:
 
 
 def train_adapter(args: argparse.Namespace) -> None:
-    """Learn α, β, γ on the training split."""
-    from mrrag.training.recipe import make_adapter
+    """Learn α, β, γ for a model on a knowledge base, from training questions."""
+    from mrrag.training.learn import learn_weights
 
-    print(json.dumps(make_adapter(args.data, args.runs, args.assets, args.questions, ticker)))
+    print(learnt_from(args, "adapter", learn_weights))
 
 
 def find_layers(args: argparse.Namespace) -> None:
-    """Find the critical layers, and IFA's strength, on the validation split."""
-    from mrrag.training.recipe import make_layers
+    """Find a model's critical layers, and IFA's strength, with validation questions."""
+    from mrrag.training.learn import learn_layers
 
-    print(json.dumps(make_layers(args.data, args.runs, args.assets, args.questions, ticker)))
+    print(learnt_from(args, "layers", learn_layers, window=args.window, stride=args.stride))
+
+
+def learnt_from(
+    args: argparse.Namespace, step: str, learn: Callable[..., str], **options: int
+) -> str:
+    """Learn from the data set that the options name; what came of it, in words."""
+    from mrrag.corpus import read_corpus
+    from mrrag.learnt import learnt_path
+    from mrrag.training.learn import lessons_of
+    from mrrag.training.recipe import bundled_pipeline
+
+    path = learnt_path(args.model, args.kb, args.assets)
+    bundled = path.parent == args.assets
+    pipeline = bundled_pipeline(args.assets) if bundled else chosen_pipeline(args)
+    read = read_corpus(args.data, args.layout, images=args.images)
+    lessons = lessons_of(read, pipeline.knowledge_base)
+    for reason, count in lessons.left_out.items():
+        print(f"left out: {count} questions {reason}", file=sys.stderr)
+    folder = args.runs / (step if bundled else f"{step}-{path.parent.name}")
+    asked = {"model": args.model, "questions": args.questions, "k": args.k}
+    said = learn(pipeline, lessons, folder, path, **asked, **options, ticker=ticker)
+    return f"{said}\nWritten to {path}; plots and figures are in {folder}."
 
 
 def samples(args: argparse.Namespace) -> None:
@@ -638,6 +660,13 @@ def parser() -> argparse.ArgumentParser:
         )
         return sub
 
+    def reading(sub: argparse._ActionsContainer, required: bool = True, help: str = "") -> None:
+        sub.add_argument(
+            "--data", type=Path, required=required, help=help or "a data set, in any layout"
+        )
+        sub.add_argument("--layout", help="which layout it has (default: found on disk)")
+        sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
+
     sub = asking("ask", ask)
     sub.add_argument("image", type=Path, help="a DICOM, PNG or JPEG file")
     sub.add_argument("question", nargs="?")
@@ -657,11 +686,7 @@ def parser() -> argparse.ArgumentParser:
     from mrrag.plan import ABLATIONS, ANSWER_TOKENS, SHARES, WAYS
 
     sub = asking("evaluate", evaluate)
-    sub.add_argument(
-        "--data", type=Path, help="a data set or VQA file (default: the bundled world)"
-    )
-    sub.add_argument("--layout", help="which layout it has (default: found on disk)")
-    sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
+    reading(sub, required=False, help="a data set or VQA file (default: the bundled world)")
     sub.add_argument("--split", help='"all" or one (default: test where there is one, else all)')
     sub.add_argument("--questions", type=int, default=4000, help="at most so many (%(default)s)")
     sub.add_argument("--k", type=int, nargs="+", default=[8], help="how many reports (%(default)s)")
@@ -757,10 +782,8 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--image-size", type=int, default=224, help="px (%(default)s)")
     own.add_argument("--text-tokens", type=int, default=256, help="at most (%(default)s)")
     sub = command("index", index)
-    sub.add_argument("--data", type=Path, required=True, help="a data set, in any layout")
+    reading(sub)
     sub.add_argument("--kb", type=Path, help="where to (default: the bundled one, by its recipe)")
-    sub.add_argument("--layout", help="which layout it has (default: found on disk)")
-    sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
     sub.add_argument("--vqa", action="store_true", help="let questions stand in for reports")
     sub.add_argument("--split", help='"all" or one (default: train where there is one, else all)')
     sub.add_argument(
@@ -781,8 +804,21 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--vision-steps", type=int, default=1000)
     sub.add_argument("--reading-steps", type=int, default=1000)
     sub.add_argument("--weighing-steps", type=int, default=700)
-    learning("train-adapter", train_adapter).add_argument("--questions", type=int, default=1500)
-    learning("find-layers", find_layers).add_argument("--questions", type=int, default=1000)
+
+    def of_own(name: str, run: Callable[[argparse.Namespace], None], questions: int) -> Any:
+        sub = asking(name, run)
+        reading(sub)
+        sub.add_argument(
+            "--runs", type=Path, default=ROOT / "runs", help="the run's folder is here"
+        )
+        sub.add_argument("--questions", type=int, default=questions, help="at most (%(default)s)")
+        sub.add_argument("--k", type=int, default=8, help="reports that are read (%(default)s)")
+        return sub
+
+    of_own("train-adapter", train_adapter, 1500)
+    sub = of_own("find-layers", find_layers, 1000)
+    sub.add_argument("--window", type=int, default=1, help="layers blocked together (%(default)s)")
+    sub.add_argument("--stride", type=int, default=1, help="from window to window (%(default)s)")
     sub = learning("samples", samples)
     sub.add_argument("--directory", type=Path, default=ROOT / "sample_cases")
     sub.add_argument("--questions", type=int, default=600)

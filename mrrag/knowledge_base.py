@@ -58,6 +58,7 @@ from mrrag.encoders import (
 )
 from mrrag.errors import ImageError, KnowledgeBaseError, ModelError
 from mrrag.images import load_image, thumbnail
+from mrrag.learnt import FILE as LEARNT
 from mrrag.types import Document, FloatArray, Image
 
 __all__ = ["KnowledgeBase", "build_knowledge_base", "build_share", "load_encoder_of"]
@@ -439,6 +440,8 @@ def build_knowledge_base(
             raise
         finally:
             draft.abandon()
+        if update and (directory / LEARNT).is_file():
+            shutil.copy2(directory / LEARNT, hidden / LEARNT)
         _put_in_place(hidden, directory)
     for name in (PLAN, JOURNAL, ROWS, STAMP_ROWS):
         (directory / name).unlink(missing_ok=True)
@@ -497,6 +500,8 @@ def build_share(
     wait()
     if number:
         return None
+    if update and (directory / LEARNT).is_file():
+        shutil.copy2(directory / LEARNT, shares / LEARNT)
     built = build_knowledge_base(
         directory,
         cases,
@@ -506,6 +511,8 @@ def build_share(
         parts=places,
         **settings,
     )
+    if (shares / LEARNT).is_file():
+        os.replace(shares / LEARNT, directory / LEARNT)
     shutil.rmtree(shares)
     return built
 

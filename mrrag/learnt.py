@@ -5,12 +5,14 @@ Read without torch, since the page shows it before the model is there.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass, field, replace
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from mrrag.errors import ModelError
+from mrrag.errors import ModelError, SettingsError
 from mrrag.types import BUNDLED, Weights
 
 FILE = "learnt.json"
@@ -19,17 +21,25 @@ ALIKE = Weights(1 / 3, 1 / 3, 1 / 3)
 
 @dataclass(frozen=True)
 class Learnt:
-    """What was learnt for a checkpoint and knowledge base, with where it came from.
+    """What was learnt for a checkpoint and knowledge base.
 
-    ``intervals`` are 95 % intervals of α, β and γ; empty where they were not learnt.
+    Attributes
+    ----------
+    model : str
+        The name of the model whose layers these are.
+    intervals : tuple
+        95 % intervals of α, β and γ; empty where they were not learnt.
+    studies : frozenset of str
+        :func:`study_digest` of every study from whose questions any of it was learnt.
     """
 
     weights: Weights
     layers: tuple[int, ...]
     strength: float
-    rows: Literal["question", "question+cue"]
-    provenance: dict[str, str] = field(default_factory=dict)
+    rows: str
+    model: str = BUNDLED
     intervals: tuple[tuple[float, float], ...] = ()
+    studies: frozenset[str] = frozenset()
 
 
 def load_learnt(path: Path) -> Learnt:
@@ -41,10 +51,15 @@ def load_learnt(path: Path) -> Learnt:
             layers=tuple(stored["layers"]),
             strength=float(stored["strength"]),
             rows=stored["rows"],
-            provenance=stored.get("provenance", {}),
+            model=str(stored.get("model", BUNDLED)),
             intervals=tuple(
                 (float(low), float(high))
                 for low, high in stored.get("adapter", {}).get("intervals", ())
+            ),
+            studies=frozenset(
+                digest
+                for part in ("adapter", "sweep")
+                for digest in stored.get(part, {}).get("studies", ())
             ),
         )
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -55,13 +70,64 @@ def load_learnt(path: Path) -> Learnt:
         ) from None
 
 
+def study_digest(study: str) -> str:
+    """By which a study that was learnt from is known again, without naming it."""
+    return hashlib.sha256(study.encode()).hexdigest()[:12]
+
+
+def learnt_path(model: str, knowledge_base: Path | None, assets: Path) -> Path:
+    """Where what is learnt for a model on a knowledge base is kept.
+
+    Raises
+    ------
+    SettingsError
+        For another model on the bundled knowledge base, whose file is the bundled model's.
+    """
+    own = _own(knowledge_base, assets)
+    if own is not None:
+        return own / FILE
+    if model != BUNDLED:
+        raise SettingsError(
+            "What is learnt for another model is kept with a knowledge base of its own: build "
+            "one with `python -m mrrag index`, and name it with --kb."
+        )
+    return assets / FILE
+
+
+def write_learnt(path: Path, learnt: Learnt, *, model: str, **found: Mapping[str, object]) -> None:
+    """Write what is used, and beside it how it was found; all at once.
+
+    Parameters
+    ----------
+    found
+        ``adapter`` or ``sweep``. The other one stays as it is, the sweep only where it is
+        of the same model.
+    """
+    stored: dict[str, object] = {}
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored.get("model", BUNDLED) != model:
+        stored.pop("sweep", None)
+    used = {
+        "model": model,
+        "weights": asdict(learnt.weights),
+        "layers": learnt.layers,
+        "strength": learnt.strength,
+        "rows": learnt.rows,
+    }
+    text = json.dumps(stored | used | found, indent=2) + "\n"
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
 def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
     """What is known for a model on a knowledge base; nothing that is not known is guessed.
 
     α, β and γ go with the knowledge base, the critical layers with the model. A knowledge
-    base of one's own may hold a ``learnt.json`` for both. Without one, the three pairs
-    count alike; a model whose layers were never searched for has none, so that IFA acts
-    nowhere until layers are chosen.
+    base of one's own may hold a ``learnt.json`` for both (:func:`write_learnt`). Without
+    one, the three pairs count alike; a model whose layers were never searched for has none,
+    so that IFA acts nowhere until layers are chosen.
 
     Parameters
     ----------
@@ -70,13 +136,22 @@ def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
     knowledge_base
         Its folder; None for the bundled one.
     """
-    bundled = (assets / "knowledge_base").resolve()
-    own = knowledge_base if knowledge_base and knowledge_base.resolve() != bundled else None
-    if own is not None and (own / FILE).is_file():
-        return load_learnt(own / FILE)
+    own = _own(knowledge_base, assets)
     learnt = load_learnt(assets / FILE)
     if own is not None:
-        learnt = replace(learnt, weights=ALIKE, intervals=())
+        learnt = replace(learnt, weights=ALIKE, intervals=(), studies=frozenset())
+        if (own / FILE).is_file():
+            known = load_learnt(own / FILE)
+            if known.model == model:
+                return known
+            learnt = replace(
+                learnt, weights=known.weights, intervals=known.intervals, studies=known.studies
+            )
     if model != BUNDLED:
         learnt = replace(learnt, layers=(), strength=1.0, rows="question")
     return learnt
+
+
+def _own(knowledge_base: Path | None, assets: Path) -> Path | None:
+    bundled = (assets / "knowledge_base").resolve()
+    return knowledge_base if knowledge_base and knowledge_base.resolve() != bundled else None

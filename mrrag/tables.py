@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mrrag.experiment import Given, Posed, Questions, keys_of
 from mrrag.findings import FINDINGS, named, stance
 from mrrag.knowledge_base import KnowledgeBase
-from mrrag.learnt import Learnt
+from mrrag.learnt import Learnt, study_digest
 from mrrag.metrics import Answers, bootstrap, mcnemar, parse_yes_no, scores
 from mrrag.plan import SINGLE, Cell, Plan, Reading, Steer
 
@@ -123,7 +123,7 @@ def tables(
         "ablations": ablations,
         "retrieval": retrieval_figures(base, posed, given),
         "skipped": dict(questions.skipped),
-        "leakage": leakage(base, posed),
+        "leakage": leakage(base, posed, learnt),
         "weights": asdict(learnt.weights),
         "layers": list(learnt.layers),
         "strength": learnt.strength,
@@ -231,8 +231,8 @@ def retrieval_figures(
     return rows
 
 
-def leakage(base: KnowledgeBase, posed: Sequence[Posed]) -> dict[str, Any]:
-    """What was kept from being retrieved, and how much there was to keep."""
+def leakage(base: KnowledgeBase, posed: Sequence[Posed], learnt: Learnt) -> dict[str, Any]:
+    """What was kept from being retrieved, how much there was to keep, and what was learnt from."""
     patients = {p.case.document.patient for p in posed}
     studies = {p.case.document.study for p in posed}
     held = [base.document(i) for i in base.positions(patients=patients, studies=studies)]
@@ -243,6 +243,9 @@ def leakage(base: KnowledgeBase, posed: Sequence[Posed]) -> dict[str, Any]:
             p.case.document.patient in both[0] or p.case.document.study in both[1] for p in posed
         ),
         "documents_excluded": len(held),
+        "questions_learnt_from": sum(
+            study_digest(p.case.document.study) in learnt.studies for p in posed
+        ),
     }
 
 
@@ -344,9 +347,15 @@ def text(result: Mapping[str, Any]) -> str:
 
 
 def leakage_text(leak: Mapping[str, Any]) -> str:
-    """The rule against leakage, with what it excluded."""
+    """The rule against leakage, with what it excluded, and what is no fair question."""
     excluded, asked = leak["documents_excluded"], leak["questions_with_documents_excluded"]
-    return f"{leak['rule']}: {excluded} documents excluded, for {asked} of the questions"
+    text = f"{leak['rule']}: {excluded} documents excluded, for {asked} of the questions"
+    if seen := leak["questions_learnt_from"]:
+        text += (
+            f". {seen} of the questions are about studies from which α, β, γ, the layers or the "
+            "strength were learnt: these figures flatter MCR and IFA"
+        )
+    return text
 
 
 def name_of(method: str) -> str:

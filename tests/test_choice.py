@@ -110,6 +110,7 @@ def test_layers_are_never_guessed_for_another_model(tmp_path: Path) -> None:
     (tmp_path / "learnt.json").write_text(
         json.dumps(
             {
+                "model": LLAVA_MED,
                 "weights": {"alpha": 0.5, "beta": 0.25, "gamma": 0.25},
                 "layers": [14, 15],
                 "strength": 0.5,

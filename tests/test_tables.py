@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from statsmodels.stats.contingency_tables import mcnemar
 from mrrag.corpus import Case, Question
 from mrrag.experiment import Given, Posed, Questions, keys_of
 from mrrag.experiment_report import report_html
-from mrrag.learnt import Learnt
+from mrrag.learnt import Learnt, study_digest
 from mrrag.metrics import UNPARSED, parse_yes_no
 from mrrag.plan import ABLATIONS, Plan, cells_of
 from mrrag.tables import (
     asked_finding,
+    leakage,
+    leakage_text,
     metric_rows,
     retrieval_figures,
     tables,
@@ -160,6 +163,16 @@ def test_what_was_kept_from_leaking_is_said(made: Any) -> None:
     assert result["leakage"]["documents_excluded"] == 1
     assert result["leakage"]["questions_with_documents_excluded"] == 1
     assert "never retrieved: 1 documents excluded, for 1 of the questions" in text(result)
+    assert "flatter" not in text(result)
+
+
+def test_questions_about_studies_that_were_learnt_from_are_counted_aloud() -> None:
+    base: Any = Base()
+    asked = [posed(0, 1), posed(1, 0), posed(2, 1)]
+    seen = study_digest(asked[1].case.document.study)
+    said = leakage(base, asked, replace(LEARNT, studies=frozenset({seen})))
+    assert said["questions_learnt_from"] == 1
+    assert "1 of the questions are about studies from which" in leakage_text(said)
 
 
 def test_the_text_holds_every_table(made: Any) -> None:

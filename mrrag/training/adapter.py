@@ -13,11 +13,14 @@ ratios matter to ranking and to IFA: the weights are stored with |α| + |β| + |
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
 
 from mrrag.backbone import answer_batch
 from mrrag.evaluation import Asked, Ticker, evidence_for, no_ticker, prompt_for
@@ -29,6 +32,7 @@ from mrrag.types import Retrieved, Weights
 # Candidates: so many from the top of each similarity and of their equal mix, and at random.
 POOL_EACH = 8
 POOL_RANDOM = 16
+KEPT_TOGETHER = 16  # questions whose scores are written at once
 # m, on which the paper is silent, is chosen among these on the validation split. With few, the
 # negatives are only those that mislead, and what misleads names the finding asked about, as
 # what helps does: γ is then punished for it. With many, topic is most of what is learnt.
@@ -66,43 +70,85 @@ class Adapter:
     questions: int
 
 
-def candidates(pipeline: Pipeline, item: Asked, rng: np.random.Generator) -> list[Retrieved]:
-    """Documents worth scoring: the top of each similarity and of their mix, some at random."""
+def candidates(pipeline: Pipeline, item: Asked, seed: int) -> list[Retrieved]:
+    """Documents worth scoring: the top of each similarity and of their mix, some at random.
+
+    Of a knowledge base with few documents, as many as it has.
+    """
+    document, base = item.case.document, pipeline.knowledge_base
+    own = base.positions(patients={document.patient}, studies={document.study})
+    each = min(POOL_EACH, len(base) - len(own))
     found: dict[str, Retrieved] = {}
-    for weights in (*SINGLE.values(), Weights(1.0, 1.0, 1.0)):
-        for r in evidence_for(pipeline, item, weights, POOL_EACH):
+    for weights in (*SINGLE.values(), Weights(1.0, 1.0, 1.0)) if each else ():
+        for r in evidence_for(pipeline, item, weights, each):
             found.setdefault(r.document.id, r)
-    document = item.case.document
+    count = min(POOL_RANDOM, (len(base) - len(own) - len(found)) // 2)
+    if not count:
+        return list(found.values())
     drawn = retrieve(
-        pipeline.knowledge_base,
+        base,
         item.vectors,
         Weights(1.0, 1.0, 1.0),
-        POOL_RANDOM,
+        count,
         exclude_patients={document.patient},
         exclude_studies={document.study},
         exclude_ids=set(found),
-        noise=POOL_RANDOM,
-        seed=int(rng.integers(2**31)),
+        noise=count,
+        seed=seed,
     )
     return [*found.values(), *drawn]
 
 
 def score_candidates(
-    pipeline: Pipeline, items: Sequence[Asked], *, seed: int = 0, ticker: Ticker = no_ticker
+    pipeline: Pipeline,
+    items: Sequence[Asked],
+    folder: Path,
+    *,
+    seed: int = 0,
+    ticker: Ticker = no_ticker,
 ) -> Candidates:
-    """Score every candidate of every question by the model's confidence with it alone."""
+    """Score every candidate of every question by the model's confidence with it alone.
+
+    What was scored is kept in ``folder``, which is for these questions, model and knowledge
+    base: a run that was stopped goes on from there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
+    seeds = [int(rng.integers(2**31)) for _ in items]
+    starts = range(0, len(items), KEPT_TOGETHER)
+    parts = []
+    for start in ticker(starts, len(starts), "D_train"):
+        path = folder / f"{start}.safetensors"
+        if not path.exists():
+            rows = slice(start, start + KEPT_TOGETHER)
+            whole = path.with_suffix(".part")
+            save_file(_scored(pipeline, items[rows], seeds[rows]), whole)
+            os.replace(whole, path)
+        parts.append(load_file(path))
+    return Candidates(
+        np.concatenate([part["cosines"] for part in parts]),
+        np.concatenate([part["confidence"] for part in parts]),
+    )
+
+
+def _scored(
+    pipeline: Pipeline, items: Sequence[Asked], seeds: Sequence[int]
+) -> dict[str, npt.NDArray[np.float64]]:
     width = (len(SINGLE) + 1) * POOL_EACH + POOL_RANDOM
     cosines_QN3 = np.full((len(items), width, 3), np.nan)
     confidence_QN = np.full((len(items), width), np.nan)
-    for q, item in enumerate(ticker(items, len(items), "D_train")):
-        pool = candidates(pipeline, item, rng)
+    for q, (item, seed) in enumerate(zip(items, seeds, strict=True)):
+        pool = candidates(pipeline, item, seed)
         batch = [(item.features, prompt_for(pipeline, item, [r.document.report]), ()) for r in pool]
         score = answer_batch(pipeline.backbone, batch, strength=0.0, layers=())
         right = score.p_yes if item.gold else score.p_no
-        confidence_QN[q, : len(pool)] = right / (score.p_yes + score.p_no)
+        both = score.p_yes + score.p_no
+        # Where the model says neither, the document is of no use.
+        confidence_QN[q, : len(pool)] = np.divide(
+            right, both, out=np.zeros_like(both), where=both > 0
+        )
         cosines_QN3[q, : len(pool)] = [r.cosines for r in pool]
-    return Candidates(cosines_QN3, confidence_QN)
+    return {"cosines": cosines_QN3, "confidence": confidence_QN}
 
 
 def build_training_set(scored: Candidates, negatives: int) -> TrainingSet:

@@ -9,17 +9,18 @@ here ever sees held-out questions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mrrag.backbone import answer_batch, prefill_batch
+from mrrag.errors import SettingsError
 from mrrag.evaluation import BATCH, Asked, Ticker, evidence_for, no_ticker, prompt_for, run
 from mrrag.metrics import Answers
 from mrrag.pipeline import Pipeline
 from mrrag.plan import PLAIN, Steer
-from mrrag.steering import Block
+from mrrag.steering import ROWS, Block
 from mrrag.types import Weights
 
 STRENGTHS = (0.1, 0.25, 0.5, 1.0)
@@ -27,21 +28,32 @@ STRENGTHS = (0.1, 0.25, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Sweep:
-    """The mean relative drop of P(right answer) per centre layer, and its standard error."""
+    """The mean relative drop of P(right answer), and its standard error, by blocked window.
 
+    ``centres`` are the windows' middle layers, ``layers`` how many the model has.
+    """
+
+    centres: tuple[int, ...]
     drops: tuple[float, ...]
     errors: tuple[float, ...]
     window: int
+    layers: int
     questions: int
 
+    def blocked(self, n: int) -> range:
+        """The layers of the n-th window."""
+        start = self.centres[n] - self.window // 2
+        return range(max(0, start), min(self.layers, start + self.window))
+
+    def within(self, numbers: Iterable[int]) -> tuple[int, ...]:
+        """The layers of these windows, ascending."""
+        return tuple(sorted({layer for n in numbers for layer in self.blocked(n)}))
+
     def critical(self, share: float = 0.5) -> tuple[int, ...]:
-        """Layers whose drop is at least ``share`` of the largest and above two errors."""
-        top = max(self.drops)
-        return tuple(
-            layer
-            for layer, (drop, error) in enumerate(zip(self.drops, self.errors, strict=True))
-            if drop >= share * top and drop > 2 * error
-        )
+        """Layers of the windows whose drop is ``share`` of the largest and above two errors."""
+        least = share * max(self.drops)
+        pairs = enumerate(zip(self.drops, self.errors, strict=True))
+        return self.within(n for n, (drop, err) in pairs if drop >= least and drop > 2 * err)
 
 
 def sweep_layers(
@@ -51,12 +63,25 @@ def sweep_layers(
     *,
     k: int,
     window: int = 1,
+    stride: int = 1,
     ticker: Ticker = no_ticker,
 ) -> Sweep:
-    """Block Reports→Question around each layer in turn."""
+    """Block Reports→Question in ``window`` layers around every ``stride``-th layer in turn.
+
+    Raises
+    ------
+    SettingsError
+        Where the window or the stride does not fit the model.
+    """
     layers = pipeline.backbone.layers
-    half = window // 2
-    relative: list[list[float]] = [[] for _ in range(layers)]
+    if not (1 <= window <= layers and 1 <= stride <= layers):
+        raise SettingsError(
+            f"A window of {window} and a stride of {stride} were asked for; this model has "
+            f"{layers} layers. Choose from 1 to {layers} for each."
+        )
+    centres = tuple(range(0, layers, stride))
+    sweep = Sweep(centres, (), (), window, layers, 0)
+    relative: list[list[float]] = [[] for _ in centres]
     chunks = [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
     for chunk in ticker(chunks, len(chunks), "blocking"):
         batch = []
@@ -68,24 +93,28 @@ def sweep_layers(
         whole = answer_batch(pipeline.backbone, batch, strength=0.0, layers=(), cache=cache)
         p_right = np.where(gold == 1, whole.p_yes, whole.p_no)
         right = (whole.p_yes > whole.p_no) == (gold == 1)
-        for layer in range(layers):
-            around = range(max(0, layer - half), min(layers, layer + half + 1))
+        for n in range(len(centres)):
             cut = answer_batch(
                 pipeline.backbone,
                 batch,
                 strength=0.0,
                 layers=(),
-                block=Block(layers=tuple(around)),
+                block=Block(layers=sweep.blocked(n)),
                 cache=cache,
             )
             p_cut = np.where(gold == 1, cut.p_yes, cut.p_no)
-            relative[layer] += list(((p_right - p_cut) / p_right)[right])
-    counts = [len(r) for r in relative]
-    return Sweep(
-        tuple(float(np.mean(r)) for r in relative),
-        tuple(float(np.std(r) / np.sqrt(len(r))) for r in relative),
-        window,
-        counts[0],
+            relative[n] += list(((p_right - p_cut) / p_right)[right])
+    answered = len(relative[0])
+    if not answered:
+        raise SettingsError(
+            f"Plain RAG answers none of these {len(items)} questions rightly, so no drop can be "
+            "measured. Ask more questions, or others."
+        )
+    return replace(
+        sweep,
+        drops=tuple(float(np.mean(r)) for r in relative),
+        errors=tuple(float(np.std(r) / np.sqrt(answered)) for r in relative),
+        questions=answered,
     )
 
 
@@ -114,7 +143,7 @@ def try_steering(
         Steer(strength, layers, rows)
         for layers in layer_sets
         for strength in STRENGTHS
-        for rows in ("question", "question+cue")
+        for rows in ROWS
     ]
     gold: Answers = np.array([item.gold for item in items], dtype=np.int8)
     gains: list[list[int]] = [[] for _ in steers]

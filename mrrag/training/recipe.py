@@ -1,15 +1,14 @@
 """The recipe of the bundled model, step by step; each step is one command and resumes.
 
-tokenizer → retriever → (knowledge base) → model: tower, reading, weighing → adapter →
-critical layers. A step that is finished is not done again: delete its run folder to
-have it so.
+tokenizer → retriever → (knowledge base) → model: tower, reading, weighing; then what is
+learnt for any model on any knowledge base (:mod:`mrrag.training.learn`). A step that is
+finished is not done again: delete its run folder to have it so.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -21,27 +20,18 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from mrrag.encoders import BiTower, load_bitower, pixels_of
-from mrrag.evaluation import Asked, Ticker, read_questions_of, run
+from mrrag.evaluation import Asked, Ticker, read_questions_of
+from mrrag.learnt import ALIKE, Learnt, write_learnt
 from mrrag.phantom.report import TOPICS
 from mrrag.pipeline import Pipeline, load_pipeline
-from mrrag.plan import PLAIN
 from mrrag.prompt import REPORTS_HEADING
-from mrrag.training.adapter import (
-    NEGATIVES,
-    Candidates,
-    build_training_set,
-    score_candidates,
-    train_adapter,
-    uncertainty,
-)
-from mrrag.training.data import DataSet, cached_pixels, describe, read_data_set
-from mrrag.training.layers import sweep_layers, try_steering
+from mrrag.training.data import DataSet, cached_pixels, describe
 from mrrag.training.llava import Vectors, build_llava, train_reading, train_weighing
 from mrrag.training.loop import record_run
 from mrrag.training.retriever import build_tower, train_retriever
 from mrrag.training.tokenizer import train_tokenizer
 from mrrag.training.vision import labels_of, model_pixels, patch_features, train_vision
-from mrrag.types import Weights
+from mrrag.types import BUNDLED
 
 logger = logging.getLogger(__name__)
 
@@ -209,121 +199,6 @@ def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
 
 
-def accuracy_with(
-    pipeline: Pipeline, items: list[Asked], weights: Weights, k: int, label: str, ticker: Ticker
-) -> float:
-    """Accuracy of plain RAG with the reports that these weights retrieve."""
-    (outcome,) = run(pipeline, items, weights, [PLAIN], k=k, label=label, ticker=ticker)
-    return float(np.mean(outcome.said == np.array([item.gold for item in items])))
-
-
-def make_adapter(
-    data_directory: Path, runs: Path, assets: Path, questions: int, ticker: Ticker, k: int = 8
-) -> dict[str, object]:
-    """Learn α, β, γ on training questions about cases outside the knowledge base.
-
-    The number of negatives is the one with which plain RAG is best on validation questions.
-    """
-    data = read_data_set(data_directory)
-    pipeline = _pipeline(assets)
-    outside = data.rows("train")[len(knowledge_base_rows(data)) :]
-    made_of = (pipeline.backbone.fingerprint, pipeline.knowledge_base.fingerprint)
-    kept = runs / "adapter" / f"d_train-{made_of[0][:8]}-{made_of[1][:8]}-{questions}.safetensors"
-    if not kept.exists():
-        items = asked_of(pipeline, data, outside, questions, ticker)
-        scored = score_candidates(pipeline, items, ticker=ticker)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            "cosines": torch.from_numpy(scored.cosines_QN3),
-            "confidence": torch.from_numpy(scored.confidence_QN),
-        }
-        save_file(tensors, kept)
-    stored = load_file(kept)
-    scored = Candidates(stored["cosines"].numpy(), stored["confidence"].numpy())
-    held_out = asked_of(pipeline, data, data.rows("validation"), questions, ticker)
-    adapters = {m: train_adapter(build_training_set(scored, m)) for m in NEGATIVES}
-    accuracies = {
-        m: accuracy_with(pipeline, held_out, adapter.weights, k, f"m = {m}", ticker)
-        for m, adapter in adapters.items()
-    }
-    best = max(accuracies, key=lambda m: accuracies[m])
-    adapter = adapters[best]
-    learnt = _read_learnt(assets)
-    learnt["weights"] = asdict(adapter.weights)
-    learnt["adapter"] = asdict(adapter) | {
-        "split": "train",
-        "positives": "the document with which the model is most confident of the right answer",
-        "negatives": best,
-        "trials": [
-            {"negatives": m, "weights": asdict(adapters[m].weights), "validation_accuracy": a}
-            for m, a in accuracies.items()
-        ],
-        "validation_questions": len(held_out),
-        "model": made_of[0],
-        "knowledge_base": made_of[1],
-    }
-    _write_learnt(assets, learnt)
-    rows = []
-    for m, a in adapters.items():
-        row = {"negatives": m, "validation_accuracy": accuracies[m]} | asdict(a.weights)
-        for name, (low, high) in zip(asdict(a.weights), a.intervals, strict=True):
-            row |= {f"{name}_low": low, f"{name}_high": high, f"{name}_half": (high - low) / 2}
-        rows.append(row | {"loss": a.loss, "validation_loss": a.validation_loss})
-    record_run(
-        runs / "adapter",
-        config={"questions": questions, "k": k, "model": made_of[0], "knowledge_base": made_of[1]},
-        seed=0,
-        data=describe(data),
-        rows=rows,
-        x="negatives",
-        lines=("alpha", "beta", "gamma", "validation_accuracy"),
-        errors={name: f"{name}_half" for name in ("alpha", "beta", "gamma")},
-    )
-    logger.info("%s", uncertainty(adapter))
-    return asdict(adapter)
-
-
-def make_layers(
-    data_directory: Path, runs: Path, assets: Path, questions: int, ticker: Ticker, k: int = 8
-) -> dict[str, object]:
-    """Sweep the layers and choose IFA's setting, both on validation questions."""
-    data = read_data_set(data_directory)
-    pipeline = _pipeline(assets)
-    items = asked_of(pipeline, data, data.rows("validation"), questions, ticker)
-    weights = pipeline.learnt.weights
-    sweep = sweep_layers(pipeline, items, weights, k=k, ticker=ticker)
-    critical = sweep.critical()
-    order = sorted(range(len(sweep.drops)), key=lambda layer: -sweep.drops[layer])
-    sets = sorted({tuple(sorted(order[:n])) for n in (1, 2)} | {critical})
-    noise = (0, k // 4, k // 2, 3 * k // 4)
-    trials = try_steering(pipeline, items, weights, sets, k=k, noise=noise, ticker=ticker)
-    best = max(trials, key=lambda t: sum(t.gains))
-    learnt = _read_learnt(assets)
-    learnt |= {"layers": list(best.layers), "strength": best.strength, "rows": best.rows}
-    learnt["sweep"] = asdict(sweep) | {
-        "split": "validation",
-        "critical": list(critical),
-        "noise": list(noise),
-        "trials": [asdict(t) for t in trials],
-        "model": pipeline.backbone.fingerprint,
-    }
-    _write_learnt(assets, learnt)
-    record_run(
-        runs / "layers",
-        config={"questions": questions, "k": k, "model": pipeline.backbone.fingerprint},
-        seed=0,
-        data=describe(data),
-        rows=[
-            {"layer": layer, "drop": drop, "standard_error": error}
-            for layer, (drop, error) in enumerate(zip(sweep.drops, sweep.errors, strict=True))
-        ],
-        x="layer",
-        lines=("drop",),
-        errors={"drop": "standard_error"},
-    )
-    return {"sweep": asdict(sweep), "chosen": asdict(best)}
-
-
 def asked_of(
     pipeline: Pipeline,
     data: DataSet,
@@ -341,20 +216,9 @@ def asked_of(
     )
 
 
-def _pipeline(assets: Path) -> Pipeline:
+def bundled_pipeline(assets: Path) -> Pipeline:
     """The pipeline, before anything has been learnt too: equal weights, no layers."""
-    if not (assets / "learnt.json").exists():
-        third = 1 / 3
-        start = {"weights": asdict(Weights(third, third, third)), "layers": [], "strength": 1.0}
-        _write_learnt(assets, start | {"rows": "question+cue"})
+    path = assets / "learnt.json"
+    if not path.exists():
+        write_learnt(path, Learnt(ALIKE, (), 1.0, "question+cue"), model=BUNDLED)
     return load_pipeline(assets)
-
-
-def _read_learnt(assets: Path) -> dict[str, object]:
-    stored: dict[str, object] = json.loads((assets / "learnt.json").read_text(encoding="utf-8"))
-    return stored
-
-
-def _write_learnt(assets: Path, learnt: dict[str, object]) -> None:
-    text = json.dumps(learnt, indent=2) + "\n"
-    (assets / "learnt.json").write_text(text, encoding="utf-8")
