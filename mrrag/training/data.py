@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from mrrag.corpus import Case, Corpus, Question, read_indiana, read_questions
-from mrrag.errors import CorpusError
+from mrrag.errors import CorpusError, ImageError
 from mrrag.images import load_image
 from mrrag.types import Image
 
@@ -36,6 +36,13 @@ class DataSet:
     def rows(self, split: str) -> npt.NDArray[np.int64]:
         """The numbers of the cases of a split."""
         return np.array([n for n, c in enumerate(self.cases) if c.split == split], dtype=np.int64)
+
+    def without(self, rows: Sequence[int]) -> DataSet:
+        """The same cases in the same places, but these belong to no split."""
+        cases = list(self.cases)
+        for n in rows:
+            cases[n] = replace(cases[n], document=replace(cases[n].document, split=""))
+        return replace(self, cases=tuple(cases))
 
     @property
     def reports(self) -> list[str]:
@@ -73,6 +80,12 @@ def read_data_set(directory: Path) -> DataSet:
     return DataSet(directory, cases, tuple(tuple(by_uid[c.document.study]) for c in cases))
 
 
+def held_out_share(patients: Iterable[str], share: float) -> set[str]:
+    """So large a share of the patients, at least one, by a digest of their names."""
+    ordered = sorted(set(patients), key=lambda name: hashlib.sha256(name.encode()).digest())
+    return set(ordered[: math.ceil(share * len(ordered))])
+
+
 def to_learn_from(read: Corpus, directory: Path, *, held_out: float = 0.1) -> DataSet:
     """A data set of any layout, as far as it has reports, with a validation split.
 
@@ -87,24 +100,19 @@ def to_learn_from(read: Corpus, directory: Path, *, held_out: float = 0.1) -> Da
     cases = [case for case in read.cases if case.document.report.strip()]
     split = [case.split or "train" for case in cases]
     if "validation" not in split:
-        names = {c.document.patient for c, s in zip(cases, split, strict=True) if s == "train"}
-        ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-        chosen = set(ordered[: math.ceil(held_out * len(ordered))])
+        chosen = held_out_share(
+            (c.document.patient for c, s in zip(cases, split, strict=True) if s == "train"),
+            held_out,
+        )
         split = [
             "validation" if s == "train" and c.document.patient in chosen else s
             for c, s in zip(cases, split, strict=True)
         ]
-    counts = {name: split.count(name) for name in ("train", "validation")}
-    if min(counts.values()) < 2:
-        raise CorpusError(
-            f"{directory} has {counts['train']} cases with a report to train on and "
-            f"{counts['validation']} to validate with; two of each are needed at least."
-        )
     asked: dict[str, list[Question]] = {case.document.id: [] for case in cases}
     for question in read.questions:
         if question.uid in asked:
             asked[question.uid].append(question)
-    return DataSet(
+    data = DataSet(
         directory,
         tuple(
             replace(c, document=replace(c.document, split=s))
@@ -112,6 +120,18 @@ def to_learn_from(read: Corpus, directory: Path, *, held_out: float = 0.1) -> Da
         ),
         tuple(tuple(asked[case.document.id]) for case in cases),
     )
+    return checked(data)
+
+
+def checked(data: DataSet) -> DataSet:
+    """The data set itself, where there is enough to train on and to validate with."""
+    counts = {name: len(data.rows(name)) for name in ("train", "validation")}
+    if min(counts.values()) < 2:
+        raise CorpusError(
+            f"{data.directory} has {counts['train']} cases with a report and an image to train on "
+            f"and {counts['validation']} to validate with; two of each are needed at least."
+        )
+    return data
 
 
 def describe(data: DataSet) -> dict[str, object]:
@@ -130,14 +150,20 @@ def cached_pixels(
     prepare: Callable[[Sequence[Image]], npt.NDArray[np.float32]],
     *,
     workers: int | None = None,
-) -> npt.NDArray[np.float16]:
+) -> tuple[npt.NDArray[np.float16], list[int]]:
     """Every image as its tower reads it, float16 [N, C, Y, X], memory-mapped from ``cache``.
 
     Parameters
     ----------
     prepare
         Images to float32 [n, C, Y, X]; must be picklable.
+
+    Returns
+    -------
+    tuple
+        The pixels, and the numbers of the images that cannot be read, whose rows are black.
     """
+    unreadable = cache.with_suffix(".unreadable.json")
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         starts = range(0, len(paths), 64)
@@ -145,18 +171,30 @@ def cached_pixels(
         with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
             done = pool.map(partial(_prepare_chunk, prepare), [paths[i : i + 64] for i in starts])
             pixels = None  # on disk: it may be larger than memory
+            failed: list[int] = []
             bar = tqdm(done, total=len(starts), desc=cache.stem, mininterval=5)
-            for i, chunk in zip(starts, bar, strict=True):
+            for i, (chunk, missing) in zip(starts, bar, strict=True):
+                failed += [i + n for n in missing]
                 if pixels is None:
                     shape = (len(paths), *chunk.shape[1:])
                     pixels = np.lib.format.open_memmap(part, "w+", chunk.dtype, shape)
                 pixels[i : i + len(chunk)] = chunk
+        unreadable.write_text(json.dumps(failed), encoding="utf-8")
         os.replace(part, cache)
     loaded: npt.NDArray[np.float16] = np.load(cache, mmap_mode="r", allow_pickle=False)
-    return loaded
+    return loaded, json.loads(unreadable.read_text(encoding="utf-8"))
 
 
 def _prepare_chunk(
     prepare: Callable[[Sequence[Image]], npt.NDArray[np.float32]], paths: Sequence[Path]
-) -> npt.NDArray[np.float16]:
-    return prepare([load_image(p) for p in paths]).astype(np.float16)
+) -> tuple[npt.NDArray[np.float16], list[int]]:
+    images, missing = [], []
+    for n, path in enumerate(paths):
+        try:
+            images.append(load_image(path))
+        except (ImageError, OSError):
+            images.append(Image(np.zeros((8, 8), np.uint8)))
+            missing.append(n)
+    pixels = prepare(images).astype(np.float16)
+    pixels[missing] = 0
+    return pixels, missing

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from mrrag.training.adapter import (
     train_adapter,
     uncertainty,
 )
+from mrrag.training.data import held_out_share
 from mrrag.training.layers import sweep_layers, try_steering
 from mrrag.training.loop import record_run
 
@@ -64,12 +64,6 @@ class Lessons:
         """For a run's record."""
         counts = {p: sum(len(q) for _, q in getattr(self, p)) for p in ("train", "validation")}
         return {"questions": counts, "left_out": self.left_out, "fingerprint": self.fingerprint}
-
-
-def held_out_share(patients: Iterable[str], share: float) -> set[str]:
-    """So large a share of the patients, at least one, by a digest of their names."""
-    ordered = sorted(set(patients), key=lambda name: hashlib.sha256(name.encode()).digest())
-    return set(ordered[: math.ceil(share * len(ordered))])
 
 
 def lessons_of(read: Corpus, base: KnowledgeBase, *, validation_share: float = 0.2) -> Lessons:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mrrag.errors import SettingsError
+
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
@@ -128,6 +130,41 @@ def _log(directory: Path, row: Mapping[str, float]) -> None:
         writer.writerow({k: round(v, 5) for k, v in row.items()})
 
 
+def claim_run(
+    directory: Path, *, config: Mapping[str, object], seed: int, data: Mapping[str, object]
+) -> None:
+    """Say in ``config.json`` what a run folder is of.
+
+    Raises
+    ------
+    SettingsError
+        Where it is of another run, with what differs.
+    """
+    try:
+        known = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        known = {**known["config"], "seed": known["seed"], "data": known["data"]["fingerprint"]}
+    except FileNotFoundError:
+        directory.mkdir(parents=True, exist_ok=True)
+        _describe(directory, config, seed, data)
+        return
+    except (ValueError, KeyError, TypeError):
+        known = {}
+    asked = {**config, "seed": seed, "data": data["fingerprint"]}
+    differing = [key for key, value in asked.items() if known.get(key) != value]
+    if differing:
+        raise SettingsError(
+            f"{directory} holds another run: {', '.join(differing)} differ. Give that run's "
+            "settings to go on with it, another --output or --runs, or remove the folder."
+        )
+
+
+def _describe(
+    directory: Path, config: Mapping[str, object], seed: int, data: Mapping[str, object]
+) -> None:
+    about = {"config": dict(config), "seed": seed, "data": dict(data)}
+    (directory / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
 def record_run(
     directory: Path,
     *,
@@ -152,8 +189,7 @@ def record_run(
         of half an error bar's length by its line. A column that is absent is left out.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    about = {"config": dict(config), "seed": seed, "data": dict(data)}
-    (directory / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    _describe(directory, config, seed, data)
     if rows is not None:
         with (directory / METRICS).open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(rows[0]))

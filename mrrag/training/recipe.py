@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,18 +21,18 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from mrrag.encoders import BiTower, load_bitower, pixels_of
+from mrrag.errors import CorpusError
 from mrrag.evaluation import Asked, Ticker, read_questions_of
 from mrrag.learnt import ALIKE, Learnt, write_learnt
 from mrrag.phantom.report import TOPICS
 from mrrag.pipeline import Pipeline, load_pipeline
 from mrrag.prompt import REPORTS_HEADING
-from mrrag.training.data import DataSet, cached_pixels, describe
+from mrrag.training.data import DataSet, cached_pixels
 from mrrag.training.llava import Vectors, build_llava, train_reading, train_weighing
-from mrrag.training.loop import record_run
-from mrrag.training.retriever import build_tower, train_retriever
+from mrrag.training.retriever import build_tower, record_stages, train_retriever
 from mrrag.training.tokenizer import train_tokenizer
 from mrrag.training.vision import labels_of, model_pixels, patch_features, train_vision
-from mrrag.types import BUNDLED
+from mrrag.types import BUNDLED, Image
 
 logger = logging.getLogger(__name__)
 
@@ -70,22 +71,15 @@ def knowledge_base_rows(data: DataSet) -> npt.NDArray[np.int64]:
 def make_retriever(data: DataSet, runs: Path, assets: Path, steps: int, fact_steps: int) -> None:
     """Train the bi-tower and write it to ``assets/encoder``."""
     tower = build_tower(tokenizer_of(data))
-    pixels = cached_pixels(
+    pixels = _pixels(
+        data,
         runs / "cache" / f"retriever-{tower.image_size}.npy",
-        [c.image_path for c in data.cases],
         partial(pixels_of, size=tower.image_size),
     )
     train_retriever(runs / "retriever", tower, data, pixels, steps=steps, fact_steps=fact_steps)
     tower.save(assets / "encoder")
-    for name, count in (("retriever", steps), ("retriever-facts", fact_steps)):
-        record_run(
-            runs / name,
-            config={"steps": count, "tower": tower.fingerprint},
-            seed=0,
-            data=describe(data),
-            x="step",
-            lines=("loss", "recall_at_10", "neighbour_jaccard"),
-        )
+    config = {"steps": steps, "fact_steps": fact_steps, "tower": tower.fingerprint}
+    record_stages(runs / "retriever", data, config)
 
 
 def vectors_of(data: DataSet, tower: BiTower, runs: Path) -> Vectors:
@@ -133,8 +127,21 @@ def _model_pixels(
     data: DataSet, model: LlavaForConditionalGeneration, runs: Path
 ) -> npt.NDArray[np.float16]:
     side = model.model.vision_tower.config.image_size
-    paths = [c.image_path for c in data.cases]
-    return cached_pixels(runs / "cache" / f"model-{side}.npy", paths, partial(model_pixels, side))
+    return _pixels(data, runs / "cache" / f"model-{side}.npy", partial(model_pixels, side))
+
+
+def _pixels(
+    data: DataSet, cache: Path, prepare: Callable[[Sequence[Image]], npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float16]:
+    """Every image of the world, all of which must be there."""
+    pixels, unreadable = cached_pixels(cache, [c.image_path for c in data.cases], prepare)
+    if unreadable:
+        cache.unlink()
+        raise CorpusError(
+            f"{len(unreadable)} images cannot be read, {data.cases[unreadable[0]].image_path} for "
+            "one. Draw the world again with `python -m mrrag phantom`."
+        )
+    return pixels
 
 
 def make_tower(data: DataSet, runs: Path, steps: int) -> None:

@@ -12,7 +12,7 @@ measure in which they agree, image ↔ report and image ↔ image.
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,10 +25,13 @@ from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
 
 from mrrag.encoders import BERT, RESNET, BiTower, paper_tower
-from mrrag.errors import SettingsError
-from mrrag.training.data import DataSet, cached_pixels
-from mrrag.training.loop import fit
+from mrrag.training.data import DataSet, cached_pixels, checked, describe
+from mrrag.training.loop import claim_run, fit, record_run
 from mrrag.training.vision import jitter, labels_of
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE = "unreadable.txt"
 
 QUESTION_WEIGHT = 0.5
 AGREEMENT_TEMPERATURE = 0.1
@@ -185,20 +188,34 @@ def train_retriever(
             figures["neighbour_jaccard"] = float(np.mean(same))
         return figures | {"scale": float(tower.logit_scale.exp())}
 
-    for stage, facts, count, rate in (
-        (directory, False, steps, peak_lr),
-        (directory.with_name(directory.name + "-facts"), True, fact_steps, peak_lr / 2),
-    ):
+    stages = zip(_stages(directory), (False, True), (steps, fact_steps), strict=True)
+    for stage, facts, count in stages:
         if count:
             fit(
                 stage,
                 tower,
                 partial(loss_at, facts=facts),
                 steps=count,
-                peak_lr=rate,
+                peak_lr=peak_lr / 2 if facts else peak_lr,
                 evaluate=evaluate,
                 evaluate_every=250,
             )
+
+
+def _stages(directory: Path) -> tuple[Path, Path]:
+    """The run folders of the two stages: by pairs, by facts."""
+    return directory, directory.with_name(directory.name + "-facts")
+
+
+def record_stages(
+    directory: Path, data: DataSet, config: Mapping[str, object], *, seed: int = 0
+) -> None:
+    """Leave in the stages' run folders what they were, with their plots."""
+    for stage in _stages(directory):
+        if stage.exists():
+            lines = ("loss", "recall_at_10", "neighbour_jaccard")
+            about = describe(data)
+            record_run(stage, config=config, seed=seed, data=about, x="step", lines=lines)
 
 
 @dataclass(frozen=True)
@@ -236,8 +253,9 @@ def teach(
 ) -> None:
     """Train a tower from public weights in the run folder ``directory``; write it to ``output``.
 
-    The run folder says in ``run.json`` what it is a run of. A run that was stopped goes
-    on, and ends as an undisturbed one on the same kind of machine.
+    The run folder says in ``config.json`` what it is a run of. A run that was stopped goes
+    on, and ends as an undisturbed one on the same kind of machine. Cases whose image cannot
+    be read are left out, and listed in ``unreadable.txt``.
 
     Raises
     ------
@@ -257,10 +275,19 @@ def teach(
         name=output.name,
         seed=lesson.seed,
     )
-    _claim(directory, asdict(lesson) | {"data": data.fingerprint, "cases": len(data.cases)})
-    pixels = cached_pixels(
+    claim_run(directory, config=asdict(lesson), seed=lesson.seed, data=describe(data))
+    pixels, unreadable = cached_pixels(
         directory / "pixels.npy", [case.image_path for case in data.cases], tower.prepare
     )
+    if unreadable:
+        names = "".join(f"{data.cases[n].document.id}\n" for n in unreadable)
+        (directory / UNREADABLE).write_text(names, encoding="utf-8")
+        logger.warning(
+            "%d images cannot be read; their cases are left out, and listed in %s",
+            len(unreadable),
+            directory / UNREADABLE,
+        )
+        data = checked(data.without(unreadable))
     train_retriever(
         directory / "pairs",
         tower.to(device),
@@ -272,23 +299,5 @@ def teach(
         peak_lr=lesson.learning_rate,
         seed=lesson.seed,
     )
+    record_stages(directory / "pairs", data, asdict(lesson), seed=lesson.seed)
     tower.save(output)
-
-
-def _claim(directory: Path, run: Mapping[str, object]) -> None:
-    """Say what a run folder is of, or refuse one that is of another run."""
-    path = directory / "run.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-        return
-    except ValueError:
-        known = {}
-    differing = [key for key, value in run.items() if known.get(key) != value]
-    if differing:
-        raise SettingsError(
-            f"{directory} holds another run: {', '.join(differing)} differ. Give that run's "
-            "settings to go on with it, another --output or --runs, or remove the folder."
-        )

@@ -1,5 +1,6 @@
 """The bi-tower's losses, and a run from public weights."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -87,6 +88,26 @@ def test_a_tower_from_public_weights_learns_and_goes_on_where_it_was_stopped(
 
     with pytest.raises(SettingsError, match="holds another run: steps, seed differ"):
         teach(tmp_path / "whole", data, lesson(tmp_path, steps=9, seed=1), tmp_path / "x")
+
+
+def test_a_case_whose_image_cannot_be_read_is_left_out_and_listed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_data_set(tmp_path / "data", 30)
+    data = to_learn_from(read_corpus(folder), folder)
+    first = data.rows("train")[0]
+    data.cases[first].image_path.write_bytes(b"no image")
+    teach(tmp_path / "run", data, lesson(tmp_path), tmp_path / "encoder")
+    listed = (tmp_path / "run" / "unreadable.txt").read_text().split()
+    assert listed == [data.cases[first].document.id]
+    assert "1 images cannot be read" in caplog.text
+    config = json.loads((tmp_path / "run" / "pairs" / "config.json").read_text())
+    assert config["data"]["cases"] == 30
+    assert (tmp_path / "run" / "pairs" / "plot.html").exists()
+    for row in data.rows("train")[1:]:
+        data.cases[row].image_path.write_bytes(b"no image")
+    with pytest.raises(CorpusError, match="0 cases with a report and an image to train on"):
+        teach(tmp_path / "none", data, lesson(tmp_path), tmp_path / "encoder")
 
 
 def test_without_a_network_what_is_missing_is_said(
