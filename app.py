@@ -126,8 +126,9 @@ def run(
     """Serve the page at once, then load the model; on ZeroGPU the other way round."""
     # Imported here, after the environment is set, since gradio reads it as it is imported.
     from app.about import read_about
-    from app.actions import load_samples
-    from app.page import Offer, build_page, launch_options, name_failures
+    from app.case import load_samples
+    from app.launch import launch_options, name_failures
+    from app.page import Offer, build_page
 
     assets = arguments.assets
     bases: list[Path | None] = arguments.kb or [None]

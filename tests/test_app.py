@@ -19,10 +19,17 @@ import numpy as np
 import pytest
 from gradio.state_holder import SessionState
 
-from app import actions, cards, plots, viewer
+from app import cards, plots, viewer
 from app.about import About, read_about
-from app.page import allowed_hosts, build_page, launch_options, questions_ahead, theme
+from app.asking import ask, stop
+from app.attention import AS_IT_RAN, heatmaps, lines, overlay, patch_attention
+from app.case import Sample, choose_sample, load_samples, read_upload, samples_html
+from app.launch import allowed_hosts, launch_options
+from app.page import build_page, questions_ahead
 from app.pictures import data_url, heat_pixels, overlay_html, padded_square, patch_box, shrink
+from app.settings import settings_from
+from app.theme import theme
+from app.visit import Shown, Update, Visit
 from mrrag.errors import CorpusError, ModelError, SettingsError
 from mrrag.types import (
     METHODS,
@@ -94,7 +101,7 @@ def trace(seed: int, steered: tuple[int, ...] = ()) -> AttentionTrace:
     )
 
 
-def shown_case(image: Image | None = None) -> actions.Shown:
+def shown_case(image: Image | None = None) -> Shown:
     from mrrag.pipeline import CaseResult, Evidence, Settings
 
     found = tuple(retrieved(rank, (0.3, 0.2, 0.1 / rank)) for rank in range(1, K + 1))
@@ -114,7 +121,7 @@ def shown_case(image: Image | None = None) -> actions.Shown:
         versions={},
     )
     evidence = Evidence(None, found, ABOUT.weights, (), 0.1)  # type: ignore[arg-type]
-    return actions.Shown(image or picture(), evidence, result)
+    return Shown(image or picture(), evidence, result)
 
 
 # ---------------------------------------------------------------- evidence
@@ -332,9 +339,9 @@ def test_overlay_reads_the_patches_of_the_layer() -> None:
     one = trace(0)
     image = next(s for s in one.spans if s.name == "image")
     np.testing.assert_array_equal(
-        actions.patch_attention(one, 2).ravel(), one.keys_LX[2, image.start : image.stop]
+        patch_attention(one, 2).ravel(), one.keys_LX[2, image.start : image.stop]
     )
-    markup = actions.overlay(shown_case(), 2)["overlays"]
+    markup = overlay(shown_case(), 2)["overlays"]
     assert "Before: RAG" in markup
     assert "After: MR-RAG" in markup
     assert "Layer 2" in markup
@@ -344,26 +351,26 @@ def test_a_class_token_is_left_out_of_the_patches() -> None:
     one = trace(0)
     spans = tuple(replace(s, stop=s.stop) if s.name != "image" else s for s in one.spans)
     with_class = replace(one, spans=spans, grid=(1, 3))
-    np.testing.assert_array_equal(actions.patch_attention(with_class, 0)[0], one.keys_LX[0, 2:5])
+    np.testing.assert_array_equal(patch_attention(with_class, 0)[0], one.keys_LX[0, 2:5])
 
 
 # ---------------------------------------------------------------- refusals
 
 
-def refused(update: actions.Update) -> str:
+def refused(update: Update) -> str:
     assert 'class="status problem"' in update["status"]
     return str(update["status"])
 
 
 @pytest.mark.parametrize("index", [-1, 99, True, None, "0", 1.5, {}])
 def test_unknown_samples_are_refused(index: object) -> None:
-    sample = actions.Sample("t", "q?", "", 0, picture(), "data:,")
-    assert "does not exist" in refused(actions.choose_sample([sample], index))
+    sample = Sample("t", "q?", "", 0, picture(), "data:,")
+    assert "does not exist" in refused(choose_sample([sample], index))
 
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", None, "a path", 7])
 def test_uploads_that_are_no_picture_are_refused(data: object) -> None:
-    update = actions.read_upload((), data)
+    update = read_upload((), data)
     assert update["image"] is None
     assert 'class="status problem"' in update["preview"]
 
@@ -382,14 +389,14 @@ def test_settings_outside_their_range_are_refused(place: int, value: object) -> 
     controls = list(LEARNT_CONTROLS)
     controls[place] = value
     with pytest.raises(SettingsError):
-        actions.settings_from(ABOUT, *controls)
+        settings_from(ABOUT, *controls)
 
 
 def test_untouched_sliders_mean_the_learnt_weights_exactly() -> None:
-    assert actions.settings_from(ABOUT, *LEARNT_CONTROLS).weights is None
+    assert settings_from(ABOUT, *LEARNT_CONTROLS).weights is None
     moved = list(LEARNT_CONTROLS)
     moved[2] = 0.4
-    assert actions.settings_from(ABOUT, *moved).weights == Weights(0.35, 0.4, 0.3)
+    assert settings_from(ABOUT, *moved).weights == Weights(0.35, 0.4, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -406,9 +413,7 @@ def test_questions_that_cannot_be_asked_are_refused(
     image: object, question: object, words: str
 ) -> None:
     engine: Future[Any] = Future()  # never ready: a refusal does not wait for it
-    updates = list(
-        actions.ask(engine, ABOUT, actions.Visit(), 1.0, None, image, question, LEARNT_CONTROLS)
-    )
+    updates = list(ask(engine, ABOUT, Visit(), 1.0, None, image, question, LEARNT_CONTROLS))
     assert words in refused(updates[-1])
 
 
@@ -416,9 +421,7 @@ def test_an_unexpected_error_shows_no_cause(caplog: pytest.LogCaptureFixture) ->
     engine: Future[Any] = Future()
     engine.set_exception(RuntimeError("secret of the case"))
     question = "Is there an effusion in Mr Smith?"
-    (update,) = actions.ask(
-        engine, ABOUT, actions.Visit(), 1.0, None, picture(), question, LEARNT_CONTROLS
-    )
+    (update,) = ask(engine, ABOUT, Visit(), 1.0, None, picture(), question, LEARNT_CONTROLS)
     assert "secret" not in refused(update)
     assert "Traceback" not in update["status"]
     assert "secret" not in caplog.text
@@ -428,20 +431,20 @@ def test_an_unexpected_error_shows_no_cause(caplog: pytest.LogCaptureFixture) ->
 
 @pytest.mark.parametrize("layer", [-1, 4, 1.5, None, "1", True])
 def test_unknown_layers_are_refused(layer: object) -> None:
-    refused(actions.overlay(shown_case(), layer))
+    refused(overlay(shown_case(), layer))
 
 
 def test_controls_of_a_case_that_is_not_there_are_refused() -> None:
-    refused(actions.overlay(None, 1))
-    refused(actions.heatmaps("a case", plots.REPORTS, "Mean", 0, actions.AS_IT_RAN))
-    refused(actions.heatmaps(shown_case(), "<script>", "Mean", 0, actions.AS_IT_RAN))
-    refused(actions.lines(None, "Mean", 0))
+    refused(overlay(None, 1))
+    refused(heatmaps("a case", plots.REPORTS, "Mean", 0, AS_IT_RAN))
+    refused(heatmaps(shown_case(), "<script>", "Mean", 0, AS_IT_RAN))
+    refused(lines(None, "Mean", 0))
 
 
 @pytest.mark.parametrize("head", [-1, 2, "2", "x", None, [0], 0.5, True])
 def test_unknown_heads_are_refused(head: object) -> None:
-    refused(actions.heatmaps(shown_case(), plots.REPORTS, head, 0, actions.AS_IT_RAN))
-    refused(actions.lines(shown_case(), head, 0))
+    refused(heatmaps(shown_case(), plots.REPORTS, head, 0, AS_IT_RAN))
+    refused(lines(shown_case(), head, 0))
 
 
 def test_one_head_is_shown_alone() -> None:
@@ -464,7 +467,7 @@ def test_the_lines_are_the_mass_on_all_reports() -> None:
 
 
 def test_a_press_overtakes_those_before_it_and_none_after_it() -> None:
-    visit = actions.Visit()
+    visit = Visit()
     assert visit.press(20.0) == 20.0
     visit.press(10.0, picture=True)  # its request came late
     assert (visit.newest, visit.picture) == (20.0, False)
@@ -474,28 +477,28 @@ def test_a_press_overtakes_those_before_it_and_none_after_it() -> None:
 
 @pytest.mark.parametrize("moment", [None, "1", True, -1, math.nan, [1]])
 def test_what_is_no_moment_was_before_all_presses(moment: object) -> None:
-    visit = actions.Visit()
+    visit = Visit()
     assert visit.press(moment) == -math.inf
     assert visit.newest == -math.inf
 
 
 def test_a_question_stopped_before_its_turn_is_not_answered() -> None:
-    visit = actions.Visit()
-    assert "Stopped" in actions.stop(visit, 2.0)["status"]
+    visit = Visit()
+    assert "Stopped" in stop(visit, 2.0)["status"]
     engine: Future[Any] = Future()
     asked = (None, picture(), "Is there an effusion?", LEARNT_CONTROLS)
-    (update,) = actions.ask(engine, ABOUT, visit, 1.0, *asked)
+    (update,) = ask(engine, ABOUT, visit, 1.0, *asked)
     assert set(update) == {"status"}
     assert "Stopped" in update["status"]
 
 
 def test_stop_ends_the_wait_for_the_model() -> None:
-    visit = actions.Visit()
+    visit = Visit()
     engine: Future[Any] = Future()
     asked = (None, picture(), "Is there an effusion?", LEARNT_CONTROLS)
-    updates = actions.ask(engine, ABOUT, visit, 1.0, *asked)
+    updates = ask(engine, ABOUT, visit, 1.0, *asked)
     assert "Loading" in next(updates)["status"]
-    actions.stop(visit, 2.0)
+    stop(visit, 2.0)
     assert "Stopped" in next(updates)["status"]
     assert list(updates) == []
 
@@ -520,16 +523,16 @@ def write_samples(folder: Path, **changes: str) -> None:
 
 def test_sample_cases_are_read_from_their_list(tmp_path: Path) -> None:
     write_samples(tmp_path)
-    (sample,) = actions.load_samples(tmp_path)
+    (sample,) = load_samples(tmp_path)
     np.testing.assert_array_equal(sample.image.display, picture().display)
-    assert "<script" not in actions.samples_html([sample], 0)
-    assert actions.choose_sample([sample], 0)["noise"] == 3
+    assert "<script" not in samples_html([sample], 0)
+    assert choose_sample([sample], 0)["noise"] == 3
 
 
 def test_a_sample_outside_its_folder_is_refused(tmp_path: Path) -> None:
     write_samples(tmp_path, file="../a.png")
     with pytest.raises(CorpusError, match="outside"):
-        actions.load_samples(tmp_path)
+        load_samples(tmp_path)
 
 
 def test_missing_assets_are_named(tmp_path: Path) -> None:
@@ -603,7 +606,7 @@ def test_a_visit_counts_who_is_ahead_of_its_newest_question() -> None:
 
 
 def test_fonts_and_styles_come_from_this_machine() -> None:
-    style = (Path(actions.__file__).parent / "style.css").read_text(encoding="utf-8")
+    style = (Path(cards.__file__).parent / "style.css").read_text(encoding="utf-8")
     assert "http" not in style
     assert "@import" not in style
     assert theme()._stylesheets == []
@@ -618,7 +621,7 @@ def test_a_small_picture_is_shown_pixel_for_pixel() -> None:
 def test_the_page_does_not_wait_for_torch() -> None:
     """Importing torch takes seconds, in which the page is already served."""
     check = "import sys, app.page; sys.exit('torch' in sys.modules)"
-    root = Path(actions.__file__).parent.parent
+    root = Path(cards.__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", check], cwd=root, check=False).returncode == 0
 
 
@@ -636,7 +639,7 @@ def contrast(first: str, second: str) -> float:
 
 @pytest.mark.parametrize("selector", [":root", ".dark"])
 def test_text_contrasts_with_its_ground(selector: str) -> None:
-    style = (Path(actions.__file__).parent / "style.css").read_text(encoding="utf-8")
+    style = (Path(cards.__file__).parent / "style.css").read_text(encoding="utf-8")
     block = re.search(rf"^{re.escape(selector)} {{(.*?)^}}", style, re.S | re.M)
     assert block is not None
     colour = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block.group(1)))

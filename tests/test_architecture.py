@@ -25,6 +25,9 @@ LAYERS = (
     {"training"},
     {"__main__"},
 )
+# Of app/: what the controls do, section by section, and the page that is made of gradio.
+ACTIONS = ("visit", "settings", "case", "evidence", "attention", "asking", "saving")
+PAGE = ("page", "layout", "theme", "launch")
 PHANTOM_LEAVES = {"world", "report", "render", "fundus", "dicom", "write"}
 
 
@@ -72,8 +75,23 @@ def test_the_library_knows_neither_gradio_nor_the_page(path: Path) -> None:
 def test_what_draws_a_case_knows_no_gradio(name: str) -> None:
     names = imports(ROOT / "app" / f"{name}.py")
     assert not any(n.split(".")[0] == "gradio" for n in names)
-    assert "app.page" not in names
-    assert "app.actions" not in names
+    assert not names & {f"app.{other}" for other in (*ACTIONS, *PAGE)}
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_what_a_control_does_knows_no_gradio(name: str) -> None:
+    names = imports(ROOT / "app" / f"{name}.py")
+    assert not any(n.split(".")[0] == "gradio" for n in names)
+    assert not names & {f"app.{other}" for other in PAGE}
+
+
+def test_only_the_page_knows_gradio() -> None:
+    knowing = {
+        path.stem
+        for path in (ROOT / "app").glob("*.py")
+        if any(n.split(".")[0] == "gradio" for n in imports(path))
+    }
+    assert knowing <= {*PAGE, "uploads"}
 
 
 def test_types_compute_nothing() -> None:

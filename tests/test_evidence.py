@@ -14,8 +14,13 @@ from typing import Any
 
 import pytest
 
-from app import actions, cards
+from app import cards
 from app.about import About, read_about
+from app.asking import ask, impression, vote
+from app.attention import STATES, heatmaps
+from app.evidence import choose_base, redraw, report_tints, rerank
+from app.saving import save
+from app.visit import Visit, of_base
 from mrrag.errors import KnowledgeBaseError
 from mrrag.export import read_case
 from mrrag.images import load_image
@@ -62,8 +67,8 @@ def controls(about: About, **changes: Any) -> list[Any]:
 def asked(engine: Future[Pipeline], about: About, image: Image) -> dict[str, Any]:
     """All that a question put on the page."""
     page: dict[str, Any] = {}
-    visit = actions.Visit()
-    for update in actions.ask(engine, about, visit, 1.0, None, image, QUESTION, controls(about)):
+    visit = Visit()
+    for update in ask(engine, about, visit, 1.0, None, image, QUESTION, controls(about)):
         page |= update
     assert "Done" in page["status"]
     return page
@@ -79,9 +84,7 @@ def rank(
     **changes: Any,
 ) -> dict[str, Any]:
     given = controls(about, **changes)
-    return actions.rerank(
-        engine, about, page["found"], page["shown"], tint, layer, given, deed=deed
-    )
+    return rerank(engine, about, page["found"], page["shown"], tint, layer, given, deed=deed)
 
 
 def ids(markup: str) -> list[str]:
@@ -154,12 +157,12 @@ def test_pins_hold_when_the_question_is_asked_again(
     first = ids(asked["evidence"])[0]
     found = (asked | rank(engine, about, asked, {"do": "exclude", "id": first}))["found"]
     again: dict[str, Any] = {}
-    visit = actions.Visit()
-    for update in actions.ask(engine, about, visit, 1.0, found, image, QUESTION, controls(about)):
+    visit = Visit()
+    for update in ask(engine, about, visit, 1.0, found, image, QUESTION, controls(about)):
         again |= update
     assert first not in ids(again["evidence"])
     other = replace(image, sha256="of another file")
-    run = actions.ask(engine, about, visit, 2.0, found, other, QUESTION, controls(about))
+    run = ask(engine, about, visit, 2.0, found, other, QUESTION, controls(about))
     update = next(u for u in run if "evidence" in u)
     assert first in ids(update["evidence"])
 
@@ -190,13 +193,13 @@ def test_deeds_that_no_button_offers_are_refused(
 def test_views_that_do_not_exist_are_refused(
     engine: Future[Pipeline], about: About, asked: dict[str, Any], tint: object, layer: object
 ) -> None:
-    update = actions.redraw(engine, about, asked["found"], asked["shown"], tint, layer)
+    update = redraw(engine, about, asked["found"], asked["shown"], tint, layer)
     assert 'class="status problem"' in update["status"]
 
 
 def test_nothing_happens_before_a_question(engine: Future[Pipeline], about: About) -> None:
-    assert actions.rerank(engine, about, None, None, "Off", 0, controls(about)) == {}
-    assert actions.rerank(engine, about, "a case", 3, "Off", 0, controls(about)) == {}
+    assert rerank(engine, about, None, None, "Off", 0, controls(about)) == {}
+    assert rerank(engine, about, "a case", 3, "Off", 0, controls(about)) == {}
 
 
 def test_settings_out_of_range_are_refused_in_place(
@@ -212,7 +215,7 @@ def test_the_tint_covers_every_word_as_the_model_read_it(
     engine: Future[Pipeline], about: About, asked: dict[str, Any], tint: str
 ) -> None:
     shown = asked["shown"]
-    tokens = actions.report_tints(engine.result(), shown, tint, about.critical[0])
+    tokens = report_tints(engine.result(), shown, tint, about.critical[0])
     assert tokens is not None
     trace = shown.result.before if tint == "RAG" else shown.result.after
     for item, (words, places, shares) in zip(shown.result.retrieved, tokens, strict=True):
@@ -221,7 +224,7 @@ def test_the_tint_covers_every_word_as_the_model_read_it(
         assert " ".join(item.document.report.split()) == words
         assert "".join(words[a:b] for a, b in places).replace(" ", "") == words.replace(" ", "")
         assert max(shares) <= 1.0 + 1e-6
-    update = actions.redraw(engine, about, asked["found"], shown, tint, about.critical[0])
+    update = redraw(engine, about, asked["found"], shown, tint, about.critical[0])
     assert 'class="tok"' in update["evidence"]
 
 
@@ -269,39 +272,37 @@ def test_an_impression_comes_before_the_answers(
 ) -> None:
     page: dict[str, Any] = {}
     case = (None, image, QUESTION, controls(about))
-    for update in actions.ask(
-        engine, about, actions.Visit(), 1.0, *case, reader_first=True, blind=True
-    ):
+    for update in ask(engine, about, Visit(), 1.0, *case, reader_first=True, blind=True):
         page |= update
         assert 'class="answer' not in update.get("answers", "")
     shown = page["shown"]
     assert "history" not in page
-    assert 'class="status problem"' in actions.save(engine, shown, "json", False)["status"]
-    assert 'class="status problem"' in actions.vote(about, shown, "A")["status"]
-    redrawn = actions.redraw(engine, about, page["found"], shown, "RAG", 0)
+    assert 'class="status problem"' in save(engine, shown, "json", False)["status"]
+    assert 'class="status problem"' in vote(about, shown, "A")["status"]
+    redrawn = redraw(engine, about, page["found"], shown, "RAG", 0)
     assert "influence on" not in redrawn["evidence"]
     assert 'class="tok"' not in redrawn["evidence"]
 
     for words in ("", "  ", None, 3, "x" * 1001):
-        assert 'class="status problem"' in actions.impression(about, shown, words)["status"]
-    page |= actions.impression(about, shown, HOSTILE)
+        assert 'class="status problem"' in impression(about, shown, words)["status"]
+    page |= impression(about, shown, HOSTILE)
     assert "Answer A" in page["answers"]
     assert "RAG" not in page["answers"]
     for choice in ("D", "", None, 0, ["A"], "rag"):
-        assert 'class="status problem"' in actions.vote(about, page["shown"], choice)["status"]
-    page |= actions.vote(about, page["shown"], "B")
+        assert 'class="status problem"' in vote(about, page["shown"], choice)["status"]
+    page |= vote(about, page["shown"], "B")
     order = page["shown"].reading.order
     assert page["shown"].reading.vote == METHODS[order[1]]
     assert "<script" not in page["answers"]
     entry = json.loads(page["history"])
     assert entry["reading"]["vote"] == METHODS[order[1]]
     assert entry["reading"]["impression"] == HOSTILE
-    assert 'class="status problem"' in actions.vote(about, page["shown"], "A")["status"]
+    assert 'class="status problem"' in vote(about, page["shown"], "A")["status"]
 
 
 @pytest.mark.parametrize("kind", ["json", "html"])
 def test_a_case_is_saved_whole(engine: Future[Pipeline], asked: dict[str, Any], kind: str) -> None:
-    file = json.loads(actions.save(engine, asked["shown"], kind, True)["file_out"])
+    file = json.loads(save(engine, asked["shown"], kind, True)["file_out"])
     content = gzip.decompress(base64.b64decode(file["gzip"])).decode("utf-8")
     assert file["name"] == f"mr-rag-case.{kind}"
     if kind == "json":
@@ -310,13 +311,13 @@ def test_a_case_is_saved_whole(engine: Future[Pipeline], asked: dict[str, Any], 
         assert json.loads(content)["reading"]["vote"] is None
     else:
         assert content.count('alt="The picture that was asked about"') == 1
-    without = json.loads(actions.save(engine, asked["shown"], kind, "yes")["file_out"])
+    without = json.loads(save(engine, asked["shown"], kind, "yes")["file_out"])
     plain = gzip.decompress(base64.b64decode(without["gzip"])).decode("utf-8")
     assert "The picture that was asked about" not in plain
 
 
 def test_nothing_is_saved_where_nothing_was_answered(engine: Future[Pipeline]) -> None:
-    assert 'class="status problem"' in actions.save(engine, None, "json", False)["status"]
+    assert 'class="status problem"' in save(engine, None, "json", False)["status"]
 
 
 def test_the_counterfactual_equals_the_plain_run_outside_the_critical_layers(
@@ -326,10 +327,10 @@ def test_the_counterfactual_equals_the_plain_run_outside_the_critical_layers(
     for layer in range(about.layers):
         change = abs(result.same_state.mass_LHS[layer] - result.before.mass_LHS[layer]).max()
         assert (change < 1e-5) == (layer not in result.settings.layers)
-    for states in actions.STATES:
-        update = actions.heatmaps(asked["shown"], "Each report", "Mean", 0, states)
+    for states in STATES:
+        update = heatmaps(asked["shown"], "Each report", "Mean", 0, states)
         assert "after" in update
-    refused = actions.heatmaps(asked["shown"], "Each report", "Mean", 0, "<b>")
+    refused = heatmaps(asked["shown"], "Each report", "Mean", 0, "<b>")
     assert 'class="status problem"' in refused["status"]
 
 
@@ -340,9 +341,9 @@ def test_what_another_knowledge_base_gave_is_forgotten(
     forgotten = rank(engine, other, asked)
     assert forgotten["found"] is None
     assert ids(forgotten["evidence"]) == []
-    assert actions.of_base(other, asked["shown"]) is None
-    assert actions.of_base(about, asked["shown"]) is asked["shown"]
-    chosen = actions.choose_base(other)
+    assert of_base(other, asked["shown"]) is None
+    assert of_base(about, asked["shown"]) is asked["shown"]
+    chosen = choose_base(other)
     assert chosen["found"] is chosen["shown"] is None
     assert "2,400 reports" in chosen["facts"]
 

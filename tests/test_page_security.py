@@ -22,8 +22,8 @@ from pydicom import dcmread
 from pydicom.config import disable_value_validation
 from pydicom.data import get_testdata_file
 
-from app import actions
 from app.load import API, ROOT, Visitor, picture, serving
+from app.visit import UNEXPECTED
 
 PATIENT = "Zebedee^Planted"
 QUESTION = "Is there an effusion in Zebedee Planted?"
@@ -175,7 +175,7 @@ def test_an_upload_that_is_broken_off_never_reaches_the_disk(
 
 
 def test_a_file_over_the_limit_is_refused(address: str, folder: Path) -> None:
-    from app.actions import MAX_UPLOAD_BYTES
+    from app.case import MAX_UPLOAD_BYTES
 
     files = {"files": ("big.dcm", b"\0" * (MAX_UPLOAD_BYTES + 2**20))}
     answer = httpx.post(f"{address}/{API}/upload", files=files, timeout=120)
@@ -221,7 +221,7 @@ def test_every_handler_called_with_anything_says_a_sentence_and_goes_on(
             with contextlib.suppress(*theirs):
                 said = str(list(visitor.send(handler, [bad] * len(handler["inputs"]), bad)))
                 assert "root:" not in said
-                assert actions.UNEXPECTED not in said
+                assert UNEXPECTED not in said
     assert "Traceback" not in log.read_text()
     assert "Unexpected" not in log.read_text()
     assert "135 px" in visitor.upload(picture(7))["preview"]

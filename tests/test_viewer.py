@@ -18,7 +18,10 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from test_images import NAME, RAMP, RGB, make_dicom, make_table, shipped
 
-from app import actions, viewer
+from app import viewer
+from app.asking import ask
+from app.case import choose_frame, model_view, read_upload
+from app.visit import Visit
 from mrrag.errors import ImageError, MRRAGError, SettingsError
 from mrrag.images import apply_window, read_image, window_grey
 from mrrag.types import Image, Window
@@ -242,8 +245,8 @@ def test_a_file_too_large_to_keep_is_not_kept(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_frame_takes_the_pictures_place() -> None:
-    first = actions.read_upload((), shipped("rtdose.dcm"))
-    update = actions.choose_frame(first["image"], first["file"], 3)
+    first = read_upload((), shipped("rtdose.dcm"))
+    update = choose_frame(first["image"], first["file"], 3)
     assert update["image"].frame == 3
     assert update["image"].sha256 == first["image"].sha256
     assert json.loads(update["waiting"])["frame"] == 3
@@ -255,12 +258,12 @@ def test_a_frame_takes_the_pictures_place() -> None:
 
 @pytest.mark.parametrize("frame", [-1, 15, 1.5, True, None, "1", {}])
 def test_unknown_frames_are_refused(frame: object) -> None:
-    first = actions.read_upload((), shipped("rtdose.dcm"))
-    update = actions.choose_frame(first["image"], first["file"], frame)
+    first = read_upload((), shipped("rtdose.dcm"))
+    update = choose_frame(first["image"], first["file"], frame)
     assert 'class="status problem"' in update["status"]
     assert "image" not in update
-    assert "problem" in actions.choose_frame(first["image"], b"", 0)["status"]
-    assert "problem" in actions.choose_frame(None, first["file"], 0)["status"]
+    assert "problem" in choose_frame(first["image"], b"", 0)["status"]
+    assert "problem" in choose_frame(None, first["file"], 0)["status"]
 
 
 # ---------------------------------------------------------------- from the browser
@@ -334,11 +337,11 @@ def test_ask_and_the_models_view_refuse_a_bad_window() -> None:
     engine.set_exception(AssertionError("a refusal does not reach the model"))
     image = read_image(make_dicom(RGB))
     about: Any = None
-    visit = actions.Visit()
+    visit = Visit()
     case = (None, image, "Is it?", ())
-    (update,) = actions.ask(engine, about, visit, 1.0, *case, window=view())
+    (update,) = ask(engine, about, visit, 1.0, *case, window=view())
     assert "colour" in update["status"]
-    assert actions.model_view(engine, None, "") == {"sees": ""}
+    assert model_view(engine, None, "") == {"sees": ""}
 
 
 def test_no_other_window_is_close_to_a_threshold() -> None:
