@@ -111,11 +111,11 @@ def build_page(
         )
         wire_case(parts, samples, engine)
         wire_asking(page, parts, offers, on_view)
+        wire_settings(parts, offers, on_view)
         wire_evidence(parts, offers, on_view)
         wire_answers(parts, about, on_view)
-        wire_saving(parts, offers)
         wire_attention(parts)
-        wire_settings(parts, offers, on_view)
+        wire_saving(parts, offers)
     page.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
     return page
 

@@ -583,10 +583,10 @@ def test_nothing_of_what_a_visit_was_shown_is_kept_beside_its_states() -> None:
     async def show() -> str:
         page = build_page(ABOUT, (), Future())
         state = SessionState(page)
-        ask = next(fn for fn in page.fns.values() if fn.name == "on_ask")
-        status = next(part for part in ask.outputs if part.elem_id == "status")
+        on_ask = next(fn for fn in page.fns.values() if fn.name == "on_ask")
+        status = next(part for part in on_ask.outputs if part.elem_id == "status")
         for _ in range(3):
-            shown = await page.postprocess_data(ask, {status: "Zebedee"}, state)
+            shown = await page.postprocess_data(on_ask, {status: "Zebedee"}, state)
             assert "Zebedee" in shown
         assert set(state.blocks_config.blocks) == set(page.blocks)
         return str(list(state.components))
