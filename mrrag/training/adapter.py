@@ -13,20 +13,20 @@ ratios matter to ranking and to IFA: the weights are stored with |α| + |β| + |
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
 
 from mrrag.backbone import answer_batch
 from mrrag.evaluation import Asked, Ticker, evidence_for, no_ticker, prompt_for
 from mrrag.pipeline import Pipeline
 from mrrag.plan import SINGLE
 from mrrag.retrieval import retrieve
+from mrrag.training.loop import kept
 from mrrag.types import Retrieved, Weights
 
 # Candidates: so many from the top of each similarity and of their equal mix, and at random.
@@ -112,19 +112,14 @@ def score_candidates(
     What was scored is kept in ``folder``, which is for these questions, model and knowledge
     base: a run that was stopped goes on from there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     seeds = [int(rng.integers(2**31)) for _ in items]
     starts = range(0, len(items), KEPT_TOGETHER)
     parts = []
     for start in ticker(starts, len(starts), "D_train"):
-        path = folder / f"{start}.safetensors"
-        if not path.exists():
-            rows = slice(start, start + KEPT_TOGETHER)
-            whole = path.with_suffix(".part")
-            save_file(_scored(pipeline, items[rows], seeds[rows]), whole)
-            os.replace(whole, path)
-        parts.append(load_file(path))
+        rows = slice(start, start + KEPT_TOGETHER)
+        make = partial(_scored, pipeline, items[rows], seeds[rows])
+        parts.append(kept(folder / f"d_train-{start}.safetensors", make))
     return Candidates(
         np.concatenate([part["cosines"] for part in parts]),
         np.concatenate([part["confidence"] for part in parts]),
@@ -234,7 +229,8 @@ def uncertainty(adapter: Adapter) -> str:
         if low <= 0 <= high
     ]
     if unsure:
-        text += f"Whether {' and '.join(unsure)} helps or harms is not settled. "
+        verb = "helps or harms" if len(unsure) == 1 else "help or harm"
+        text += f"Whether {' and '.join(unsure)} {verb} is not settled. "
     if adapter.questions < FEW_QUESTIONS:
         text += f"These are few questions: with {FEW_QUESTIONS} or more the weights are steadier. "
     return text.strip()

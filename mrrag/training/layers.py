@@ -11,8 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from mrrag.backbone import answer_batch, prefill_batch
 from mrrag.errors import SettingsError
@@ -21,6 +24,7 @@ from mrrag.metrics import Answers
 from mrrag.pipeline import Pipeline
 from mrrag.plan import PLAIN, Steer
 from mrrag.steering import ROWS, Block
+from mrrag.training.loop import kept
 from mrrag.types import Weights
 
 STRENGTHS = (0.1, 0.25, 0.5, 1.0)
@@ -60,6 +64,7 @@ def sweep_layers(
     pipeline: Pipeline,
     items: Sequence[Asked],
     weights: Weights,
+    folder: Path,
     *,
     k: int,
     window: int = 1,
@@ -67,6 +72,9 @@ def sweep_layers(
     ticker: Ticker = no_ticker,
 ) -> Sweep:
     """Block Reports→Question in ``window`` layers around every ``stride``-th layer in turn.
+
+    What was measured is kept in ``folder``, which is for all these arguments: a run that
+    was stopped goes on from there.
 
     Raises
     ------
@@ -81,30 +89,13 @@ def sweep_layers(
         )
     centres = tuple(range(0, layers, stride))
     sweep = Sweep(centres, (), (), window, layers, 0)
-    relative: list[list[float]] = [[] for _ in centres]
-    chunks = [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
-    for chunk in ticker(chunks, len(chunks), "blocking"):
-        batch = []
-        for item in chunk:
-            reports = [r.document.report for r in evidence_for(pipeline, item, weights, k)]
-            batch.append((item.features, prompt_for(pipeline, item, reports), ()))
-        cache = prefill_batch(pipeline.backbone, batch)
-        gold = np.array([item.gold for item in chunk])
-        whole = answer_batch(pipeline.backbone, batch, strength=0.0, layers=(), cache=cache)
-        p_right = np.where(gold == 1, whole.p_yes, whole.p_no)
-        right = (whole.p_yes > whole.p_no) == (gold == 1)
-        for n in range(len(centres)):
-            cut = answer_batch(
-                pipeline.backbone,
-                batch,
-                strength=0.0,
-                layers=(),
-                block=Block(layers=sweep.blocked(n)),
-                cache=cache,
-            )
-            p_cut = np.where(gold == 1, cut.p_yes, cut.p_no)
-            relative[n] += list(((p_right - p_cut) / p_right)[right])
-    answered = len(relative[0])
+    starts = range(0, len(items), BATCH)
+    parts = []
+    for start in ticker(starts, len(starts), "blocking"):
+        make = partial(_drops, pipeline, items[start : start + BATCH], weights, k, sweep)
+        parts.append(kept(folder / f"sweep-{start}.safetensors", make)["drops"])
+    drops_LN = np.concatenate(parts, axis=1)
+    answered = drops_LN.shape[1]
     if not answered:
         raise SettingsError(
             f"Plain RAG answers none of these {len(items)} questions rightly, so no drop can be "
@@ -112,10 +103,38 @@ def sweep_layers(
         )
     return replace(
         sweep,
-        drops=tuple(float(np.mean(r)) for r in relative),
-        errors=tuple(float(np.std(r) / np.sqrt(answered)) for r in relative),
+        drops=tuple(drops_LN.mean(1).tolist()),
+        errors=tuple((drops_LN.std(1) / np.sqrt(answered)).tolist()),
         questions=answered,
     )
+
+
+def _drops(
+    pipeline: Pipeline, items: Sequence[Asked], weights: Weights, k: int, sweep: Sweep
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Relative drops [centres, N] of the N questions that plain RAG answers rightly."""
+    batch = []
+    for item in items:
+        reports = [r.document.report for r in evidence_for(pipeline, item, weights, k)]
+        batch.append((item.features, prompt_for(pipeline, item, reports), ()))
+    cache = prefill_batch(pipeline.backbone, batch)
+    gold = np.array([item.gold for item in items])
+    whole = answer_batch(pipeline.backbone, batch, strength=0.0, layers=(), cache=cache)
+    p_right = np.where(gold == 1, whole.p_yes, whole.p_no)
+    right = (whole.p_yes > whole.p_no) == (gold == 1)
+    drops = []
+    for n in range(len(sweep.centres)):
+        cut = answer_batch(
+            pipeline.backbone,
+            batch,
+            strength=0.0,
+            layers=(),
+            block=Block(layers=sweep.blocked(n)),
+            cache=cache,
+        )
+        p_cut = np.where(gold == 1, cut.p_yes, cut.p_no)
+        drops.append(((p_right - p_cut) / p_right)[right].astype(np.float64))
+    return {"drops": np.stack(drops)}
 
 
 @dataclass(frozen=True)
@@ -133,12 +152,16 @@ def try_steering(
     items: Sequence[Asked],
     weights: Weights,
     layer_sets: Sequence[tuple[int, ...]],
+    folder: Path,
     *,
     k: int,
     noise: Sequence[int],
     ticker: Ticker = no_ticker,
 ) -> list[Trial]:
-    """Right answers gained over plain RAG, for each steering and each number of noise reports."""
+    """Right answers gained over plain RAG, for each steering and each number of noise reports.
+
+    ``folder`` is as in :func:`sweep_layers`.
+    """
     steers = [
         Steer(strength, layers, rows)
         for layers in layer_sets
@@ -146,9 +169,9 @@ def try_steering(
         for rows in ROWS
     ]
     gold: Answers = np.array([item.gold for item in items], dtype=np.int8)
-    gains: list[list[int]] = [[] for _ in steers]
-    for drawn in noise:
-        plain, *steered = run(
+
+    def right(drawn: int) -> dict[str, npt.NDArray[np.int64]]:
+        outcomes = run(
             pipeline,
             items,
             weights,
@@ -158,10 +181,11 @@ def try_steering(
             label=f"steering, {drawn} of {k} irrelevant",
             ticker=ticker,
         )
-        base = int(np.sum(plain.said == gold))
-        for row, outcome in zip(gains, steered, strict=True):
-            row.append(int(np.sum(outcome.said == gold)) - base)
+        return {"right": np.array([np.sum(outcome.said == gold) for outcome in outcomes])}
+
+    counts = [kept(folder / f"steering-{n}.safetensors", partial(right, n))["right"] for n in noise]
+    gains_SN = (np.stack(counts, axis=1) - np.stack(counts, axis=1)[:1])[1:]
     return [
-        Trial(steer.layers, steer.strength, steer.rows, tuple(row))
-        for steer, row in zip(steers, gains, strict=True)
+        Trial(steer.layers, steer.strength, steer.rows, tuple(gains))
+        for steer, gains in zip(steers, gains_SN.tolist(), strict=True)
     ]

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +138,10 @@ def study_digests(items: Sequence[Asked]) -> list[str]:
     return sorted({study_digest(item.case.document.study) for item in items})
 
 
+def _digest(made_of: list[object]) -> str:
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+
+
 def learn_weights(
     pipeline: Pipeline,
     lessons: Lessons,
@@ -165,8 +169,8 @@ def learn_weights(
     items = encoded(pipeline, lessons.train, questions, ticker)
     held_out = encoded(pipeline, lessons.validation, questions, ticker)
     made_of = [pipeline.backbone.fingerprint, pipeline.knowledge_base.fingerprint]
-    key = hashlib.sha256(json.dumps([*made_of, lessons.fingerprint]).encode()).hexdigest()[:16]
-    scored = score_candidates(pipeline, items, folder / f"d_train-{key}", ticker=ticker)
+    kept_in = folder / _digest([*made_of, lessons.fingerprint])
+    scored = score_candidates(pipeline, items, kept_in, ticker=ticker)
     gold = np.array([item.gold for item in held_out])
     most = int((~np.isnan(scored.confidence_QN)).sum(1).min()) - 1
     if most < 1:
@@ -248,13 +252,25 @@ def learn_layers(
     """
     items = encoded(pipeline, lessons.validation, questions, ticker)
     weights = pipeline.learnt.weights
-    sweep = sweep_layers(pipeline, items, weights, k=k, window=window, stride=stride, ticker=ticker)
+    made_of = [pipeline.backbone.fingerprint, pipeline.knowledge_base.fingerprint]
+    asked = [lessons.fingerprint, len(items), astuple(weights), k, window, stride]
+    kept_in = folder / _digest([*made_of, *asked])
+    sweep = sweep_layers(
+        pipeline, items, weights, kept_in, k=k, window=window, stride=stride, ticker=ticker
+    )
     critical = sweep.critical()
     order = sorted(range(len(sweep.centres)), key=lambda n: -sweep.drops[n])
     sets = {sweep.within(order[:n]) for n in (1, 2)} | {critical}
     noise = sorted({0, k // 4, k // 2, 3 * k // 4})
     trials = try_steering(
-        pipeline, items, weights, sorted(filter(None, sets)), k=k, noise=noise, ticker=ticker
+        pipeline,
+        items,
+        weights,
+        sorted(filter(None, sets)),
+        kept_in,
+        k=k,
+        noise=noise,
+        ticker=ticker,
     )
     best = max(trials, key=lambda t: sum(t.gains))
     found = asdict(sweep) | {

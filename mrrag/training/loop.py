@@ -15,9 +15,12 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import plotly.graph_objects as go
 import torch
+from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -128,6 +131,18 @@ def _log(directory: Path, row: Mapping[str, float]) -> None:
         if new:
             writer.writeheader()
         writer.writerow({k: round(v, 5) for k, v in row.items()})
+
+
+def kept(
+    path: Path, make: Callable[[], dict[str, npt.NDArray[Any]]]
+) -> dict[str, npt.NDArray[Any]]:
+    """What ``make`` gives, from ``path`` where a run that was stopped has left it; whole or not."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        save_file(make(), part)
+        os.replace(part, path)
+    return load_file(path)
 
 
 def claim_run(

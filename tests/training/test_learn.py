@@ -122,6 +122,34 @@ def test_learning_goes_on_where_it_was_stopped(
     assert (tmp_path / "broken" / "config.json").exists()
 
 
+def test_the_search_for_layers_goes_on_where_it_was_stopped(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, cases, _ = made
+    monkeypatch.setattr("mrrag.training.layers.BATCH", 4)
+    lessons = lessons_of(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
+
+    def search(run: Path, stop_at: tuple[str, int] = ("", -1)) -> bytes:
+        def stopping(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+            for n, item in enumerate(items):
+                if label.startswith(stop_at[0]) and n == stop_at[1]:
+                    raise Stopped
+                yield item
+
+        options: dict[str, Any] = {"model": MODEL, "questions": 100, "k": 3, "ticker": stopping}
+        learn_layers(pipeline, lessons, run, run / FILE, **options)
+        return (run / FILE).read_bytes()
+
+    undisturbed = search(tmp_path / "whole")
+    for stop_at in (("blocking", 1), ("steering, 2", 0)):
+        with pytest.raises(Stopped):
+            search(tmp_path / "broken", stop_at)
+        assert list((tmp_path / "broken").rglob("*.safetensors"))
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "broken").rglob("*.safetensors")}
+    assert search(tmp_path / "broken") == undisturbed
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+
+
 def test_what_was_learnt_serves_its_model_and_only_the_weights_another(
     made: Made, tmp_path: Path
 ) -> None:
@@ -176,15 +204,15 @@ def test_a_window_blocks_so_many_layers_around_its_centre() -> None:
     assert sweep.within((1, 0)) == (0, 1, 2, 3, 4)
 
 
-def test_a_stride_measures_fewer_windows_alike(made: Made) -> None:
+def test_a_stride_measures_fewer_windows_alike(made: Made, tmp_path: Path) -> None:
     pipeline, cases, _ = made
     read = lessons_of(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
     items = encoded(pipeline, read.train, 100, no_ticker)
     layers = pipeline.backbone.layers
     weights = Weights(1.0, 1.0, 1.0)
-    strided = sweep_layers(pipeline, items, weights, k=3, stride=2)
-    single = sweep_layers(pipeline, items, weights, k=3)
+    strided = sweep_layers(pipeline, items, weights, tmp_path / "two", k=3, stride=2)
+    single = sweep_layers(pipeline, items, weights, tmp_path / "one", k=3)
     assert strided.drops == single.drops[::2]
     for window, stride in ((0, 1), (1, layers + 1)):
         with pytest.raises(SettingsError, match="Choose from 1"):
-            sweep_layers(pipeline, items, weights, k=3, window=window, stride=stride)
+            sweep_layers(pipeline, items, weights, tmp_path, k=3, window=window, stride=stride)
