@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import secrets
 import tempfile
 import time
 from pathlib import Path
@@ -60,12 +62,15 @@ class WholeUploads:
     """Hands an upload on once all of it has come, and sweeps up after it.
 
     Until then it is in a file without a name, which goes with the connection. One that is
-    too large is handed on as far as it came, for gradio to refuse.
+    too large is handed on as far as it came, for gradio to refuse. gradio names a file by
+    its content, so that one file from two visitors would be one file, which goes with the
+    first who reads it: each upload gets a folder of its own.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self.app = app
         self.most = most
+        self.turn = asyncio.Lock()  # from gradio's folder to an own one, one upload at a time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -74,32 +79,51 @@ class WholeUploads:
             return
         folder = Path(get_upload_folder())
         with tempfile.TemporaryFile() as whole:
-            collected = more = False
+            more = True
+            while more and whole.tell() <= self.most:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return  # no one is there any more
+                whole.write(message.get("body", b""))
+                more = message.get("more_body", False)
+            whole.seek(0)
 
             async def receive_whole() -> Message:
-                nonlocal collected, more
-                if not collected:
-                    collected = more = True
-                    while more and whole.tell() <= self.most:
-                        message = await receive()
-                        if message["type"] != "http.request":
-                            return message
-                        whole.write(message.get("body", b""))
-                        more = message.get("more_body", False)
-                    whole.seek(0)
                 body = whole.read(2**16)
                 if not body and more:
                     return await receive()
-                return {
-                    "type": "http.request",
-                    "body": body,
-                    "more_body": more or len(body) == 2**16,
-                }
+                left = more or len(body) == 2**16
+                return {"type": "http.request", "body": body, "more_body": left}
+
+            async def send_own(message: Message) -> None:
+                if message["type"] == "http.response.body":
+                    body = to_own_folder(message.get("body", b""), folder)
+                    message = {**message, "body": body}
+                await send(message)
 
             try:
-                await self.app(scope, receive_whole, send)
+                async with self.turn:
+                    await self.app(scope, receive_whole, send_own)
             except ClientDisconnect:
-                pass  # nothing was handed on, and no one is there to be told
+                pass  # of one that is too large
             finally:
                 loop = asyncio.get_running_loop()
                 loop.call_later(FILE_SECONDS, sweep, folder, FILE_SECONDS)
+
+
+def to_own_folder(answer: bytes, folder: Path) -> bytes:
+    """Move what gradio has just written to a folder that no other upload can name.
+
+    ``answer`` is gradio's list of paths, and comes back with the new ones, as long as it
+    was; anything else comes back as it is.
+    """
+    try:
+        paths = [Path(path) for path in json.loads(answer)]
+    except (ValueError, TypeError):
+        return answer
+    for parent in {path.parent for path in paths if path.parent.parent == folder}:
+        own = secrets.token_hex(len(parent.name) // 2)
+        with contextlib.suppress(OSError):  # not there yet: gradio copies it later
+            parent.rename(folder / own)
+            answer = answer.replace(parent.name.encode(), own.encode())
+    return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
-from app.uploads import WholeUploads, sweep, take_upload
+from app.uploads import WholeUploads, sweep, take_upload, to_own_folder
 
 SCOPE: Scope = {"type": "http", "path": "/gradio_api/upload", "method": "POST", "headers": []}
 
@@ -113,3 +114,47 @@ def test_other_requests_pass_as_they_are() -> None:
 
     with pytest.raises(ClientDisconnect):
         asyncio.run(WholeUploads(broken, 1)(SCOPE | {"path": "/config"}, unused, unused))
+
+
+def test_the_same_file_of_two_visitors_is_two_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    written = tmp_path / ("ab" * 32) / "chest.dcm"
+
+    async def gradio(scope: Scope, receive: Receive, send: Send) -> None:
+        written.parent.mkdir(exist_ok=True)
+        written.write_bytes(await Request(scope, receive).body())
+        await asyncio.sleep(0)  # here another upload could come between
+        answer = json.dumps([str(written)]).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": answer})
+
+    uploads = WholeUploads(gradio, 100)
+    answers: list[bytes] = []
+
+    async def upload() -> None:
+        async def receive() -> Message:
+            return body(b"pixels", False)
+
+        async def send(message: Message) -> None:
+            answers.append(message.get("body", b""))
+
+        await uploads(SCOPE, receive, send)
+
+    async def both() -> None:
+        await asyncio.gather(upload(), upload())
+
+    asyncio.run(both())
+    paths = [json.loads(answer)[0] for answer in answers if answer]
+    assert len(set(paths)) == 2
+    assert all(len(path) == len(str(written)) for path in paths)
+    assert [take_upload(path) for path in paths] == [b"pixels", b"pixels"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("answer", [b"", b"Too large", b"{}", b"[3]", b'["/etc/passwd"]'])
+def test_an_answer_that_names_no_upload_is_passed_on_as_it_is(
+    tmp_path: Path, answer: bytes
+) -> None:
+    assert to_own_folder(answer, tmp_path) == answer
