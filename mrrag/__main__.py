@@ -291,7 +291,9 @@ def bench(args: argparse.Namespace) -> None:
 
 def bench_search(args: argparse.Namespace) -> None:
     """Time a fused search at several sizes; with --data, the building of a knowledge base."""
-    from mrrag.bench_search import bench_index, bench_search_text
+    if args.data is not None:
+        spare_the_cores()
+    from mrrag.bench_search import bench_index, bench_search_text, random_paper_tower
     from mrrag.bench_search import bench_search as run_bench
 
     if args.data is None:
@@ -302,12 +304,22 @@ def bench_search(args: argparse.Namespace) -> None:
     from mrrag.encoders import load_encoder
 
     cases = [c for c in read_corpus(args.data).cases if c.document.report][: args.cases]
-    result = bench_index(cases, load_encoder(args.assets / "encoder"))
+    given = load_encoder(args.encoder or args.assets / "encoder")
+    encoder = random_paper_tower(given.tokenizer) if args.random_paper_tower else given
+    result = bench_index(cases, encoder)
     text = (
-        "{cases} cases: the encoder alone {encoder_alone_per_s:.1f} a second, "
+        "{cases} cases, {encoder}: the encoder alone {encoder_alone_per_s:.1f} a second, "
         "from files to a knowledge base {index_per_s:.1f} a second ({share:.0%})"
     )
     print(json.dumps(result) if args.json else text.format(**result))
+
+
+def spare_the_cores() -> None:
+    """Let torch's threads sleep, not spin, where other processes want the cores meanwhile.
+
+    To be called before torch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def conformance(args: argparse.Namespace) -> None:
@@ -474,6 +486,7 @@ def train_own_retriever(args: argparse.Namespace) -> None:
 
 def index(args: argparse.Namespace) -> None:
     """Build a knowledge base, go on with a stopped one, or bring one up to date."""
+    spare_the_cores()
     import torch
     from tqdm import tqdm
 
@@ -724,6 +737,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--dimension", type=int, default=128, help="D of each of the two vectors")
     sub.add_argument("--data", type=Path, help="time indexing this data set instead")
     sub.add_argument("--cases", type=int, default=640, help="at most so many of it")
+    sub.add_argument("--encoder", help="with this one (default: the bundled bi-tower)")
+    sub.add_argument(
+        "--random-paper-tower", action="store_true",
+        help="with the paper's shapes and random weights; no download",
+    )  # fmt: skip
     sub.add_argument("--json", action="store_true")
 
     from mrrag.fetch import OPENI

@@ -20,9 +20,10 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
+from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
 
 from mrrag.corpus import Case
-from mrrag.encoders import Encoder, file_sha256
+from mrrag.encoders import BiTower, Encoder, file_sha256, load_encoder
 from mrrag.images import load_image
 from mrrag.knowledge_base import FORMAT, KnowledgeBase, build_knowledge_base
 from mrrag.retrieval import QueryVectors, fused_query
@@ -163,6 +164,22 @@ def _resident() -> int:
         return 0
 
 
+def random_paper_tower(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    """ResNet-50 and BERT-base as the paper's tower has them, with random weights."""
+    tower = BiTower(
+        ResNetConfig(),
+        BertConfig(),
+        tokenizer,
+        dimension=512,
+        image_size=224,
+        max_text_tokens=256,
+        name="ResNet-50 and BERT, random",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tower.save(Path(folder) / "tower")
+        return load_encoder(Path(folder) / "tower")
+
+
 def bench_index(cases: Sequence[Case], encoder: Encoder, *, batch: int = 32) -> dict[str, Any]:
     """Cases a second: the encoder alone, and the whole way from files to a knowledge base."""
     pixels = [
@@ -188,6 +205,7 @@ def bench_index(cases: Sequence[Case], encoder: Encoder, *, batch: int = 32) -> 
         whole = len(cases) / (time.perf_counter() - start)
     return {
         "cases": len(cases),
+        "encoder": encoder.name,
         "encoder_alone_per_s": bare,
         "index_per_s": whole,
         "share": whole / bare,
