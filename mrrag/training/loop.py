@@ -75,8 +75,7 @@ def fit(
         lr=peak_lr,
         betas=(0.9, 0.98),
     )
-    first = _resume(directory, module, optimizer)
-    mean = 0.0
+    first, mean = _resume(directory, module, optimizer)
     with tqdm(total=steps, initial=first, desc=directory.name, mininterval=5) as bar:
         for step in range(first, steps):
             module.train()
@@ -88,7 +87,7 @@ def fit(
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
-            mean = loss.item() if step == first else 0.98 * mean + 0.02 * loss.item()
+            mean = 0.98 * mean + 0.02 * loss.item() if step else loss.item()
             bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
             bar.update()
             done = step + 1
@@ -98,36 +97,57 @@ def fit(
                     figures = dict(evaluate())
                 _log(directory, {"step": done, "loss": mean, **figures})
             if done % checkpoint_every == 0 or done == steps:
-                _checkpoint(directory, module, optimizer, done)
+                _checkpoint(directory, module, optimizer, done, mean)
     module.eval()
 
 
 def _checkpoint(
-    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int
+    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, mean: float
 ) -> None:
-    state = {"step": step, "module": module.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {
+        "step": step,
+        "loss": mean,
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     temporary = directory / (CHECKPOINT + ".part")
     torch.save(state, temporary)
     os.replace(temporary, directory / CHECKPOINT)  # never a half-written checkpoint
 
 
-def _resume(directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _resume(
+    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """The step to go on from, and the mean loss there."""
     path = directory / CHECKPOINT
     if not path.exists():
-        return 0
+        (directory / METRICS).unlink(missing_ok=True)
+        return 0, 0.0
     state = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     step = int(state["step"])
     logger.info("resuming %s at step %d", directory.name, step)
-    return step
+    _forget_after(directory / METRICS, step)
+    return step, float(state["loss"])
+
+
+def _forget_after(metrics: Path, step: int) -> None:
+    """Drop what a stopped run measured after its last checkpoint: it is measured again."""
+    if not metrics.exists():
+        return
+    header, *rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
+    part = metrics.with_suffix(".part")
+    part.write_text("".join([header, *kept]), encoding="utf-8")
+    os.replace(part, metrics)
 
 
 def _log(directory: Path, row: Mapping[str, float]) -> None:
     path = directory / METRICS
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(row))
+        writer = csv.DictWriter(stream, fieldnames=list(row), lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow({k: round(v, 5) for k, v in row.items()})
@@ -207,7 +227,7 @@ def record_run(
     _describe(directory, config, seed, data)
     if rows is not None:
         with (directory / METRICS).open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+            writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
     elif not (directory / METRICS).exists():

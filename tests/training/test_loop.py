@@ -2,6 +2,9 @@
 
 import csv
 import json
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,30 +18,49 @@ from mrrag.training.loop import fit, learning_rate, record_run
 from mrrag.types import Document
 
 
-def run(directory: Path, stop_at: int | None = None) -> Tensor:
+def run(directory: Path, kill_at: int | None = None) -> Tensor:
     torch.manual_seed(0)
     module = nn.Linear(3, 1)
 
     def loss_at(step: int) -> Tensor:
-        if step == stop_at:
-            raise KeyboardInterrupt
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
         return ((module(x) - x.sum(1, keepdim=True)) ** 2).mean()
 
-    fit(directory, module, loss_at, steps=20, peak_lr=0.05, warmup=3, checkpoint_every=4)
+    fit(
+        directory,
+        module,
+        loss_at,
+        steps=20,
+        peak_lr=0.05,
+        warmup=3,
+        checkpoint_every=4,
+        evaluate=lambda: {"weight": float(module.weight.detach().sum())},
+        evaluate_every=3,
+    )
     return module.weight.detach().clone()
 
 
-def test_a_stopped_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+def killed(directory: Path, at: int) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=run, args=(directory, at))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_killed_run_resumes_to_the_same_weights_and_figures(tmp_path: Path) -> None:
     undisturbed = run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "broken", stop_at=10)
+    for at in (2, 10, 18):  # before the first checkpoint; after a figure that no checkpoint has
+        killed(tmp_path / "broken", at)
     assert torch.equal(run(tmp_path / "broken"), undisturbed)
+    figures = [(tmp_path / name / "metrics.csv").read_bytes() for name in ("whole", "broken")]
+    assert figures[0] == figures[1]
 
 
 def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     first = run(tmp_path)
-    assert torch.equal(run(tmp_path, stop_at=0), first)
+    assert torch.equal(run(tmp_path, kill_at=0), first)
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_a_twentieth() -> None:
