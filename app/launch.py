@@ -90,9 +90,7 @@ def launch_options(
         "state_session_capacity": MAX_VISITS,
         "auth": login,
         "app_kwargs": {
-            "docs_url": None,
-            "redoc_url": None,
-            "openapi_url": None,
+            "openapi_url": None,  # and so no pages that show it
             "middleware": [hosts, uploads],
         },
         "theme": theme(),
