@@ -84,6 +84,7 @@ SLIDE = """async (value) => {
   return (await drawn - start) / 1000;
 }"""
 SLIDES = 9
+DRAW_SECONDS = 60  # a page that draws nothing for so long is not slow, but stuck
 
 
 def measure(repeats: int) -> dict[str, Any]:
@@ -136,6 +137,18 @@ def _answers(url: str) -> bool:
         return False
 
 
+def _drawn(page: Any, script: str, value: float | None = None) -> Any:
+    """What the script comes to, which waits for the page to draw."""
+    limit = f"new Promise((_, fail) => setTimeout(() => fail('stuck'), {1000 * DRAW_SECONDS}))"
+    try:
+        return page.evaluate(f"(value) => Promise.race([({script})(value), {limit}])", value)
+    except Exception as error:
+        if "stuck" not in str(error):
+            raise
+        what = "a slider's move" if script is SLIDE else "a drag on the picture"
+        raise SystemExit(f"The page drew nothing within {DRAW_SECONDS} s of {what}.") from None
+
+
 def _drag_window(page: Any) -> tuple[float, float]:
     """Frames a second, and milliseconds of work in each, while a large picture is windowed."""
     rows, columns = np.mgrid[0:2048, 0:2048]
@@ -147,7 +160,7 @@ def _drag_window(page: Any) -> tuple[float, float]:
     page.set_input_files("#upload input[type=file]", upload)
     page.wait_for_selector(".viewer[data-state=grey]")
     page.wait_for_selector(".model-view img")
-    frames, work = page.evaluate(DRAG)
+    frames, work = _drawn(page, DRAG)
     return float(frames), float(work)
 
 
@@ -176,7 +189,7 @@ def _visits(
             page.wait_for_timeout(1000)  # the cards are drawn once more, with influence
             page.click("#settings .label-wrap")
             page.wait_for_selector("#settings input[type=range]")
-            slides = [page.evaluate(SLIDE, 0.1 * (n + 1)) for n in range(SLIDES)]
+            slides = [_drawn(page, SLIDE, 0.1 * (n + 1)) for n in range(SLIDES)]
             seconds.append((evidence, answered, slides))
             page.close()
         page = browser.new_page(viewport={"width": 1440, "height": 900})

@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -364,8 +365,9 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def peak_in_own_process(options: Bench, way: str) -> int:
     """Peak bytes of a process that loads the model and goes one way once."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (options, way))
+    # Not a Pool, which kills its process in the end, with what that still had to put away.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, options, way).result()
 
 
 def _peak(options: Bench, way: str) -> int:
