@@ -195,6 +195,7 @@ def _visits(
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.goto(url)
         page.wait_for_selector(OPENED)
+        page.bring_to_front()  # a page that is not seen draws no frames
         drag = _drag_window(page)
         browser.close()
     return seconds, drag
