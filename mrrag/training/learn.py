@@ -100,8 +100,8 @@ def lessons_of(read: Corpus, base: KnowledgeBase, *, validation_share: float = 0
     chosen = {c.document.patient for c, _, split in known if split == "validation"}
     if not chosen:
         chosen = held_out_share((c.document.patient for c, _, _ in known), validation_share)
-    within = set(base.positions(ids={c.document.id for c, _, _ in known}))
-    inside = {base.documents[n].id for n in within}
+    held = base.positions(ids={c.document.id for c, _, _ in known})
+    inside = {base.document(n).id for n in held}
     parts: dict[bool, dict[str, list[Question]]] = {True: {}, False: {}}
     for case, question, _ in known:
         part = parts[case.document.patient in chosen]
@@ -169,7 +169,8 @@ def learn_weights(
     items = encoded(pipeline, lessons.train, questions, ticker)
     held_out = encoded(pipeline, lessons.validation, questions, ticker)
     made_of = [pipeline.backbone.fingerprint, pipeline.knowledge_base.fingerprint]
-    kept_in = folder / _digest([*made_of, lessons.fingerprint])
+    # By their number too: the last part of fewer questions is a short one.
+    kept_in = folder / _digest([*made_of, lessons.fingerprint, len(items)])
     scored = score_candidates(pipeline, items, kept_in, ticker=ticker)
     gold = np.array([item.gold for item in held_out])
     most = int((~np.isnan(scored.confidence_QN)).sum(1).min()) - 1

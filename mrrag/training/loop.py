@@ -136,10 +136,14 @@ def _forget_after(metrics: Path, step: int) -> None:
     """Drop what a stopped run measured after its last checkpoint: it is measured again."""
     if not metrics.exists():
         return
-    header, *rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if not whole:  # cut off within its header, which is written with the first row
+        metrics.unlink()
+        return
+    rows = [row for row in whole[1:] if int(row.split(",")[0]) <= step]
     part = metrics.with_suffix(".part")
-    part.write_text("".join([header, *kept]), encoding="utf-8")
+    part.write_text("".join([whole[0], *rows]), encoding="utf-8")
     os.replace(part, metrics)
 
 

@@ -58,6 +58,20 @@ def test_a_killed_run_resumes_to_the_same_weights_and_figures(tmp_path: Path) ->
     assert figures[0] == figures[1]
 
 
+@pytest.mark.parametrize("left", ["", "step,lo"])
+def test_a_metrics_file_that_was_cut_off_in_its_header_is_begun_again(
+    tmp_path: Path, left: str
+) -> None:
+    run(tmp_path / "whole")
+    killed(tmp_path / "broken", 5)
+    (tmp_path / "broken" / "metrics.csv").write_text(left)
+    run(tmp_path / "broken")
+    header, *rows = (tmp_path / "broken" / "metrics.csv").read_text().splitlines()
+    whole = (tmp_path / "whole" / "metrics.csv").read_text().splitlines()
+    assert header == whole[0]
+    assert rows == whole[2:]  # what was measured before the checkpoint is lost with the file
+
+
 def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     first = run(tmp_path)
     assert torch.equal(run(tmp_path, kill_at=0), first)
