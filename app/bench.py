@@ -84,6 +84,8 @@ SLIDE = """async (value) => {
   return (await drawn - start) / 1000;
 }"""
 SLIDES = 9
+# gradio takes a slider back to its value if it is moved in the frame or two of its mounting.
+MOUNTED_MS = 300
 DRAW_SECONDS = 60  # a page that draws nothing for so long is not slow, but stuck
 
 
@@ -189,6 +191,7 @@ def _visits(
             page.wait_for_timeout(1000)  # the cards are drawn once more, with influence
             page.click("#settings .label-wrap")
             page.wait_for_selector("#settings input[type=range]")
+            page.wait_for_timeout(MOUNTED_MS)
             slides = [_drawn(page, SLIDE, 0.1 * (n + 1)) for n in range(SLIDES)]
             seconds.append((evidence, answered, slides))
             page.close()

@@ -20,11 +20,9 @@ from mrrag.errors import MRRAGError, SettingsError
 from mrrag.types import BUNDLED, METHODS, Query, Weights
 
 if TYPE_CHECKING:
-    from mrrag.pipeline import Pipeline
-
-if TYPE_CHECKING:
     from mrrag.corpus import Case, Corpus
     from mrrag.knowledge_base import KnowledgeBase
+    from mrrag.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
@@ -673,12 +671,15 @@ def parser() -> argparse.ArgumentParser:
         )
         return sub
 
+    def in_a_layout(sub: argparse._ActionsContainer) -> None:
+        sub.add_argument("--layout", help="which layout it has (default: found on disk)")
+        sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
+
     def reading(sub: argparse._ActionsContainer, required: bool = True, help: str = "") -> None:
         sub.add_argument(
             "--data", type=Path, required=required, help=help or "a data set, in any layout"
         )
-        sub.add_argument("--layout", help="which layout it has (default: found on disk)")
-        sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
+        in_a_layout(sub)
 
     sub = asking("ask", ask)
     sub.add_argument("image", type=Path, help="a DICOM, PNG or JPEG file")
@@ -754,8 +755,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("corpus", corpus)
     sub.add_argument("path", type=Path, help="the folder of a data set, or a VQA file")
-    sub.add_argument("--layout", help="which layout it has (default: found on disk)")
-    sub.add_argument("--images", type=Path, help="where a VQA file's images lie")
+    in_a_layout(sub)
     sub.add_argument("--list-skipped", action="store_true", help="name every skipped row")
     sub = command("conformance", conformance)
     sub.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="more files")
@@ -791,8 +791,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--output", type=Path, help="where to (default: runs/encoder)")
     own.add_argument("--image-revision", help="of the hub's repository")
     own.add_argument("--text-revision", help="of the hub's repository")
-    own.add_argument("--layout", help="which layout the data have (default: found on disk)")
-    own.add_argument("--images", type=Path, help="where a VQA file's images lie")
+    in_a_layout(own)
     own.add_argument("--vqa", action="store_true", help="let questions stand in for reports")
     own.add_argument("--batch", type=int, default=96, help="(%(default)s)")
     own.add_argument("--learning-rate", type=float, default=1e-4, help="(%(default)s)")

@@ -33,6 +33,7 @@ def ask(page: Any, question: str | None = None, done: str = "#status .done") -> 
 def settings(page: Any) -> None:
     page.click("#settings .label-wrap")
     page.wait_for_selector("#settings input[type=range]")
+    page.wait_for_timeout(300)  # until they are mounted: before, gradio takes a move back
 
 
 def slide(page: Any, label: str, value: float) -> None:

@@ -138,8 +138,17 @@ def study_digests(items: Sequence[Asked]) -> list[str]:
     return sorted({study_digest(item.case.document.study) for item in items})
 
 
-def _digest(made_of: list[object]) -> str:
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+def _made_of(pipeline: Pipeline) -> dict[str, str]:
+    """What was asked, and over which documents."""
+    return {
+        "model": pipeline.backbone.fingerprint,
+        "knowledge_base": pipeline.knowledge_base.fingerprint,
+    }
+
+
+def _digest(made_of: dict[str, str], *asked: object) -> str:
+    """Of all that what is kept of a run depends on."""
+    return hashlib.sha256(json.dumps([*made_of.values(), *asked]).encode()).hexdigest()[:16]
 
 
 def learn_weights(
@@ -168,9 +177,9 @@ def learn_weights(
     """
     items = encoded(pipeline, lessons.train, questions, ticker)
     held_out = encoded(pipeline, lessons.validation, questions, ticker)
-    made_of = [pipeline.backbone.fingerprint, pipeline.knowledge_base.fingerprint]
+    made_of = _made_of(pipeline)
     # By their number too: the last part of fewer questions is a short one.
-    kept_in = folder / _digest([*made_of, lessons.fingerprint, len(items)])
+    kept_in = folder / _digest(made_of, lessons.fingerprint, len(items))
     scored = score_candidates(pipeline, items, kept_in, ticker=ticker)
     gold = np.array([item.gold for item in held_out])
     most = int((~np.isnan(scored.confidence_QN)).sum(1).min()) - 1
@@ -210,19 +219,13 @@ def learn_weights(
         "validation_questions": len(held_out),
         "learnt_from": lessons.describe(),
         "studies": study_digests([*items, *held_out]),
-        "model": made_of[0],
-        "knowledge_base": made_of[1],
+        **made_of,
     }
     kept = replace(pipeline.learnt, weights=adapter.weights)
     write_learnt(path, kept, model=model, adapter=found)
     record_run(
         folder,
-        config={
-            "questions": len(items),
-            "k": k,
-            "model": made_of[0],
-            "knowledge_base": made_of[1],
-        },
+        config={"questions": len(items), "k": k, **made_of},
         seed=0,
         data=lessons.describe(),
         rows=rows,
@@ -253,9 +256,9 @@ def learn_layers(
     """
     items = encoded(pipeline, lessons.validation, questions, ticker)
     weights = pipeline.learnt.weights
-    made_of = [pipeline.backbone.fingerprint, pipeline.knowledge_base.fingerprint]
+    made_of = _made_of(pipeline)
     asked = [lessons.fingerprint, len(items), astuple(weights), k, window, stride]
-    kept_in = folder / _digest([*made_of, *asked])
+    kept_in = folder / _digest(made_of, *asked)
     sweep = sweep_layers(
         pipeline, items, weights, kept_in, k=k, window=window, stride=stride, ticker=ticker
     )
@@ -281,19 +284,13 @@ def learn_layers(
         "trials": [asdict(t) for t in trials],
         "learnt_from": lessons.describe(),
         "studies": study_digests(items),
-        "model": pipeline.backbone.fingerprint,
+        **made_of,
     }
     kept = replace(pipeline.learnt, layers=best.layers, strength=best.strength, rows=best.rows)
     write_learnt(path, kept, model=model, sweep=found)
     record_run(
         folder,
-        config={
-            "questions": len(items),
-            "k": k,
-            "window": window,
-            "stride": stride,
-            "model": pipeline.backbone.fingerprint,
-        },
+        config={"questions": len(items), "k": k, "window": window, "stride": stride, **made_of},
         seed=0,
         data=lessons.describe(),
         rows=[

@@ -89,11 +89,13 @@ class Stopped(Exception):
     """As a kill would, between two writes."""
 
 
-def learn(made: Made, run: Path, ticker: Any = no_ticker) -> dict[str, Any]:
+def learn(
+    made: Made, run: Path, ticker: Any = no_ticker, *, questions: int = 100
+) -> dict[str, Any]:
     pipeline, cases, _ = made
     lessons = lessons_of(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
     said = learn_weights(
-        pipeline, lessons, run, run / FILE, model=MODEL, questions=100, k=3, ticker=ticker
+        pipeline, lessons, run, run / FILE, model=MODEL, questions=questions, k=3, ticker=ticker
     )
     assert "95 % intervals" in said
     stored: dict[str, Any] = json.loads((run / FILE).read_text(encoding="utf-8"))
@@ -120,6 +122,13 @@ def test_learning_goes_on_where_it_was_stopped(
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     assert (tmp_path / "broken" / "plot.html").exists()
     assert (tmp_path / "broken" / "config.json").exists()
+
+
+def test_more_questions_than_before_are_all_asked(made: Made, tmp_path: Path) -> None:
+    few = learn(made, tmp_path / "run", questions=7)
+    more = learn(made, tmp_path / "run")
+    assert few["adapter"]["questions"] < more["adapter"]["questions"]
+    assert more == learn(made, tmp_path / "whole")
 
 
 def test_the_search_for_layers_goes_on_where_it_was_stopped(
