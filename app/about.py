@@ -48,8 +48,9 @@ class About:
     ----------
     layers, heads : int
         Of the text model.
-    weights, critical, strength
-        What was learnt for it: α, β, γ, the layers where IFA acts, and how strongly.
+    weights, critical, strength, form
+        What was learnt for it: α, β, γ, the layers where IFA acts, how strongly, and in
+        which form.
     phantoms_only : bool
         Whether it is limited to the phantom world (it has a ``scope.json``).
     why : str
@@ -64,6 +65,7 @@ class About:
     critical: tuple[int, ...]
     strength: float
     phantoms_only: bool
+    form: str = "ifa"
     heads: int = 1
     why: str = ""
     base: Base = Base()
@@ -106,6 +108,7 @@ def read_about(
             weights=learnt.weights,
             critical=learnt.layers,
             strength=learnt.strength,
+            form=learnt.form,
             phantoms_only=phantoms_only,
             heads=int(config.get("text_config", config)["num_attention_heads"]),
             why=why,

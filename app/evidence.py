@@ -131,7 +131,7 @@ def changes(about: About, found: Found, shown: Shown | None) -> list[str]:
         reasons.append("the reports have changed")
     elif read != answered:
         reasons.append("the reports’ λ have changed")
-    if (now.strength, now.layers) != (then.strength, then.layers):
+    if (now.strength, now.layers, now.form) != (then.strength, then.layers, then.form):
         reasons.append("IFA’s settings have changed")
     return reasons
 

@@ -19,7 +19,7 @@ from app.asking import MAX_QUESTION_CHARACTERS
 from app.attention import AS_IT_RAN, MEAN_OF_HEADS, STATES, heads
 from app.case import Sample, samples_html
 from app.evidence import TINT_OFF, TINTS
-from app.settings import MAX_K, MAX_STRENGTH, WEIGHT_STEP, max_weight
+from app.settings import FORM_NAMES, MAX_K, MAX_STRENGTH, WEIGHT_STEP, max_weight
 from app.visit import Visit, cleared
 
 # How long a visit's case is kept after it was last touched.
@@ -64,6 +64,7 @@ class SettingsParts(NamedTuple):
     weights: list[gr.Slider]
     strength: gr.Slider
     layers: gr.CheckboxGroup
+    form: gr.Radio
     reader_first: gr.Checkbox
     blind: gr.Checkbox
     reset: gr.Button
@@ -219,13 +220,21 @@ def lay_out_settings(about: About) -> SettingsParts:
         strength = gr.Slider(
             0, MAX_STRENGTH, about.strength, step=0.05,
             label="IFA strength",
-            info="Multiplies λ; 1 is the paper’s, 0 is plain RAG.",
+            info="Multiplies λ; 0 is plain RAG, and 1 is the paper’s.",
         )  # fmt: skip
         layers = gr.CheckboxGroup(
             [str(i) for i in range(about.layers)],
             value=[str(i) for i in about.critical],
             label="Layers where IFA acts",
             elem_id="layers",
+        )
+        form = gr.Radio(
+            list(FORM_NAMES.items()),
+            value=about.form,
+            label="Form of IFA",
+            info="As in the paper, λ·|logit| is added on each report. Balanced, relevance decides "
+            "which report is read, but not how much is read from all of them together.",
+            elem_id="form",
         )
         with gr.Row(elem_id="reading-modes"):
             reader_first = gr.Checkbox(
@@ -237,7 +246,7 @@ def lay_out_settings(about: About) -> SettingsParts:
                 info="Unlabelled and shuffled until you vote.",
             )  # fmt: skip
         reset = gr.Button("Back to the learnt values", size="sm", elem_id="reset")
-    return SettingsParts(k, noise, weights, strength, layers, reader_first, blind, reset)
+    return SettingsParts(k, noise, weights, strength, layers, form, reader_first, blind, reset)
 
 
 def lay_out_evidence(abouts: Sequence[About]) -> EvidenceParts:

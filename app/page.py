@@ -113,7 +113,7 @@ def build_page(
         wire_asking(page, parts, offers, on_view)
         wire_settings(parts, offers, on_view)
         wire_evidence(parts, offers, on_view)
-        wire_answers(parts, about, on_view)
+        wire_answers(parts, offers, on_view)
         wire_attention(parts)
         wire_saving(parts, offers)
     page.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
@@ -259,7 +259,7 @@ def wire_settings(parts: Parts, offers: Sequence[Offer], on_view: Callable[..., 
     """The settings rank again as they move; another knowledge base brings its own."""
     held, settings, base = parts.held, parts.settings, parts.evidence.base
     ranked = [*looked(parts), *controls(parts)]
-    learnt = [*settings.weights, settings.strength, settings.layers]
+    learnt = [*settings.weights, settings.strength, settings.layers, settings.form]
 
     def on_rank(base: Any, found: Any, shown: Any, tint: Any, layer: Any, *values: Any) -> Contents:
         about, engine, _ = chosen(offers, base)
@@ -270,8 +270,7 @@ def wire_settings(parts: Parts, offers: Sequence[Offer], on_view: Callable[..., 
         about = chosen(offers, base).about
         return placed(parts, choose_base(about)) | learnt_values(parts, about)
 
-    sliders = (settings.k, settings.noise, *settings.weights, settings.strength, settings.layers)
-    moves = [slider.input for slider in sliders]  # type: ignore[attr-defined]
+    moves = [control.input for control in controls(parts)]  # type: ignore[attr-defined]
     gr.on(moves, on_rank, ranked, redrawn(parts), **LIVE)
     base.input(
         on_base,
@@ -307,22 +306,27 @@ def wire_evidence(parts: Parts, offers: Sequence[Offer], on_view: Callable[..., 
     gr.on(tinted, on_view, looked(parts), redrawn(parts), **LIVE)
 
 
-def wire_answers(parts: Parts, about: About, on_view: Callable[..., Contents]) -> None:
+def wire_answers(parts: Parts, offers: Sequence[Offer], on_view: Callable[..., Contents]) -> None:
     """The reader's impression and vote."""
-    shown, answers = parts.held.shown, parts.answers
+    base, shown, answers = parts.evidence.base, parts.held.shown, parts.answers
     everything = list(named(parts).values())
 
-    def on_vote(event: gr.EventData, shown: Any) -> Contents:
-        return placed(parts, vote(about, shown, sent(event._data, "vote")))
+    def on_words(base: Any, shown: Any, words: Any) -> Contents:
+        about = chosen(offers, base).about
+        return placed(parts, impression(about, of_base(about, shown), words)) | {answers.words: ""}
+
+    def on_vote(event: gr.EventData, base: Any, shown: Any) -> Contents:
+        about = chosen(offers, base).about
+        return placed(parts, vote(about, of_base(about, shown), sent(event._data, "vote")))
 
     gr.on(
         [answers.reveal.click, answers.words.submit],
-        lambda *inputs: placed(parts, impression(about, *inputs)) | {answers.words: ""},
-        [shown, answers.words],
+        on_words,
+        [base, shown, answers.words],
         [*everything, answers.words],
         **QUIET,
     ).then(on_view, looked(parts), redrawn(parts), **QUIET)
-    answers.columns.click(on_vote, shown, everything, **QUIET).then(
+    answers.columns.click(on_vote, [base, shown], everything, **QUIET).then(
         on_view, looked(parts), redrawn(parts), **QUIET
     )
 
@@ -385,13 +389,18 @@ def learnt_values(parts: Parts, about: About) -> Contents:
     return {
         slider: gr.Slider(-limit, limit, round(getattr(about.weights, name), 2))
         for slider, (name, _, _) in zip(settings.weights, cards.TERMS, strict=True)
-    } | {settings.strength: about.strength, settings.layers: [str(i) for i in about.critical]}
+    } | {
+        settings.strength: about.strength,
+        settings.layers: [str(i) for i in about.critical],
+        settings.form: about.form,
+    }
 
 
 def controls(parts: Parts) -> list[gr.blocks.Block]:
     """The settings that :func:`app.settings.settings_from` takes, in its order."""
     settings = parts.settings
-    return [settings.k, *settings.weights, settings.strength, settings.layers, settings.noise]
+    ifa = (settings.strength, settings.layers, settings.form)
+    return [settings.k, *settings.weights, *ifa, settings.noise]
 
 
 def looked(parts: Parts) -> list[gr.blocks.Block]:

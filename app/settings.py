@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MAX_K = 16
 MAX_STRENGTH = 4.0
 WEIGHT_STEP = 0.01
+# Of mrrag.steering.FORMS, which needs torch.
+FORM_NAMES = {"As in the paper": "ifa", "Balanced": "balanced"}
 
 
 def max_weight(about: About) -> float:
@@ -34,6 +36,7 @@ def settings_from(
     gamma: object,
     strength: object,
     layers: object,
+    form: object,
     noise: object,
     *,
     pinned: tuple[str, ...] = (),
@@ -60,6 +63,8 @@ def settings_from(
     )
     if not isinstance(layers, list | tuple):
         raise SettingsError("The layers are not a list. Choose them from those shown.")
+    if not isinstance(form, str) or form not in FORM_NAMES.values():
+        raise SettingsError("That form of IFA does not exist. Choose one of those shown.")
     numbers = sorted({whole("A layer", digits(v), 0, about.layers - 1) for v in layers})
     return Settings(
         k=whole_k,
@@ -67,6 +72,7 @@ def settings_from(
         weights=None if _as_learnt(weights, learnt) else weights,
         strength=_real("The IFA strength", strength, 0.0, MAX_STRENGTH),
         layers=tuple(numbers),
+        form=form,
         noise=whole("The number of irrelevant reports", noise, 0, whole_k),
         pinned=pinned,
         excluded=excluded,
@@ -114,7 +120,8 @@ def settings_line(about: About, result: CaseResult) -> str:
     strength = about.strength if settings.strength is None else settings.strength
     random = f", {settings.noise} of them drawn at random" if settings.noise else ""
     where = ", ".join(map(str, layers)) or "none"
+    form = " (balanced)" if (settings.form or about.form) == "balanced" else ""
     return (
-        f"{settings.k} reports{random}; IFA strength {strength:g} in layers {where}; "
+        f"{settings.k} reports{random}; IFA{form} strength {strength:g} in layers {where}; "
         f"{result.versions.get('model', about.model)}"
     )

@@ -81,6 +81,7 @@ def ask(args: argparse.Namespace) -> None:
             weights=None if args.weights is None else Weights(*args.weights),
             strength=args.strength,
             layers=None if args.layers is None else tuple(args.layers),
+            form=args.form,
             noise=args.noise,
         )
     image = load_image(args.image, frame=frame)
@@ -688,6 +689,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--weights", type=float, nargs=3, metavar=("ALPHA", "BETA", "GAMMA"))
     sub.add_argument("--strength", type=float, help="multiplies IFA's λ")
     sub.add_argument("--layers", type=int, nargs="*", help="where IFA acts, counted from 0")
+    sub.add_argument(
+        "--form", help="ifa, as in the paper, or balanced, as a prior (default: as learnt)"
+    )
     sub.add_argument("--noise", type=int, default=0, help="irrelevant reports among the k")
     sub.add_argument("--json", action="store_true")
     sub.add_argument("--html", type=Path, metavar="FILE", help="also write the case as a page")

@@ -105,7 +105,7 @@ def attention(
     # A layer may live on another device than the one the pass began on.
     device = query.device
     for edit in edits:
-        logits_BHQX = edit.transform(logits_BHQX, edit.lam_BQX.to(device))
+        logits_BHQX = edit.apply(logits_BHQX)
     weights_BHQX = masked_softmax(logits_BHQX, attention_mask)
     if edits and steering.acts:
         lam_BQ = torch.stack([edit.lam_BQX.amax((1, 3)) for edit in edits]).amax(0).to(device)
@@ -220,7 +220,7 @@ def steer(
         edits.append(
             make_edit("block", prompts, amounts, blocked_BQ[:, -Q:], mask_BX, blocked.layers)
         )
-    moved = tuple(Edit(e.transform, e.lam_BQX.to(device), e.layers) for e in edits if e)
+    moved = tuple(edit.to(device) for edit in edits if edit)
     probe = Probe(_span_columns(prompts, mask_BX).to(device)) if trace else None
     if not moved and probe is None:
         return None

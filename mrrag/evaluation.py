@@ -182,6 +182,7 @@ def answer_ways(
             strength=steer.strength,
             layers=steer.layers,
             rows=steer.rows or ROWS,
+            transform=steer.form,
             block=Block(steer.masked, hidden, ROWS) if any(hidden) else None,
             cache=cache,
             max_new_tokens=max_new_tokens,

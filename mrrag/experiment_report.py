@@ -35,6 +35,8 @@ CLAIMS = {
     "masking": "The paper steers softly and masks nothing. Its figures for a hard mask, if it "
     "has any, are not known here.",
     "strength": "The paper has no strength: it is 1 there. There is no figure to lay beside.",
+    "form": "The paper's form is ifa, at a strength of 1. The balanced form is not the paper's; "
+    "it was found here.",
     "order": "The paper says nothing of the order, as far as is known here.",
     "retrieval": "The paper gives no figures of this kind, as far as is known here.",
 }
@@ -275,7 +277,16 @@ def _retrieval(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _facts(result: Mapping[str, Any]) -> str:
-    names = ("weights", "layers", "strength", "rows", "plan", "data_fingerprint", "versions")
+    names = (
+        "weights",
+        "layers",
+        "strength",
+        "rows",
+        "form",
+        "plan",
+        "data_fingerprint",
+        "versions",
+    )
     facts = {name: result[name] for name in names if name in result}
     return _section("How it came about", f"<pre>{html.escape(json.dumps(facts, indent=1))}</pre>")
 

@@ -25,6 +25,8 @@ class Learnt:
 
     Attributes
     ----------
+    form : str
+        By what relevance steers, a key of :data:`mrrag.steering.FORMS`.
     model : str
         The name of the model whose layers these are.
     intervals : tuple
@@ -37,6 +39,7 @@ class Learnt:
     layers: tuple[int, ...]
     strength: float
     rows: str
+    form: str = "ifa"
     model: str = BUNDLED
     intervals: tuple[tuple[float, float], ...] = ()
     studies: frozenset[str] = frozenset()
@@ -51,6 +54,7 @@ def load_learnt(path: Path) -> Learnt:
             layers=tuple(stored["layers"]),
             strength=float(stored["strength"]),
             rows=stored["rows"],
+            form=str(stored.get("form", "ifa")),
             model=str(stored.get("model", BUNDLED)),
             intervals=tuple(
                 (float(low), float(high))
@@ -114,6 +118,7 @@ def write_learnt(path: Path, learnt: Learnt, *, model: str, **found: Mapping[str
         "layers": learnt.layers,
         "strength": learnt.strength,
         "rows": learnt.rows,
+        "form": learnt.form,
     }
     text = json.dumps(stored | used | found, indent=2) + "\n"
     part = path.with_suffix(".part")
@@ -148,7 +153,7 @@ def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
                 learnt, weights=known.weights, intervals=known.intervals, studies=known.studies
             )
     if model != BUNDLED:
-        learnt = replace(learnt, layers=(), strength=1.0, rows="question")
+        learnt = replace(learnt, layers=(), strength=1.0, rows="question", form="ifa")
     return learnt
 
 

@@ -46,7 +46,7 @@ from mrrag.learnt import Learnt, learnt_for
 from mrrag.prompt import Prompt, build_prompt, plain_text
 from mrrag.retrieval import QueryVectors, effective_weights, encode_query, retrieve
 from mrrag.scope import Scope, load_scope
-from mrrag.steering import Block
+from mrrag.steering import FORMS, Block
 from mrrag.types import (
     BUNDLED,
     METHODS,
@@ -78,6 +78,8 @@ class Settings:
         Multiplies IFA's λ (the paper has none: 1.0).
     layers : tuple of int or None
         The critical layers, counted from 0.
+    form : str or None
+        By what relevance steers, a key of :data:`mrrag.steering.FORMS`.
     noise : int
         How many of the k are replaced by reports drawn at random.
     max_new_tokens : int
@@ -92,6 +94,7 @@ class Settings:
     weights: Weights | None = None
     strength: float | None = None
     layers: tuple[int, ...] | None = None
+    form: str | None = None
     noise: int = 0
     max_new_tokens: int = 40
     seed: int = 0
@@ -298,6 +301,10 @@ def check(pipeline: Pipeline, query: Query, settings: Settings) -> None:
         raise SettingsError(
             f"An IFA strength of {settings.strength} was asked for; 0 to 10 is allowed."
         )
+    if settings.form not in (None, *FORMS):
+        raise SettingsError(
+            f"An IFA form of {settings.form!r} was asked for. Choose one of: {', '.join(FORMS)}."
+        )
     if not 1 <= settings.max_new_tokens <= 512:
         raise SettingsError(
             f"{settings.max_new_tokens} new tokens were asked for; 1 to 512 are allowed."
@@ -312,6 +319,7 @@ def resolved(pipeline: Pipeline, settings: Settings) -> Settings:
         weights=settings.weights or learnt.weights,
         strength=learnt.strength if settings.strength is None else settings.strength,
         layers=learnt.layers if settings.layers is None else settings.layers,
+        form=settings.form or learnt.form,
     )
 
 
@@ -477,6 +485,7 @@ def answer(
         strength=learnt.strength if settings.strength is None else settings.strength,
         layers=layers,
         rows=learnt.rows,
+        transform=settings.form or learnt.form,
         max_new_tokens=settings.max_new_tokens,
         known=known,
     ):
@@ -560,6 +569,7 @@ def same_state(pipeline: Pipeline, query: Query, case: CaseResult) -> AttentionT
         strength=learnt.strength if settings.strength is None else settings.strength,
         layers=learnt.layers if settings.layers is None else settings.layers,
         rows=learnt.rows,
+        transform=settings.form or learnt.form,
     )
 
 
@@ -585,6 +595,7 @@ def influence(pipeline: Pipeline, query: Query, case: CaseResult) -> Influence |
         strength=learnt.strength if settings.strength is None else settings.strength,
         layers=learnt.layers if settings.layers is None else settings.layers,
         rows=learnt.rows,
+        transform=settings.form or learnt.form,
         block=Block(range(backbone.layers), blocked * 2, rows="question+cue"),
     )
     yes = said.p_yes >= said.p_no

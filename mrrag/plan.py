@@ -11,7 +11,7 @@ its names.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
@@ -26,9 +26,11 @@ SINGLE: dict[str, Weights] = {
 }
 SHARES = (0.0, 0.25, 0.5, 0.75)
 WAYS = (METHODS[0], *SINGLE, *METHODS[1:])
-ABLATIONS = ("similarities", "layers", "masking", "strength", "order")
+ABLATIONS = ("similarities", "layers", "masking", "strength", "form", "order")
 ABLATION_SHARES = (0.0, 0.5)  # IFA is meant for reports that differ in relevance
 STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+# Those to which each form is compared; the paper's is 1.
+FORM_STRENGTHS = {"ifa": (0.1, 0.25, 1.0), "balanced": (1.0, 2.0, 4.0)}
 RANDOM_SETS = 3
 # Enough for the first word, which is what is parsed; the rest of an answer changes nothing.
 ANSWER_TOKENS = 3
@@ -74,13 +76,15 @@ class Reading:
 class Steer:
     """How reading is steered: IFA in ``layers``, or a hard mask in ``masked``.
 
-    The hard mask hides the reports whose score is below the mean from the question.
+    ``form`` is a key of :data:`mrrag.steering.FORMS`. The hard mask hides the reports whose
+    score is below the mean from the question.
     """
 
     strength: float = 0.0
     layers: tuple[int, ...] = ()
     rows: str = ""
     masked: tuple[int, ...] = ()
+    form: str = "ifa"
 
 
 PLAIN = Steer()
@@ -100,7 +104,9 @@ class Cell:
 
 def ifa(learnt: Learnt, strength: float, layers: tuple[int, ...]) -> Steer:
     """IFA; where it does nothing, the very same as plain RAG."""
-    return Steer(strength, tuple(sorted(layers)), learnt.rows) if strength and layers else PLAIN
+    if not strength or not layers:
+        return PLAIN
+    return Steer(strength, tuple(sorted(layers)), learnt.rows, form=learnt.form)
 
 
 def cells_of(plan: Plan, learnt: Learnt, layers: int) -> list[Cell]:
@@ -182,6 +188,13 @@ def _ablation(group: str, learnt: Learnt, layers: int, k: int, noise: int, seed:
             },
         }
         return [Cell(group, name, k, fused, steer, "none") for name, steer in steers.items()]
+    if group == "form":
+        named = {"none": PLAIN} | {
+            f"{form}, {s:g}": ifa(replace(learnt, form=form), s, learnt.layers)
+            for form, strengths in FORM_STRENGTHS.items()
+            for s in strengths
+        }
+        return [Cell(group, name, k, fused, steer, "none") for name, steer in named.items()]
     if group == "masking":
         steers = {
             "none": PLAIN,

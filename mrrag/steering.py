@@ -1,8 +1,8 @@
 """Transforms of pre-softmax attention logits, and where in a prompt they act.
 
-A transform takes logits and a non-negative λ that broadcasts onto them, and is the
-identity where λ = 0. λ is above zero on question rows × report columns only, the one
-place where Reports→Question exists in a causal decoder.
+A transform takes logits, a non-negative λ that broadcasts onto them, and where question
+rows meet report columns, the one place where Reports→Question exists in a causal decoder;
+λ is zero everywhere else. Where all of λ is zero a transform changes nothing.
 
 This module knows prompts and tensors; it does not know models, layers' code or caches.
 Shape suffixes: B batch row, H head, Q question row, X key column.
@@ -19,10 +19,10 @@ from torch import Tensor
 from mrrag.errors import SettingsError
 from mrrag.prompt import Prompt
 
-Transform = Callable[[Tensor, Tensor], Tensor]
+Transform = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def ifa(logits: Tensor, lam: Tensor) -> Tensor:
+def ifa(logits: Tensor, lam: Tensor, _reports: Tensor) -> Tensor:
     """Importance-aware information flow augmentation: Ã' = Ã + λ·|Ã| (MR-RAG, section IFA).
 
     No logit is ever lowered: what is not a report loses in the softmax, by normalisation.
@@ -30,12 +30,32 @@ def ifa(logits: Tensor, lam: Tensor) -> Tensor:
     return logits + lam * logits.abs()
 
 
-def block(logits: Tensor, lam: Tensor) -> Tensor:
+def balanced(logits: Tensor, lam: Tensor, reports: Tensor) -> Tensor:
+    """Relevance as a prior over the reports: Ã' = Ã + λ − c, with Σ exp Ã' = Σ exp Ã (ours).
+
+    The sums are over a row's report columns. After the softmax a report's share of what is
+    read from reports is multiplied by e^λ and divided by the same for all; how much is read
+    from reports together, and how that is shared among a report's words, stay as they were.
+    """
+    raised = logits + lam
+    change = _total(raised, reports) - _total(logits, reports)
+    return torch.where(reports, raised - change, logits)
+
+
+def _total(logits: Tensor, reports: Tensor) -> Tensor:
+    """ln Σ exp over each row's report columns."""
+    least = torch.finfo(logits.dtype).min
+    return logits.masked_fill(~reports, least).logsumexp(-1, keepdim=True)
+
+
+def block(logits: Tensor, lam: Tensor, _reports: Tensor) -> Tensor:
     """Attention blocking: no flow at all where λ > 0 (MR-RAG, choice of critical layers)."""
     return logits.masked_fill(lam > 0, -torch.inf)
 
 
-TRANSFORMS: dict[str, Transform] = {"ifa": ifa, "block": block}
+# By what relevance steers: as in the paper, or as a prior.
+FORMS: dict[str, Transform] = {"ifa": ifa, "balanced": balanced}
+TRANSFORMS: dict[str, Transform] = {**FORMS, "block": block}
 
 # Which spans count as the question. The answer is read at the end of the cue.
 ROWS: dict[str, tuple[str, ...]] = {
@@ -68,12 +88,24 @@ class Block:
 class Edit:
     """One transform in some layers: λ for every question row and key of a batch.
 
-    ``lam_BQX`` is float32 [B, 1, Q, X]; the Q rows are the last of the pass.
+    ``lam_BQX`` is float32 and ``reports_BQX`` bool, where question rows meet report columns;
+    both [B, 1, Q, X]. The Q rows are the last of the pass.
     """
 
     transform: Transform
     lam_BQX: Tensor
+    reports_BQX: Tensor
     layers: frozenset[int]
+
+    def to(self, device: torch.device | str) -> Edit:
+        """The same on a device."""
+        lam, reports = self.lam_BQX.to(device), self.reports_BQX.to(device)
+        return Edit(self.transform, lam, reports, self.layers)
+
+    def apply(self, logits_BHQX: Tensor) -> Tensor:
+        """The logits, transformed."""
+        moved = self.to(logits_BHQX.device)  # no copy where they are on one device
+        return self.transform(logits_BHQX, moved.lam_BQX, moved.reports_BQX)
 
 
 def align(values: Sequence[Tensor], mask_BX: Tensor) -> Tensor:
@@ -171,5 +203,10 @@ def make_edit(
         )
     if not layers or not lam_BX.any():
         return None
-    lam_BQX = (question_BQ[:, :, None] * lam_BX[:, None, :])[:, None]
-    return Edit(TRANSFORMS[transform], lam_BQX, frozenset(layers))
+    ones = [report_keys(p, [1.0] * len(p.reports)) for p in prompts]
+    reports_BX = align(ones, mask_BX).bool()
+
+    def meet(columns_BX: Tensor) -> Tensor:
+        return (question_BQ[:, :, None] * columns_BX[:, None, :])[:, None]
+
+    return Edit(TRANSFORMS[transform], meet(lam_BX), meet(reports_BX), frozenset(layers))

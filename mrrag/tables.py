@@ -43,6 +43,7 @@ GROUPS = {
     "layers": "The layers in which IFA acts",
     "masking": "Hard masking against soft",
     "strength": "IFA's strength, in the critical layers",
+    "form": "By what relevance steers: as in the paper (ifa), or as a prior (balanced)",
     "order": "The order in which the reports are read",
 }
 LEAKAGE = "A question's own study, and its patient's others, are never retrieved"
@@ -111,6 +112,7 @@ def tables(
             row: dict[str, Any] = {"group": cell.table, "method": cell.name, "k": cell.k}
             row |= {"irrelevant": cell.reading.noise, "against": cell.against}
             row |= {"strength": cell.steer.strength, "layers": list(cell.steer.layers)}
+            row |= {"form": cell.steer.form}
             if against is not None and against is not cell:
                 row["test"] = _test(gold, said[against], said[cell])
             ablations.append(row | figures[cell])
@@ -128,6 +130,7 @@ def tables(
         "layers": list(learnt.layers),
         "strength": learnt.strength,
         "rows": learnt.rows,
+        "form": learnt.form,
         "plan": asdict(plan),
         "data_fingerprint": questions.fingerprint,
     }

@@ -51,7 +51,7 @@ ABOUT = About(
     strength=1.0,
     phantoms_only=True,
 )
-LEARNT_CONTROLS: tuple[Any, ...] = (3, 0.35, 0.5, 0.3, 1.0, ["1", "2"], 0)
+LEARNT_CONTROLS: tuple[Any, ...] = (3, 0.35, 0.5, 0.3, 1.0, ["1", "2"], "ifa", 0)
 K = 3
 
 
@@ -382,7 +382,8 @@ def test_uploads_that_are_no_picture_are_refused(data: object) -> None:
         (1, 99.0), (1, math.inf), (2, math.nan), (3, "0.3"),
         (4, -0.1), (4, 100.0), (4, None),
         (5, ["4"]), (5, ["-1"]), (5, "1"), (5, [None]), (5, ["1; drop"]), (5, ["²"]),
-        (6, -1), (6, 4),
+        (6, "block"), (6, None), (6, 0), (6, []),
+        (7, -1), (7, 4),
     ],
 )  # fmt: skip
 def test_settings_outside_their_range_are_refused(place: int, value: object) -> None:

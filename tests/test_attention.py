@@ -53,7 +53,7 @@ def an_edit(seed: int = 4) -> tuple[Tensor, Edit]:
     lam_BX = torch.zeros(B, X)
     lam_BX[0, 3:] = torch.rand(X - 3, generator=torch.Generator().manual_seed(seed))
     lam_BQX = (question_BQ[:, :, None] * lam_BX[:, None])[:, None]
-    return question_BQ, Edit(ifa, lam_BQX, frozenset({0}))
+    return question_BQ, Edit(ifa, lam_BQX, lam_BQX > 0, frozenset({0}))
 
 
 def dense_reference(
@@ -118,7 +118,7 @@ def test_the_future_stays_masked_under_any_bias() -> None:
             "key": tensors["key"] * future[:, None],
             "value": tensors["value"] * future[:, None],
         }
-        steering = Steering(question_BQ, (Edit(ifa, everywhere, frozenset({0})),))
+        steering = Steering(question_BQ, (Edit(ifa, everywhere, everywhere > 0, frozenset({0})),))
         output, _ = attention(
             layer(), **changed, attention_mask=None, scaling=0.3, steering=steering
         )

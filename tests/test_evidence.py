@@ -58,6 +58,7 @@ def controls(about: About, **changes: Any) -> list[Any]:
         "gamma": round(about.weights.gamma, 2),
         "strength": about.strength,
         "layers": [str(i) for i in about.critical],
+        "form": about.form,
         "noise": 0,
     }
     return list((values | changes).values())
@@ -120,9 +121,11 @@ def test_ranking_again_touches_no_model(
 def test_other_settings_of_ifa_mark_the_answers_stale(
     engine: Future[Pipeline], about: About, asked: dict[str, Any]
 ) -> None:
-    moved = rank(engine, about, asked, strength=about.strength + 0.5)
-    assert "IFA’s settings have changed" in moved["stale"]
-    assert ids(moved["evidence"]) == ids(asked["evidence"])
+    other = "ifa" if about.form == "balanced" else "balanced"
+    for change in ({"strength": about.strength + 0.5}, {"layers": ["1"]}, {"form": other}):
+        moved = rank(engine, about, asked, **change)
+        assert "IFA’s settings have changed" in moved["stale"]
+        assert ids(moved["evidence"]) == ids(asked["evidence"])
 
 
 def test_k_and_noise_act_at_once(

@@ -79,6 +79,23 @@ def test_sliders_rank_again_in_place_and_the_answers_turn_stale(page: Any) -> No
     page.wait_for_function("document.querySelector('#stale .stale') === null")
 
 
+def test_the_form_of_ifa_is_chosen_and_said(page: Any) -> None:
+    ready(page)
+    ask(page)
+    answers = page.locator("#answers-panel")
+    assert "IFA (balanced) strength" in answers.inner_text()
+    settings(page)
+    page.get_by_label("As in the paper").check()
+    page.wait_for_selector("#stale .stale")
+    page.click("#ask")
+    page.wait_for_function("document.querySelector('#stale .stale') === null")
+    page.wait_for_selector("#status .done")
+    assert "IFA strength" in answers.inner_text()
+    page.click("#reset")
+    page.wait_for_selector("#stale .stale")
+    assert page.get_by_label("Balanced").is_checked()
+
+
 def test_a_report_is_excluded_and_restored_by_keyboard(page: Any) -> None:
     ready(page)
     ask(page)

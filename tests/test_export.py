@@ -98,6 +98,13 @@ def test_what_was_learnt_is_written_out(pipeline: Pipeline, image: Image) -> Non
     assert exported["settings"]["weights"]["alpha"] == pipeline.learnt.weights.alpha
     assert exported["settings"]["strength"] == pipeline.learnt.strength
     assert tuple(exported["settings"]["layers"]) == pipeline.learnt.layers
+    assert exported["settings"]["form"] == pipeline.learnt.form
+
+
+def test_a_case_of_the_first_format_was_steered_as_in_the_paper(exported: dict[str, Any]) -> None:
+    old = copy.deepcopy(exported) | {"format": 1}
+    old["settings"].pop("form")
+    assert read_case(old).settings.form == "ifa"
 
 
 def test_another_picture_or_version_is_said(image: Image, exported: dict[str, Any]) -> None:

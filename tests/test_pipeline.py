@@ -92,6 +92,21 @@ def test_steering_moves_attention_in_the_critical_layers_first(
     assert moved[first] > 1e-3
 
 
+def test_balanced_steering_moves_attention_between_reports_and_nowhere_else(
+    pipeline: Pipeline, query: Query
+) -> None:
+    case = case_of(pipeline, query, Settings(form="balanced", strength=2.0, layers=(0,)))
+    assert case.before is not None
+    assert case.after is not None
+    reports = np.array([name.startswith("report ") for name in case.before.names])
+    # In the first layer both runs come with the same states.
+    before, after = case.before.mass_LHS[0], case.after.mass_LHS[0]
+    assert np.allclose(after[:, ~reports], before[:, ~reports], atol=1e-5)
+    assert np.allclose(after[:, reports].sum(-1), before[:, reports].sum(-1), atol=1e-5)
+    assert (after[:, reports] - before[:, reports])[:, 0].mean() > 1e-3  # λ of the first is 1
+    assert case.same_state is None or case.same_state.layers == (0,)
+
+
 def test_one_report_leaves_nothing_to_steer_by_and_says_so(
     pipeline: Pipeline, query: Query
 ) -> None:
@@ -167,6 +182,7 @@ def test_two_cases_at_once_share_nothing(pipeline: Pipeline, query: Query) -> No
         (QUESTION, Settings(layers=(99,)), "layers 0 to"),
         (QUESTION, Settings(strength=-1.0), "0 to 10"),
         (QUESTION, Settings(strength=float("nan")), "0 to 10"),
+        (QUESTION, Settings(form="additive"), "ifa, balanced"),
         (QUESTION, Settings(noise=9), "irrelevant"),
         (QUESTION, Settings(max_new_tokens=0), "1 to 512"),
         (QUESTION, Settings(weights=Weights(0.0, 0.0, 0.0)), "zero"),

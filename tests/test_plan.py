@@ -1,5 +1,7 @@
 """What is compared differs in one thing only, and equal ways are answered once."""
 
+from dataclasses import replace
+
 import pytest
 
 from mrrag.errors import SettingsError
@@ -35,6 +37,15 @@ def test_an_ablation_is_tested_against_its_own_plain_line() -> None:
                 == (cell.table, cell.against, cell.k, cell.reading.noise)
             ]
             assert len(same) == 1
+
+
+def test_the_learnt_form_steers_everywhere_but_where_forms_are_compared() -> None:
+    learnt = replace(LEARNT, form="balanced")
+    for cell in cells_of(Plan(ablations=ABLATIONS), learnt, 6):
+        if cell.table != "form" and cell.steer.strength:
+            assert cell.steer.form == "balanced"
+    forms = {c.steer.form for c in cells_of(Plan(ablations=("form",)), learnt, 6)}
+    assert forms == {"ifa", "balanced"}
 
 
 def test_a_pair_keeps_the_learnt_ratio() -> None:

@@ -13,6 +13,7 @@ from mrrag.steering import (
     ROWS,
     TRANSFORMS,
     align,
+    balanced,
     block,
     ifa,
     make_edit,
@@ -42,24 +43,53 @@ PLAIN = Prompt(
 def test_ifa_is_the_equation_of_the_paper() -> None:
     logits = torch.tensor([2.0, -2.0, 0.0, -3.0])
     lam = torch.tensor([0.5, 0.5, 1.0, 1.0])
-    assert ifa(logits, lam).tolist() == [3.0, -1.0, 0.0, 0.0]
+    assert ifa(logits, lam, lam > 0).tolist() == [3.0, -1.0, 0.0, 0.0]
 
 
 def test_ifa_never_lowers_a_logit() -> None:
     logits = torch.randn(100, generator=torch.Generator().manual_seed(0)) * 10
     for lam in (0.0, 0.3, 1.0, 4.0):
-        assert (ifa(logits, torch.tensor(lam)) >= logits).all()
+        assert (ifa(logits, torch.tensor(lam), torch.tensor(True)) >= logits).all()
 
 
 def test_block_removes_exactly_the_chosen_keys() -> None:
     logits = torch.tensor([1.0, -1.0, 2.0])
-    assert block(logits, torch.tensor([0.0, 1.0, 0.5])).tolist() == [1.0, -math.inf, -math.inf]
+    lam = torch.tensor([0.0, 1.0, 0.5])
+    assert block(logits, lam, lam > 0).tolist() == [1.0, -math.inf, -math.inf]
+
+
+def test_balanced_is_a_prior_over_the_reports_and_moves_nothing_else() -> None:
+    logits = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)) * 4
+    report_1, report_2, report_3 = slice(1, 3), slice(3, 6), slice(6, 7)
+    lam = torch.zeros(8)
+    lam[report_1], lam[report_2] = 2.0, 0.5  # the third, the least relevant, has λ = 0
+    reports = torch.zeros(8, dtype=torch.bool)
+    reports[1:7] = True
+    before, after = logits.softmax(-1), balanced(logits, lam, reports).softmax(-1)
+    # What is read from reports together, and from all else, is as it was.
+    torch.testing.assert_close(after[:, ~reports], before[:, ~reports])
+    # Within a report its words share as they did.
+    for report in (report_1, report_2, report_3):
+        share = [w[:, report] / w[:, report].sum(-1, keepdim=True) for w in (before, after)]
+        torch.testing.assert_close(share[1], share[0])
+    # Between reports attention is multiplied by e to the λ, up to one factor a row.
+    odds = [w[:, report_1].sum(-1) / w[:, report_3].sum(-1) for w in (before, after)]
+    torch.testing.assert_close(odds[1], odds[0] * math.exp(2.0))
+    odds = [w[:, report_1].sum(-1) / w[:, report_2].sum(-1) for w in (before, after)]
+    torch.testing.assert_close(odds[1], odds[0] * math.exp(1.5))
+
+
+def test_balanced_changes_nothing_where_all_reports_are_alike() -> None:
+    logits = torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
+    reports = torch.tensor([False, True, True, True, False, False])
+    torch.testing.assert_close(balanced(logits, reports * 1.5, reports), logits)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_every_transform_is_the_identity_at_zero(name: str) -> None:
     logits = torch.tensor([1.5, -2.5, 0.0, -1e30])
-    assert torch.equal(TRANSFORMS[name](logits, torch.zeros(4)), logits)
+    reports = torch.tensor([True, False, True, True])
+    assert torch.equal(TRANSFORMS[name](logits, torch.zeros(4), reports), logits)
 
 
 def test_question_rows_are_the_chosen_spans() -> None:
@@ -95,6 +125,7 @@ def test_lambda_is_on_question_rows_and_report_columns_only(rows: str) -> None:
         expected[0, 0, row, 2 + 3 : 2 + 5] = 0.5
         expected[0, 0, row, 2 + 6] = 1.0
     assert torch.equal(edit.lam_BQX, expected)
+    assert torch.equal(edit.reports_BQX, expected > 0)
 
 
 def test_nothing_to_do_is_no_edit() -> None:

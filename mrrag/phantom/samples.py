@@ -21,7 +21,7 @@ from mrrag.phantom.dicom import dicom_bytes, png_bytes
 from mrrag.phantom.render import render
 from mrrag.phantom.world import Study
 from mrrag.pipeline import Pipeline
-from mrrag.plan import ANSWER_TOKENS, PLAIN, Steer
+from mrrag.plan import ANSWER_TOKENS, PLAIN, ifa
 
 SIZE = 512
 
@@ -42,11 +42,11 @@ def choose(
 ) -> list[Sample]:
     """Pick one case for each behaviour worth showing; a behaviour not found is left out."""
     learnt = pipeline.learnt
-    steered = Steer(learnt.strength, learnt.layers, learnt.rows)
+    steered = ifa(learnt, learnt.strength, learnt.layers)
     ask = partial(run, pipeline, k=k, max_new_tokens=ANSWER_TOKENS)
     noise = k // 2
     (off,) = ask(items, None, [PLAIN], label="samples", ticker=ticker)
-    rag, ifa = ask(items, learnt.weights, [PLAIN, steered], label="samples", ticker=ticker)
+    rag, steered_rag = ask(items, learnt.weights, [PLAIN, steered], label="samples", ticker=ticker)
     # The page draws its noise with seed 0, so the same is done here, question by question.
     noisy_rag, noisy_ifa = (np.empty(len(items)) for _ in range(2))
     for i, item in enumerate(ticker(items, len(items), "samples with noise")):
@@ -57,7 +57,7 @@ def choose(
     right = {
         "off": off.said == gold,
         "rag": rag.said == gold,
-        "ifa": ifa.said == gold,
+        "ifa": steered_rag.said == gold,
         "noisy rag": noisy_rag == gold,
         "noisy ifa": noisy_ifa == gold,
     }

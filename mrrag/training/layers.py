@@ -23,11 +23,11 @@ from mrrag.evaluation import BATCH, Asked, Ticker, evidence_for, no_ticker, prom
 from mrrag.metrics import Answers
 from mrrag.pipeline import Pipeline
 from mrrag.plan import PLAIN, Steer
-from mrrag.steering import ROWS, Block
+from mrrag.steering import FORMS, ROWS, Block
 from mrrag.training.loop import kept
 from mrrag.types import Weights
 
-STRENGTHS = (0.1, 0.25, 0.5, 1.0)
+STRENGTHS = {"ifa": (0.1, 0.25, 0.5, 1.0), "balanced": (0.5, 1.0, 2.0, 4.0)}
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ class Trial:
     layers: tuple[int, ...]
     strength: float
     rows: str
+    form: str
     gains: tuple[int, ...]
 
 
@@ -163,9 +164,10 @@ def try_steering(
     ``folder`` is as in :func:`sweep_layers`.
     """
     steers = [
-        Steer(strength, layers, rows)
+        Steer(strength, layers, rows, form=form)
         for layers in layer_sets
-        for strength in STRENGTHS
+        for form in FORMS
+        for strength in STRENGTHS[form]
         for rows in ROWS
     ]
     gold: Answers = np.array([item.gold for item in items], dtype=np.int8)
@@ -186,6 +188,6 @@ def try_steering(
     counts = [kept(folder / f"steering-{n}.safetensors", partial(right, n))["right"] for n in noise]
     gains_SN = (np.stack(counts, axis=1) - np.stack(counts, axis=1)[:1])[1:]
     return [
-        Trial(steer.layers, steer.strength, steer.rows, tuple(gains))
+        Trial(steer.layers, steer.strength, steer.rows, steer.form, tuple(gains))
         for steer, gains in zip(steers, gains_SN.tolist(), strict=True)
     ]

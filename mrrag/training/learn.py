@@ -286,7 +286,8 @@ def learn_layers(
         "studies": study_digests(items),
         **made_of,
     }
-    kept = replace(pipeline.learnt, layers=best.layers, strength=best.strength, rows=best.rows)
+    setting = {name: getattr(best, name) for name in ("layers", "strength", "rows", "form")}
+    kept = replace(pipeline.learnt, **setting)
     write_learnt(path, kept, model=model, sweep=found)
     record_run(
         folder,
@@ -305,7 +306,8 @@ def learn_layers(
     return (
         f"Critical layers (the largest drop of P(right answer), and half of it or more): "
         f"{', '.join(map(str, critical)) or 'none that is above two errors'}. "
-        f"IFA: strength {best.strength:g} in layers {', '.join(map(str, best.layers))}, rows "
-        f"{best.rows}; right answers of {len(items)} against plain RAG by irrelevant reports: "
-        f"{gains}. It was the best of {len(trials)} trials, so the gain is flattered."
+        f"IFA: form {best.form}, strength {best.strength:g} in layers "
+        f"{', '.join(map(str, best.layers))}, rows {best.rows}; right answers of {len(items)} "
+        f"against plain RAG by irrelevant reports: {gains}. It "
+        f"was the best of {len(trials)} trials, so the gain is flattered."
     )
