@@ -27,10 +27,11 @@ from app.case import Sample, choose_sample, load_samples, read_upload, samples_h
 from app.launch import allowed_hosts, launch_options
 from app.page import build_page, questions_ahead
 from app.pictures import data_url, heat_pixels, overlay_html, padded_square, patch_box, shrink
-from app.settings import settings_from
+from app.settings import FORM_NAMES, settings_from
 from app.theme import theme
 from app.visit import Shown, Update, Visit
 from mrrag.errors import CorpusError, ModelError, SettingsError
+from mrrag.steering import FORMS
 from mrrag.types import (
     METHODS,
     Answer,
@@ -391,6 +392,10 @@ def test_settings_outside_their_range_are_refused(place: int, value: object) -> 
     controls[place] = value
     with pytest.raises(SettingsError):
         settings_from(ABOUT, *controls)
+
+
+def test_every_form_of_ifa_can_be_chosen() -> None:
+    assert tuple(FORM_NAMES.values()) == tuple(FORMS)
 
 
 def test_untouched_sliders_mean_the_learnt_weights_exactly() -> None:
