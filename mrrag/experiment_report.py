@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from mrrag.tables import GROUPS, leakage_text, name_of
+from mrrag.tables import GROUPS, leakage_text, name_of, steering_text
 
 # Accuracy and F1, %, with K = 15, of the paper's main table: LLaVA-Med-1.5 alone, MR-RAG.
 PAPER_MAIN = {
@@ -112,7 +112,8 @@ def _head(result: Mapping[str, Any]) -> str:
         "<p><b>Research demonstration. Not a medical device.</b></p>"
         f"<p>{result['n']} yes/no questions of {result['patients']} patients, split "
         f"{html.escape(result['split'])}, from {html.escape(str(result.get('data', '')))}. "
-        f"{html.escape(leakage_text(result['leakage']))}.</p>"
+        f"{html.escape(leakage_text(result['leakage']))}. "
+        f"{html.escape(steering_text(result))}.</p>"
         '<p class="quiet">Intervals are 95 % ones, by a bootstrap over patients; p is that of '
         "McNemar's exact test on the same questions, without correction for their number.</p>"
         + (_table(("Not asked", "Questions"), skipped) if skipped else "")

@@ -313,6 +313,7 @@ def text(result: Mapping[str, Any]) -> str:
         f"{result['n']} yes/no questions of {result['patients']} patients, {result['split']} split",
         *(f"skipped {n:6d}  {reason}" for reason, n in result["skipped"].items()),
         leakage_text(result["leakage"]),
+        steering_text(result),
     ]
     for table in result["by_k"]:
         lines += ["", *_methods_text(table)]
@@ -359,6 +360,15 @@ def leakage_text(leak: Mapping[str, Any]) -> str:
             "strength were learnt: these figures flatter MCR and IFA"
         )
     return text
+
+
+def steering_text(result: Mapping[str, Any]) -> str:
+    """How MR-RAG was steered, since IFA has a form here that is not the paper's."""
+    where = ", ".join(map(str, result["layers"]))
+    if not where or not result["strength"]:
+        return "MR-RAG is not steered: no layers or no strength were learnt for this model"
+    form = {"ifa": "as in the paper", "balanced": "balanced, which is not the paper's form"}
+    return f"IFA in MR-RAG: {form[result['form']]}; strength {result['strength']:g}, layers {where}"
 
 
 def name_of(method: str) -> str:

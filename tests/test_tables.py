@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from dataclasses import replace
@@ -26,6 +27,7 @@ from mrrag.tables import (
     leakage_text,
     metric_rows,
     retrieval_figures,
+    steering_text,
     tables,
     text,
     write_csv,
@@ -173,6 +175,15 @@ def test_questions_about_studies_that_were_learnt_from_are_counted_aloud() -> No
     said = leakage(base, asked, replace(LEARNT, studies=frozenset({seen})))
     assert said["questions_learnt_from"] == 1
     assert "1 of the questions are about studies from which" in leakage_text(said)
+
+
+def test_how_mr_rag_was_steered_is_said_in_every_output(made: Any) -> None:
+    result, _, _ = made
+    told = steering_text(result | {"form": "balanced", "layers": [0, 5], "strength": 2.0})
+    assert "not the paper's form; strength 2, layers 0, 5" in told
+    assert "not steered" in steering_text(result | {"layers": []})
+    assert steering_text(result) in text(result)
+    assert html.escape(steering_text(result)) in report_html(result)
 
 
 def test_the_text_holds_every_table(made: Any) -> None:
