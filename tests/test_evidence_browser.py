@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import test_page_browser
 
+from app.bench import MOUNTED_MS
+
 # The same server, browser and visit as the page's own tests.
 temporary, address = test_page_browser.temporary, test_page_browser.address
 arguments = test_page_browser.arguments
@@ -33,7 +35,7 @@ def ask(page: Any, question: str | None = None, done: str = "#status .done") -> 
 def settings(page: Any) -> None:
     page.click("#settings .label-wrap")
     page.wait_for_selector("#settings input[type=range]")
-    page.wait_for_timeout(300)  # until they are mounted: before, gradio takes a move back
+    page.wait_for_timeout(MOUNTED_MS)
 
 
 def slide(page: Any, label: str, value: float) -> None:
