@@ -232,8 +232,8 @@ def lay_out_settings(about: About) -> SettingsParts:
             list(FORM_NAMES.items()),
             value=about.form,
             label="Form of IFA",
-            info="As in the paper, λ·|logit| is added on each report. Balanced, relevance decides "
-            "which report is read, but not how much is read from all of them together.",
+            info="As in the paper, λ·|logit| is added on each report. Balanced, a report is read "
+            "e^strength times as much for each 0.1 of score, and all together as much as before.",
             elem_id="form",
         )
         with gr.Row(elem_id="reading-modes"):

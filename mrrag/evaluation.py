@@ -22,7 +22,7 @@ from mrrag.metrics import UNPARSED, Answers, parse_yes_no
 from mrrag.pipeline import Pipeline
 from mrrag.plan import Steer
 from mrrag.prompt import Prompt, build_prompt
-from mrrag.retrieval import QueryVectors, retrieve
+from mrrag.retrieval import QueryVectors, lambdas, retrieve
 from mrrag.steering import Block
 from mrrag.types import Retrieved, Weights
 
@@ -168,7 +168,7 @@ def answer_ways(
         (
             item.features,
             prompt_for(pipeline, item, [r.document.report for r in found]),
-            tuple(r.relevance for r in found),
+            (),
         )
         for item, found in zip(items, evidence, strict=True)
     ]
@@ -176,9 +176,13 @@ def answer_ways(
     outcomes = []
     for steer in steers:
         hidden = [below_mean(found) for found in evidence] if steer.masked else []
+        steered: list[Item] = [
+            (features, prompt, lambdas(found, steer.form))
+            for (features, prompt, _), found in zip(batch, evidence, strict=True)
+        ]
         first = answer_batch(
             backbone,
-            batch,
+            steered,
             strength=steer.strength,
             layers=steer.layers,
             rows=steer.rows or ROWS,

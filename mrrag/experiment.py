@@ -44,7 +44,7 @@ from mrrag.plan import Cell, Plan, Reading, Steer
 from mrrag.retrieval import MAX_K, fused_query
 from mrrag.types import Retrieved, Weights
 
-FORMAT = 1  # of what an answer's digest is made of
+FORMAT = 2  # of what an answer's digest is made of
 ANSWERS = "answers.csv"
 COLUMNS = ("key", "qid", "p_yes", "own_rank", "documents", "text")
 

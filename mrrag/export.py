@@ -19,7 +19,7 @@ from mrrag.pipeline import CaseResult, Settings
 from mrrag.types import METHODS, AttentionTrace, Image, Weights
 
 PAIRS = ("image_report", "image_image", "question_report")
-FORMAT = 2
+FORMAT = 3
 # Answers are compared word for word; probabilities to what another processor may round.
 TOLERANCE = 1e-3
 
@@ -53,6 +53,7 @@ def case_to_json(case: CaseResult, image: Image | None = None) -> dict[str, Any]
                 "cosines": dict(zip(PAIRS, map(_number, r.cosines), strict=True)),
                 "terms": dict(zip(PAIRS, map(_number, r.terms), strict=True)),
                 "lambda": r.relevance,
+                "gap": r.gap,
                 "drawn_at_random": r.drawn,
                 "report": r.document.report,
                 "source": r.document.source,
@@ -123,6 +124,11 @@ def read_case(exported: object) -> Saved:
         for method in METHODS:
             str(exported["answers"][method]["text"])
         exported["versions"].items()
+        if version == 2 and given["form"] == "balanced":
+            raise SettingsError(
+                "The case was steered in the balanced form as it was before format 3, by λ from "
+                "0 to 1 and not by the scores' differences. Ask the question anew."
+            )
         return Saved(
             question=str(exported["question"]),
             settings=Settings(**given),

@@ -25,6 +25,8 @@ class Learnt:
 
     Attributes
     ----------
+    strength : float
+        In the form's own unit: the paper's multiplies λ, balanced counts tenths of cosine.
     form : str
         By what relevance steers, a key of :data:`mrrag.steering.FORMS`.
     model : str

@@ -44,7 +44,7 @@ from mrrag.findings import contradictions
 from mrrag.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.learnt import Learnt, learnt_for
 from mrrag.prompt import Prompt, build_prompt, plain_text
-from mrrag.retrieval import QueryVectors, effective_weights, encode_query, retrieve
+from mrrag.retrieval import QueryVectors, effective_weights, encode_query, lambdas, retrieve
 from mrrag.scope import Scope, load_scope
 from mrrag.steering import FORMS, Block
 from mrrag.types import (
@@ -456,7 +456,8 @@ def answer(
         features = None if query.image is None else encode_image(backbone, query.image)
     encoded = time.perf_counter()
     reports = [r.document.report for r in evidence.retrieved]
-    relevance = tuple(r.relevance for r in evidence.retrieved)
+    form = settings.form or learnt.form
+    relevance = lambdas(evidence.retrieved, form)
     if len(set(relevance)) == 1:
         notes.append(
             "All reports have the same score, so IFA has nothing to steer by: "
@@ -485,7 +486,7 @@ def answer(
         strength=learnt.strength if settings.strength is None else settings.strength,
         layers=layers,
         rows=learnt.rows,
-        transform=settings.form or learnt.form,
+        transform=form,
         max_new_tokens=settings.max_new_tokens,
         known=known,
     ):
@@ -563,13 +564,14 @@ def same_state(pipeline: Pipeline, query: Query, case: CaseResult) -> AttentionT
     backbone, settings, learnt = pipeline.backbone, case.settings, pipeline.learnt
     features = None if query.image is None else encode_image(backbone, query.image)
     prompt = prompt_of(pipeline, query, [r.document.report for r in case.retrieved])
+    form = settings.form or learnt.form
     return same_state_trace(
         backbone,
-        (features, prompt, tuple(r.relevance for r in case.retrieved)),
+        (features, prompt, lambdas(case.retrieved, form)),
         strength=learnt.strength if settings.strength is None else settings.strength,
         layers=learnt.layers if settings.layers is None else settings.layers,
         rows=learnt.rows,
-        transform=settings.form or learnt.form,
+        transform=form,
     )
 
 
@@ -586,7 +588,8 @@ def influence(pipeline: Pipeline, query: Query, case: CaseResult) -> Influence |
     backbone, settings, learnt = pipeline.backbone, case.settings, pipeline.learnt
     features = None if query.image is None else encode_image(backbone, query.image)
     prompt = prompt_of(pipeline, query, [r.document.report for r in case.retrieved])
-    relevance = tuple(r.relevance for r in case.retrieved)
+    form = settings.form or learnt.form
+    relevance = lambdas(case.retrieved, form)
     blocked: list[tuple[int, ...]] = [(), *((k,) for k in range(1, len(relevance) + 1))]
     items: list[Item] = [(features, prompt, lam) for lam in ((), relevance) for _ in blocked]
     scores = answer_batch(
@@ -595,7 +598,7 @@ def influence(pipeline: Pipeline, query: Query, case: CaseResult) -> Influence |
         strength=learnt.strength if settings.strength is None else settings.strength,
         layers=learnt.layers if settings.layers is None else settings.layers,
         rows=learnt.rows,
-        transform=settings.form or learnt.form,
+        transform=form,
         block=Block(range(backbone.layers), blocked * 2, rows="question+cue"),
     )
     yes = said.p_yes >= said.p_no

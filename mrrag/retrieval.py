@@ -32,11 +32,14 @@ __all__ = [
     "effective_weights",
     "encode_query",
     "fused_query",
+    "gaps",
+    "lambdas",
     "relevance",
     "retrieve",
 ]
 
 MAX_K = 50
+GAP = 0.1  # of cosine, what the balanced form's strength is counted by
 MAX_WEIGHT, MIN_WEIGHT = 1e3, 1e-6
 # Terms are multiples of 2^-40. With weights of at most 1000, a sum of three then has at
 # most 52 bits: it is exact, in any order, and so the terms sum to the score exactly.
@@ -141,6 +144,22 @@ def relevance(scores: Sequence[float]) -> tuple[float, ...]:
     return tuple((s - low) / (high - low) if high > low else 0.0 for s in scores)
 
 
+def gaps(scores: Sequence[float], weights: Weights) -> tuple[float, ...]:
+    """(s − min) / (|α| + |β| + |γ|), in cosine; no scale of the weights changes it."""
+    low = min(scores, default=0.0)
+    scale = abs(weights.alpha) + abs(weights.beta) + abs(weights.gamma)
+    return tuple((s - low) / scale for s in scores)
+
+
+def lambdas(found: Sequence[Retrieved], form: str) -> tuple[float, ...]:
+    """λ of each document before its strength, in a form of :data:`mrrag.steering.FORMS`.
+
+    The paper's spreads from 0 to 1 however alike the documents are. Balanced, it is the
+    difference of the scores itself, so that documents nearly alike are read nearly alike.
+    """
+    return tuple(r.gap / GAP if form == "balanced" else r.relevance for r in found)
+
+
 def retrieve(
     knowledge_base: KnowledgeBase,
     vectors: QueryVectors,
@@ -214,13 +233,10 @@ def retrieve(
     final = {*best, *pinned}
     chosen = [i for i in _ranked(scored) if i in final]
     scores = [math.fsum(scored[i][1]) for i in chosen]
+    steered = zip(relevance(scores), gaps(scores, weights), strict=True)
     return tuple(
-        Retrieved(
-            knowledge_base.document(i), rank, score, *scored[i], relevance=lam, drawn=i in drawn
-        )
-        for rank, (i, score, lam) in enumerate(
-            zip(chosen, scores, relevance(scores), strict=True), start=1
-        )
+        Retrieved(knowledge_base.document(i), rank, score, *scored[i], *by, drawn=i in drawn)
+        for rank, (i, score, by) in enumerate(zip(chosen, scores, steered, strict=True), start=1)
     )
 
 

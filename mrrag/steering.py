@@ -33,9 +33,11 @@ def ifa(logits: Tensor, lam: Tensor, _reports: Tensor) -> Tensor:
 def balanced(logits: Tensor, lam: Tensor, reports: Tensor) -> Tensor:
     """Relevance as a prior over the reports: Ã' = Ã + λ − c, with Σ exp Ã' = Σ exp Ã (ours).
 
-    The sums are over a row's report columns. After the softmax a report's share of what is
-    read from reports is multiplied by e^λ and divided by the same for all; how much is read
-    from reports together, and how that is shared among a report's words, stay as they were.
+    λ is the strength times the difference of fused scores, in tenths of cosine
+    (:func:`mrrag.retrieval.lambdas`). The sums are over a row's report columns. After the
+    softmax a report's share of what is read from reports is multiplied by e^λ and divided by
+    the same for all; how much is read from reports together, and how that is shared among a
+    report's words, stay as they were.
     """
     raised = logits + lam
     change = _total(raised, reports) - _total(logits, reports)

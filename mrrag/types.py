@@ -115,8 +115,9 @@ class Retrieved:
     question-report. A term is weight × cosine, after the weights of absent pairs have
     been shared out, and the three terms sum to ``score`` exactly. An absent pair has
     cosine NaN and term 0. ``relevance`` is IFA's λ before its strength: (score − min) /
-    (max − min) over the documents retrieved together. ``drawn`` is True for a document
-    drawn at random, as noise.
+    (max − min) over the documents retrieved together. ``gap`` is (score − min) /
+    (|α| + |β| + |γ|), how much more alike than the least like of them, in cosine.
+    ``drawn`` is True for a document drawn at random, as noise.
     """
 
     document: Document
@@ -125,6 +126,7 @@ class Retrieved:
     cosines: tuple[float, float, float]
     terms: tuple[float, float, float]
     relevance: float
+    gap: float
     drawn: bool = False
 
 

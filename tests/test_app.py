@@ -66,6 +66,7 @@ def retrieved(
         cosines=(0.1, 0.2, 0.3),
         terms=terms,
         relevance=0.5,
+        gap=0.05,
     )
 
 

@@ -248,7 +248,7 @@ def test_the_text_of_a_report_is_unchanged_by_marks_and_tint() -> None:
 
 
 def test_influence_is_drawn_to_its_side_and_in_figures() -> None:
-    item = Retrieved(Document("d", "Text.", "p", "s"), 1, 0.6, (0.1,) * 3, (0.2,) * 3, 1.0)
+    item = Retrieved(Document("d", "Text.", "p", "s"), 1, 0.6, (0.1,) * 3, (0.2,) * 3, 1.0, 0.1)
     card = cards.Card(item, word="yes", influence=(0.2, -0.1))
     markup = cards.influence_bars(card, 0.2)
     assert "+0.200" in markup and "−0.100" in markup  # noqa: PT018
@@ -257,7 +257,7 @@ def test_influence_is_drawn_to_its_side_and_in_figures() -> None:
 
 
 def test_next_to_no_influence_is_next_to_no_bar() -> None:
-    item = Retrieved(Document("d", "Text.", "p", "s"), 1, 0.6, (0.1,) * 3, (0.2,) * 3, 1.0)
+    item = Retrieved(Document("d", "Text.", "p", "s"), 1, 0.6, (0.1,) * 3, (0.2,) * 3, 1.0, 0.1)
     card = cards.Card(item, word="yes", influence=(0.0004, -0.0002))
     markup = cards.evidence([card], "?", Weights(0.4, 0.2, 0.4), (), 0.1)
     widths = [float(w) for w in re.findall(r'left:[\d.]+%;width:([\d.]+)%"></i></span><b>', markup)]

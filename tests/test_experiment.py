@@ -199,7 +199,7 @@ def test_the_data_are_known_by_their_content(made: Made) -> None:
 
 def ranked(score: float) -> Retrieved:
     nothing = (0.0, 0.0, 0.0)
-    return Retrieved(Document("d", "", "p", "s"), 1, score, nothing, nothing, 0.0)
+    return Retrieved(Document("d", "", "p", "s"), 1, score, nothing, nothing, 0.0, 0.0)
 
 
 def test_the_hard_mask_takes_the_reports_below_the_mean() -> None:

@@ -107,6 +107,17 @@ def test_a_case_of_the_first_format_was_steered_as_in_the_paper(exported: dict[s
     assert read_case(old).settings.form == "ifa"
 
 
+def test_a_case_steered_by_what_is_no_more_is_not_answered_in_another_way(
+    exported: dict[str, Any],
+) -> None:
+    old = copy.deepcopy(exported) | {"format": 2}
+    old["settings"]["form"] = "balanced"
+    with pytest.raises(SettingsError, match="Ask the question anew"):
+        read_case(old)
+    old["settings"]["form"] = "ifa"
+    assert read_case(old).settings.form == "ifa"
+
+
 def test_another_picture_or_version_is_said(image: Image, exported: dict[str, Any]) -> None:
     now = copy.deepcopy(exported)
     now["input"]["sha256"] = "0" * 64

@@ -103,7 +103,7 @@ def test_balanced_steering_moves_attention_between_reports_and_nowhere_else(
     before, after = case.before.mass_LHS[0], case.after.mass_LHS[0]
     assert np.allclose(after[:, ~reports], before[:, ~reports], atol=1e-5)
     assert np.allclose(after[:, reports].sum(-1), before[:, reports].sum(-1), atol=1e-5)
-    assert (after[:, reports] - before[:, reports])[:, 0].mean() > 1e-3  # λ of the first is 1
+    assert (after[:, reports] - before[:, reports])[:, 0].mean() > 1e-3  # the first is most alike
     assert case.same_state is None or case.same_state.layers == (0,)
 
 
@@ -248,7 +248,9 @@ def test_an_answer_that_is_not_yes_or_no_has_no_influence_to_follow(
 
 def test_reports_that_contradict_each_other_are_pointed_out(pipeline: Pipeline) -> None:
     def said(rank: int, report: str) -> Retrieved:
-        return Retrieved(Document(str(rank), report, "p", "s"), rank, 0.5, (0,) * 3, (0,) * 3, 0.5)
+        return Retrieved(
+            Document(str(rank), report, "p", "s"), rank, 0.5, (0,) * 3, (0,) * 3, 0.5, 0.0
+        )
 
     reports = (said(1, "No effusion."), said(2, "Clear."), said(3, "Large left effusion."))
     found = warn("Is there pleural fluid?", reports, (99.0, 98.0, 97.0), 95.0, None)

@@ -16,6 +16,8 @@ from mrrag.retrieval import (
     effective_weights,
     encode_query,
     fused_query,
+    gaps,
+    lambdas,
     relevance,
     retrieve,
 )
@@ -198,6 +200,20 @@ def test_relevance_is_min_max_and_zero_where_it_has_no_value(
     assert retrieve(kb, vectors, EQUAL, 1)[0].relevance == 0
     found = retrieve(kb, vectors, EQUAL, 7)
     assert tuple(r.relevance for r in found) == relevance([r.score for r in found])
+
+
+def test_balanced_lambda_is_how_far_scores_lie_apart_at_any_scale_of_the_weights(
+    kb: KnowledgeBase, vectors: QueryVectors
+) -> None:
+    assert gaps([3.0, 2.0, 1.0], Weights(1.0, -0.5, 0.5)) == (1.0, 0.5, 0.0)
+    assert gaps([2.0, 2.0], EQUAL) == (0.0, 0.0)
+    assert gaps([], EQUAL) == ()
+    found = retrieve(kb, vectors, Weights(0.5, 0.3, 0.2), 7)
+    scores = np.array([r.score for r in found])
+    assert lambdas(found, "balanced") == pytest.approx((scores - scores.min()) / 0.1)
+    assert lambdas(found, "ifa") == relevance(scores.tolist())
+    scaled = retrieve(kb, vectors, Weights(5.0, 3.0, 2.0), 7)
+    assert lambdas(scaled, "balanced") == pytest.approx(lambdas(found, "balanced"))
 
 
 def test_missing_pair_is_left_out_renormalised_and_noted(

@@ -23,6 +23,7 @@ from mrrag.learnt import study_digest, write_learnt
 from mrrag.metrics import UNPARSED, parse_yes_no
 from mrrag.pipeline import Pipeline
 from mrrag.plan import PLAIN
+from mrrag.retrieval import GAP
 from mrrag.training.adapter import (
     NEGATIVES,
     build_training_set,
@@ -31,7 +32,7 @@ from mrrag.training.adapter import (
     uncertainty,
 )
 from mrrag.training.data import held_out_share
-from mrrag.training.layers import sweep_layers, try_steering
+from mrrag.training.layers import STRENGTHS, sweep_layers, try_steering
 from mrrag.training.loop import record_run
 
 FEWEST = 5  # questions to learn from, and to choose by
@@ -257,7 +258,7 @@ def learn_layers(
     items = encoded(pipeline, lessons.validation, questions, ticker)
     weights = pipeline.learnt.weights
     made_of = _made_of(pipeline)
-    asked = [lessons.fingerprint, len(items), astuple(weights), k, window, stride]
+    asked = [lessons.fingerprint, len(items), astuple(weights), k, window, stride, STRENGTHS, GAP]
     kept_in = folder / _digest(made_of, *asked)
     sweep = sweep_layers(
         pipeline, items, weights, kept_in, k=k, window=window, stride=stride, ticker=ticker
