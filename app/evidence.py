@@ -124,10 +124,10 @@ def changes(about: About, found: Found, shown: Shown | None) -> list[str]:
     if shown is None:
         return []
     now, then = found.settings, shown.result.settings
-    read = [(r.document.id, r.relevance, r.gap) for r in found.evidence.retrieved]
-    answered = [(r.document.id, r.relevance, r.gap) for r in shown.result.retrieved]
+    read = [(r.document.id, r.gap) for r in found.evidence.retrieved]
+    answered = [(r.document.id, r.gap) for r in shown.result.retrieved]
     reasons = []
-    if [i for i, *_ in read] != [i for i, *_ in answered]:
+    if [i for i, _ in read] != [i for i, _ in answered]:
         reasons.append("the reports have changed")
     elif read != answered:
         reasons.append("the reports’ λ have changed")
