@@ -38,10 +38,10 @@ CONFIG: dict[str, Any] = {
     "freeze_mm_mlp_adapter": False,
     "freeze_mm_vision_resampler": False,
     "hidden_act": "silu",
-    "hidden_size": 32,
+    "hidden_size": 64,
     "image_aspect_ratio": "pad",
     "initializer_range": 0.02,
-    "intermediate_size": 48,
+    "intermediate_size": 128,
     "max_position_embeddings": 32768,
     "mm_hidden_size": 24,
     "mm_patch_merge_type": "flat",
@@ -103,8 +103,9 @@ def by_hand() -> LlavaForConditionalGeneration:
     config = LlavaConfig(
         text_config=MistralConfig(
             vocab_size=400,
-            hidden_size=32,
-            intermediate_size=48,
+            # Multiples of 64, the block in which bitsandbytes' int4 packs for some CPUs.
+            hidden_size=64,
+            intermediate_size=128,
             num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=2,

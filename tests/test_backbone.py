@@ -301,8 +301,9 @@ def test_a_plain_row_next_to_a_steered_one_is_untouched(
     none = last(tiny_llava, features, branches, strength=0.0)
     assert strong.p_yes[:2] == none.p_yes[:2]
     assert strong.texts[:2] == none.texts[:2]
-    assert none.p_yes[2] == none.p_yes[1]
-    assert strong.p_yes[2] != strong.p_yes[1]
+    # Equal rows of one batch may be rounded apart in the last place.
+    assert none.p_yes[2] == pytest.approx(none.p_yes[1], abs=1e-6)
+    assert strong.p_yes[2] != pytest.approx(strong.p_yes[1], abs=1e-4)
 
 
 def test_one_report_alone_has_no_relative_relevance_and_equals_rag(
