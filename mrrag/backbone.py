@@ -39,13 +39,15 @@ from mrrag.attention import Steering, steer, traces
 from mrrag.checkpoint import (
     find_checkpoint,
     fingerprint,
+    image_tokens,
     load_image_processor,
     load_model,
+    load_template,
     load_tokenizer,
     read_config,
 )
 from mrrag.errors import ModelError, SettingsError
-from mrrag.prompt import Prompt, continuing
+from mrrag.prompt import MISTRAL_INSTRUCT, Prompt, Template, continuing
 from mrrag.steering import Block
 from mrrag.types import AttentionTrace, Image
 
@@ -67,6 +69,8 @@ class Backbone:
 
     Attributes
     ----------
+    template : Template
+        What its prompts look like.
     image_tokens : int
         How many tokens one image takes in a prompt.
     grid : (rows, columns)
@@ -85,6 +89,7 @@ class Backbone:
     model: Any = field(repr=False)
     tokenizer: Any = field(repr=False)
     image_processor: Any = field(repr=False)
+    template: Template
     image_token_id: int
     image_tokens: int
     grid: tuple[int, int]
@@ -227,6 +232,7 @@ def load_backbone(
         model,
         tokenizer,
         load_image_processor(folder, config),
+        template=load_template(folder, tokenizer),
         name=folder.name if Path(name).expanduser().is_dir() else str(name),
         fingerprint=fingerprint(folder),
         # bitsandbytes' int8 looks at its values on the CPU, which a graph cannot.
@@ -239,6 +245,7 @@ def make_backbone(
     tokenizer: Any,
     image_processor: Any,
     *,
+    template: Template = MISTRAL_INSTRUCT,
     name: str,
     fingerprint: str,
     capture: bool = False,
@@ -247,13 +254,13 @@ def make_backbone(
     model.set_attn_implementation({"text_config": attention.NAME})
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
-    class_token = model.config.vision_feature_select_strategy == "full"
     return Backbone(
         model=model,
         tokenizer=tokenizer,
         image_processor=image_processor,
+        template=template,
         image_token_id=int(model.config.image_token_id),
-        image_tokens=side * side + class_token,
+        image_tokens=image_tokens(model.config),
         grid=(side, side),
         yes_ids=_word_ids(tokenizer, "yes"),
         no_ids=_word_ids(tokenizer, "no"),

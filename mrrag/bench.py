@@ -204,6 +204,7 @@ def load_case(options: Bench) -> Case:
             [REPORT] * reports,
             image_token_id=backbone.image_token_id,
             image_tokens=backbone.image_tokens,
+            template=backbone.template,
             max_report_tokens=REPORT_TOKENS,
         )
 

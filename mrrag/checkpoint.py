@@ -35,6 +35,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoTokenizer,
@@ -48,6 +49,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from mrrag.errors import ModelError, SettingsError
+from mrrag.prompt import IMAGE, MISTRAL_INSTRUCT, Template
 from mrrag.types import LLAVA_MED
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ OTHERWISE = "Or use the bundled model: --model bundled."
 
 # What is fetched from the hub: no other weight format, no code, no pictures.
 FILES = ["*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja"]
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 TOWER_FILES = ["config.json", "model.safetensors", "pytorch_model.bin"]
 
 # model_type in config.json → how its parameter names become LlavaForConditionalGeneration's.
@@ -95,6 +98,8 @@ TEXT_FIELDS = (
     "bos_token_id",
     "eos_token_id",
 )
+# The vision towers that are read, and how many tokens each puts before its patches.
+CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 # <unk>: SentencePiece never writes it, and what a person types is cleared of it. The
 # published vocabulary has no <image>.
 PUBLISHED_PLACEHOLDER = 0
@@ -222,11 +227,34 @@ def read_config(folder: Path) -> LlavaConfig:
             f"Choose another checkpoint. {OTHERWISE}"
         )
     try:
-        return LlavaConfig.from_pretrained(folder, local_files_only=True)
+        config = LlavaConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"{folder.name}/config.json cannot be read ({_line(error)}). Download it again."
         ) from error
+    _check_tower(folder.name, config)
+    return config
+
+
+def image_tokens(config: Any) -> int:
+    """How many features the vision tower gives of one image: its patches, and what it adds."""
+    vision = config.vision_config
+    added = CLASS_TOKENS[vision.model_type] - (config.vision_feature_select_strategy == "default")
+    return int((vision.image_size // vision.patch_size) ** 2 + added)
+
+
+def _check_tower(name: str, config: Any) -> None:
+    kind, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
+    if kind not in CLASS_TOKENS:
+        raise ModelError(
+            f"{name} has a vision tower of the kind {kind!r}; MR-RAG reads "
+            f"{', '.join(CLASS_TOKENS)}. Choose another checkpoint. {OTHERWISE}"
+        )
+    if strategy == "default" and not CLASS_TOKENS[kind]:
+        raise ModelError(
+            f"{name} drops the first feature of its vision tower ('default'), which for "
+            f"{kind} is a part of the picture. Choose another checkpoint. {OTHERWISE}"
+        )
 
 
 def _stored_config(folder: Path) -> dict[str, Any]:
@@ -331,11 +359,11 @@ def tensor_sizes(folder: Path) -> dict[str, int]:
 def fingerprint(folder: Path) -> str:
     """Sixteen hexadecimal digits that tell checkpoint folders apart, in milliseconds.
 
-    SHA-256 over config.json, the tokenizer and, of every weight file, the name, the size,
-    and the first and last MiB: enough to notice a retraining, not a seal.
+    SHA-256 over config.json, the tokenizer, the chat template and, of every weight file, the
+    name, the size, and the first and last MiB: enough to notice a retraining, not a seal.
     """
     digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "tokenizer.model"):
+    for name in ("config.json", "tokenizer.json", "tokenizer.model", *TEMPLATE_FILES):
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     for file in weight_files(folder):
@@ -576,12 +604,70 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     return tokenizer
 
 
-def load_image_processor(folder: Path, config: Any) -> Any:
-    """The checkpoint's own preprocessing or, where it stores none, LLaVA-Med's."""
-    if any((folder / f).is_file() for f in ("preprocessor_config.json", "processor_config.json")):
-        return LlavaImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    side = config.vision_config.image_size
-    # Pad to a square with the mean colour, then resize (bicubic).
-    return LlavaImageProcessorPil(
-        do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+def load_template(folder: Path, tokenizer: Any) -> Template:
+    """What the checkpoint's chat template puts around an image and a text.
+
+    LLaVA-Med's files hold none; its published code writes ``mistral_instruct``.
+
+    Raises
+    ------
+    ModelError
+        Where there is one, and it cannot be followed.
+    """
+    stored = tokenizer.chat_template or _processor_template(folder)
+    if isinstance(stored, dict):  # several, by name
+        stored = stored.get("default")
+    if not stored:
+        return MISTRAL_INSTRUCT
+    text = "\u2016"  # in no template, and never cut or escaped by one
+    parts = [{"type": "image"}, {"type": "text", "text": text}]
+    rendered = ""
+    # A text model's own template takes the whole turn as one string.
+    for content in (parts, f"{IMAGE}\n{text}"):
+        try:
+            rendered = tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=stored,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except (TemplateError, TypeError, ValueError):
+            continue
+        opening, image, after = rendered.partition(IMAGE)
+        after_image, found, cue = after.partition(text)
+        if image and found:
+            return Template(opening.removeprefix(tokenizer.bos_token or ""), after_image, cue)
+    raise ModelError(
+        f"The chat template of {folder.name} does not put a user's text after {IMAGE}; it gives "
+        f"{rendered[:200]!r}. Choose another checkpoint. {OTHERWISE}"
     )
+
+
+def _processor_template(folder: Path) -> str | None:
+    """The template where transformers 4 kept a processor's."""
+    file = folder / "chat_template.json"
+    if not file.is_file():
+        return None
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["chat_template"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder.name}/{file.name} cannot be read. Download the checkpoint again."
+        ) from error
+
+
+def load_image_processor(folder: Path, config: Any) -> Any:
+    """The checkpoint's own colours and resampling or, where it stores none, LLaVA-Med's.
+
+    The picture is always padded to a square with the mean colour, as LLaVA was taught on: many
+    stored configurations crop to the middle, and the border of a radiograph is part of it.
+    """
+    side = config.vision_config.image_size
+    square: dict[str, Any] = {
+        "do_pad": True,
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+    }
+    if any((folder / f).is_file() for f in ("preprocessor_config.json", "processor_config.json")):
+        return LlavaImageProcessorPil.from_pretrained(folder, local_files_only=True, **square)
+    return LlavaImageProcessorPil(**square)

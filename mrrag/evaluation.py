@@ -136,6 +136,7 @@ def prompt_for(pipeline: Pipeline, item: Asked, reports: Sequence[str]) -> Promp
         reports,
         image_token_id=backbone.image_token_id,
         image_tokens=backbone.image_tokens,
+        template=backbone.template,
     )
 
 

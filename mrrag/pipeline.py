@@ -537,13 +537,14 @@ def prompt_of(pipeline: Pipeline, query: Query, reports: list[str]) -> Prompt:
         reports,
         image_token_id=backbone.image_token_id,
         image_tokens=0 if query.image is None else backbone.image_tokens,
+        template=backbone.template,
     )
 
 
 def report_places(pipeline: Pipeline, report: str) -> tuple[str, list[tuple[int, int]]]:
     """A report as the model reads it, and where in that text each of its tokens stands."""
     tokenizer = pipeline.backbone.tokenizer
-    words = plain_text(report, tokenizer.all_special_tokens)
+    words = plain_text(report, tokenizer, pipeline.backbone.template)
     encoded = tokenizer(words, add_special_tokens=False, return_offsets_mapping=True)
     return words, [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
 

@@ -5,8 +5,8 @@ read report columns, and IFA (which acts on that flow) would otherwise do nothin
 are built segment by segment, so a span is where its segment landed and never searched
 for, and every branch shares the very same ids for what it has in common.
 
-The template is LLaVA-Med 1.5's ``mistral_instruct``: ``[INST] <image>\\n{text} [/INST]``,
-one BOS, no system prompt.
+The template is the checkpoint's own chat template or, where it has none, LLaVA-Med 1.5's
+``mistral_instruct``: ``[INST] <image>\\n{text} [/INST]``, one BOS, no system prompt.
 """
 
 from __future__ import annotations
@@ -20,8 +20,26 @@ from mrrag.errors import SettingsError
 from mrrag.types import Span
 
 REPORTS_HEADING = "Reports of similar cases:\n"
-MARKERS = ("[INST]", "[/INST]", "<image>")
+IMAGE = "<image>"
 SPACE = "▁"  # how SentencePiece writes a space
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands around one question about one image, without BOS."""
+
+    opening: str = "[INST] "
+    after_image: str = "\n"
+    cue: str = " [/INST]"
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What nobody may type, for the model would take it for the template's own."""
+        around = (text.strip() for text in (self.opening, self.cue))
+        return (IMAGE, *(text for text in around if text))
+
+
+MISTRAL_INSTRUCT = Template()
 
 
 class Tokenizer(Protocol):
@@ -65,13 +83,14 @@ class Prompt:
         return tuple(s for s in self.spans if s.name.startswith("report "))
 
 
-def plain_text(text: str, special: Sequence[str]) -> str:
-    """Text without the strings that a tokenizer or the template would take for control.
+def plain_text(text: str, tokenizer: Tokenizer, template: Template = MISTRAL_INSTRUCT) -> str:
+    """Text without the strings that the tokenizer or the template would take for control.
 
     Repeated until nothing changes, since removing one may put another together.
     """
     # Longest first, so that "</s>" is not left as "</" by a shorter token inside it.
-    ordered = sorted({*special, *MARKERS}, key=len, reverse=True)
+    control = {*tokenizer.all_special_tokens, *template.markers}
+    ordered = sorted(control, key=len, reverse=True)
     pattern = re.compile("|".join(re.escape(s) for s in ordered))
     while True:
         cleaned = pattern.sub(" ", text)
@@ -106,6 +125,7 @@ def build_prompt(
     *,
     image_token_id: int,
     image_tokens: int,
+    template: Template = MISTRAL_INSTRUCT,
     max_report_tokens: int = 256,
 ) -> Prompt:
     """Build the ids of one branch.
@@ -117,6 +137,8 @@ def build_prompt(
     image_tokens
         How many placeholders the checkpoint's vision tower fills (576 for LLaVA-Med
         1.5); 0 where there is no image.
+    template
+        From :func:`mrrag.checkpoint.load_template`.
     max_report_tokens
         A longer report is cut there, and a note says so.
 
@@ -125,8 +147,7 @@ def build_prompt(
     SettingsError
         Where nothing is left of the question.
     """
-    special = tokenizer.all_special_tokens
-    question = plain_text(question, special)
+    question = plain_text(question, tokenizer, template)
     if not question:
         raise SettingsError("The question is empty. Type a question about the image.")
 
@@ -146,12 +167,12 @@ def build_prompt(
         ids.extend(tokens)
 
     opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    add("other", opening + begin("[INST] "))
+    add("other", opening + begin(template.opening))
     add("image", [image_token_id] * image_tokens)
     # LLaVA cuts its text at the image, so what follows begins anew there, too.
-    add("other", begin("\n" + (REPORTS_HEADING if reports else "")))
+    add("other", begin(template.after_image + (REPORTS_HEADING if reports else "")))
     for k, report in enumerate(reports, start=1):
-        tokens = go_on(plain_text(report, special))
+        tokens = go_on(plain_text(report, tokenizer, template))
         if len(tokens) > max_report_tokens:
             notes.append(f"Report {k} was cut from {len(tokens)} to {max_report_tokens} tokens.")
             tokens = tokens[:max_report_tokens]
@@ -160,5 +181,5 @@ def build_prompt(
         add("other", go_on("\n"))
     suffix_start = len(ids)
     add("question", go_on(question))
-    add("cue", go_on(" [/INST]"))
+    add("cue", go_on(template.cue))
     return Prompt(tuple(ids), tuple(spans), suffix_start, tuple(notes))

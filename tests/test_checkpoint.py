@@ -32,6 +32,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     PretrainedConfig,
     Qwen2Config,
+    SiglipVisionConfig,
 )
 
 from mrrag import checkpoint
@@ -48,6 +49,7 @@ from mrrag.checkpoint import (
     bytes_needed,
     check_room,
     find_checkpoint,
+    fingerprint,
     read_config,
     room,
     tensor_sizes,
@@ -337,6 +339,160 @@ def test_another_text_model_is_a_backbone_too(
     assert steered.p_yes[1] != plain.p_yes[1]
 
 
+# As they are published, or saved by transformers: a processor's, a text model's, one with turns
+# that are tokens of their own.
+VICUNA = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}"
+    "{% endfor %}{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ c['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
+)
+CHATML = (
+    "<s>system\nYou help.</s>\n{% for m in messages %}{{ '<s>' + m['role'] + '\n' }}"
+    "{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }}"
+    "{% endfor %}{{ '</s>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "template", "wanted"),
+    [
+        ("chat_template.json", VICUNA, "USER: <image>\n{text} ASSISTANT:"),
+        ("chat_template.jinja", VICUNA, "USER: <image>\n{text} ASSISTANT:"),
+        ("chat_template.jinja", MISTRAL, "[INST] <image>\n{text} [/INST]"),
+        (
+            "chat_template.jinja",
+            CHATML,
+            "system\nYou help.</s>\n<s>user\n<image>{text}</s>\n<s>assistant\n",
+        ),
+    ],
+    ids=["a processor's", "the same, newer", "a text model's", "with tokens for turns"],
+)
+def test_the_prompt_is_the_checkpoint_s_own_chat_template(
+    copied: Path, published: Path, file: str, template: str, wanted: str
+) -> None:
+    stored = json.dumps({"chat_template": template}) if file.endswith("json") else template
+    (copied / file).write_text(stored, encoding="utf-8")
+    backbone = load_backbone(copied)
+    assert backbone.fingerprint != fingerprint(published)
+    prompt = build_prompt(
+        backbone.tokenizer,
+        "USER: " + QUESTION,
+        (),
+        image_token_id=backbone.image_token_id,
+        image_tokens=backbone.image_tokens,
+        template=backbone.template,
+    )
+    image = prompt.span("image")
+    decode = backbone.tokenizer.decode
+    before, after = decode(prompt.ids[: image.start]), decode(prompt.ids[image.stop :])
+    typed = QUESTION if template is VICUNA else "USER: " + QUESTION
+    said = wanted.format(text=typed)
+    # SentencePiece puts a space where text begins.
+    assert re.sub("> ", ">", f"{before}<image>{after}") == f"<s>{said}"
+    assert prompt.ids.count(1) == 1 + wanted.count("<s>")
+    assert decode(prompt.ids[prompt.span("question").start : prompt.span("question").stop]) == typed
+
+
+@pytest.mark.parametrize(
+    ("file", "template", "said"),
+    [
+        ("chat_template.jinja", "{{ 'Hello.' }}", "does not put a user's text after <image>"),
+        ("chat_template.jinja", "{% nonsense %}", "does not put a user's text after <image>"),
+        ("chat_template.json", "[", "chat_template.json cannot be read"),
+    ],
+    ids=["without the turn", "not a template", "not JSON"],
+)
+def test_a_chat_template_that_cannot_be_followed_is_refused(
+    copied: Path, file: str, template: str, said: str
+) -> None:
+    (copied / file).write_text(template, encoding="utf-8")
+    with pytest.raises(ModelError, match=said):
+        load_backbone(copied)
+
+
+@pytest.fixture
+def siglip(tmp_path: Path) -> Path:
+    config = LlavaConfig(
+        text_config=Qwen2Config(
+            vocab_size=400,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.3,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+        vision_config=SiglipVisionConfig(
+            hidden_size=24,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=7,
+            vision_use_head=False,
+        ),
+        image_token_index=399,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    write_json(
+        tmp_path / "preprocessor_config.json",
+        {
+            "image_processor_type": "SiglipImageProcessor",
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "size": {"height": 28, "width": 28},
+            "resample": 3,
+        },
+    )
+    return tmp_path
+
+
+def test_another_vision_tower_is_read_patch_by_patch(siglip: Path) -> None:
+    backbone = load_backbone(siglip)
+    assert backbone.image_tokens == 16
+    assert backbone.grid == (4, 4)
+    assert encode_image(backbone, PICTURE).shape == (1, 16, 32)
+    # 0 and 255 become -1 and 1, and the sides of a tall picture are the mean colour.
+    pixels = pixel_values(backbone, [Image(np.full((28, 14), 255, np.uint8))])[0]
+    assert pixels[:, :, 14].min() > 0.99
+    assert pixels[:, :, 0].abs().max() < 0.01
+    loaded = LlavaForConditionalGeneration.from_pretrained(siglip).eval()
+    stock = logits(loaded, backbone)[:, -1].softmax(-1)[0]
+    said = answers(backbone, 0.0)
+    assert said.p_yes[0] == pytest.approx(float(stock[list(backbone.yes_ids)].sum()), abs=1e-6)
+    assert answers(backbone, 2.0).p_yes[1] != said.p_yes[1]
+
+
+def test_a_picture_is_padded_whatever_the_checkpoint_s_processor_would_crop(copied: Path) -> None:
+    stored = {"do_center_crop": True, "crop_size": {"height": 28, "width": 28}, "do_pad": False}
+    write_json(copied / "preprocessor_config.json", stored | {"size": {"shortest_edge": 28}})
+    pixels = pixel_values(load_backbone(copied), [Image(np.full((10, 40), 255, np.uint8))])[0]
+    assert pixels[:, 0].abs().max() < 0.02  # the mean colour
+    assert pixels[:, 14, (0, -1)].min() > 1.5  # both ends of the picture
+
+
+def test_a_vision_tower_that_is_not_read_is_refused_in_words(siglip: Path) -> None:
+    configure(siglip, vision_feature_select_strategy="default")
+    with pytest.raises(ModelError, match="siglip_vision_model is a part of the picture"):
+        load_backbone(siglip)
+    stored = json.loads((siglip / "config.json").read_text())
+    configure(siglip, vision_config=stored["vision_config"] | {"model_type": "pixtral"})
+    with pytest.raises(ModelError, match="vision tower of the kind 'pixtral'"):
+        load_backbone(siglip)
+
+
 # Placement and quantization
 
 
@@ -446,7 +602,7 @@ def test_a_renamed_tensor_is_named_on_both_sides(copied: Path) -> None:
 
 def test_a_wrong_config_is_refused_with_both_shapes(copied: Path) -> None:
     configure(copied, intermediate_size=64)
-    with pytest.raises(ModelError, match=r"mlp\.\w+_proj\.weight \(.*48.* stored, .*64.* wanted\)"):
+    with pytest.raises(ModelError, match=r"mlp\.\w+_proj\.weight \(.*128.* stored, .*64"):
         load_backbone(copied)
 
 

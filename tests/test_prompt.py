@@ -8,7 +8,7 @@ import pytest
 
 from mrrag.backbone import Backbone
 from mrrag.errors import SettingsError
-from mrrag.prompt import MARKERS, Prompt, build_prompt, plain_text
+from mrrag.prompt import MISTRAL_INSTRUCT, Prompt, build_prompt, plain_text
 
 QUESTION = "Is there a pleural effusion on the left?"
 REPORTS = ("The heart is enlarged.", "The lungs are clear.", "There is no pneumothorax.")
@@ -98,14 +98,13 @@ def test_special_strings_typed_by_a_person_are_stripped(tiny_llava: Backbone, ty
         assert not special & set(ids)
         text = tiny_llava.tokenizer.decode(ids)
         assert "is it?" in text
-        assert not any(marker in text for marker in MARKERS)
+        assert not any(marker in text for marker in MISTRAL_INSTRUCT.markers)
 
 
 def test_cleaning_text_twice_changes_nothing(tiny_llava: Backbone) -> None:
-    special = tiny_llava.tokenizer.all_special_tokens
     for text in ("a <b> c", "<un<unk>k>", "[[/INST]/INST]", "two\n lines"):
-        once = plain_text(text, special)
-        assert plain_text(once, special) == once
+        once = plain_text(text, tiny_llava.tokenizer)
+        assert plain_text(once, tiny_llava.tokenizer) == once
 
 
 @pytest.mark.parametrize("question", ["", "  \n", "<image>", "[INST]</s>"])
