@@ -517,6 +517,9 @@ def token_step(
 
     Parameters
     ----------
+    cache
+        What was read. It is taken over: each layer is let go of once it has been given its
+        room, so that a batch is never held twice.
     mask_BX
         Which columns of ``cache`` hold tokens.
     room
@@ -530,7 +533,9 @@ def token_step(
     positions_B1 = mask_BX.sum(1, keepdim=True).to(device)
     column = torch.tensor([start], device=device)
     roomy = fork(cache)
-    roomy.layers = [RoomyLayer(layer, room, column) for layer in cache.layers]
+    roomy.layers = []
+    while cache.layers:
+        roomy.layers.append(RoomyLayer(cache.layers.pop(0), room, column))
 
     def step() -> None:
         mask_B11X.index_fill_(3, column, True)
@@ -584,7 +589,7 @@ def decode(
     """Go on greedily, all rows as one batch; yield a token per row as it comes.
 
     A row that has ended yields None. The loop ends with the last row, after
-    ``max_new_tokens``, or when the generator is closed. ``cache`` stays as it is.
+    ``max_new_tokens``, or when the generator is closed. ``cache`` is taken over.
     """
     eos = torch.tensor(backbone.eos_ids, device=backbone.device)
     ids_B1 = logits_BV.argmax(-1, keepdim=True)

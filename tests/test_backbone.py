@@ -393,7 +393,7 @@ def test_decoding_in_place_is_decoding_with_a_growing_cache(
     logits = run_suffixes(tiny_llava, embeds, cache, mask, None)
     length = cache.get_seq_length()
     unending = replace(tiny_llava, eos_ids=())
-    tokens = list(decode(unending, cache, mask, logits, max_new_tokens=9))
+    tokens = list(decode(unending, fork(cache), mask, logits, max_new_tokens=9))
     assert cache.get_seq_length() == length
     for _ in range(9):
         ids = logits.argmax(-1)
@@ -432,8 +432,8 @@ def test_a_captured_step_starts_where_the_trial_run_started(
             cache = prefill(tiny_llava, embeds)
             mask = layout([0], [len(embeds)])
             plain, replayed = torch.tensor([[5]]), torch.tensor([[5]])
-            step = token_step(tiny_llava, cache, mask, plain, room=4)
-            inner = token_step(tiny_llava, cache, mask, replayed, room=4)
+            step = token_step(tiny_llava, fork(cache), mask, plain, room=4)
+            inner = token_step(tiny_llava, fork(cache), mask, replayed, room=4)
             state = [c.cell_contents for c in inner.__closure__ if torch.is_tensor(c.cell_contents)]
             Graph.step = staticmethod(inner)
             again = captured(inner, state)

@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from published import by_hand
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mrrag import bench as module
-from mrrag.backbone import Backbone
+from mrrag.attention import steer
+from mrrag.backbone import (
+    Backbone,
+    embed,
+    layout,
+    read_prefixes,
+    run_suffixes,
+    stack,
+    token_step,
+)
 from mrrag.bench import (
     WAYS,
     Bench,
@@ -25,6 +36,7 @@ from mrrag.bench import (
     random_backbone,
     step_bytes,
 )
+from mrrag.checkpoint import published_config
 from mrrag.prompt import build_prompt
 from mrrag.types import Image
 
@@ -79,6 +91,70 @@ def test_the_7b_shape_is_the_published_one() -> None:
     from published import FULL_SIZE
 
     assert all(FULL_SIZE[name] == value for name, value in module.SHAPES["7b"].items())
+
+
+class Crossings(TorchDispatchMode):
+    """Notes every operation between the meta device and another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        devices = {t.device.type for t in (*args, out) if isinstance(t, torch.Tensor)}
+        if len(devices) > 1:
+            self.found.append(str(func))
+        return out
+
+
+@torch.inference_mode()
+def test_the_7b_is_read_and_written_without_a_look_at_a_value() -> None:
+    """Tensors on the meta device have shapes alone, so whatever would wait for a GPU fails.
+
+    A step that waits for the device, or takes anything to it, cannot be captured as a graph.
+    """
+    config = published_config("7b", module.SHAPES["7b"])
+    backbone = random_backbone(config, ASSETS / "llava", torch.bfloat16, "meta", "7b")
+    pixels = torch.empty(1, 3, 336, 336, dtype=torch.bfloat16, device="meta")
+    seen = backbone.model.get_image_features(pixel_values=pixels, return_dict=True)
+    features = torch.stack(tuple(seen.pooler_output))
+    prompts = [
+        build_prompt(
+            backbone.tokenizer,
+            module.QUESTION,
+            [module.REPORT] * reports,
+            image_token_id=backbone.image_token_id,
+            image_tokens=backbone.image_tokens,
+        )
+        for reports in (0, 15, 15)
+    ]
+    embeds = [embed(backbone, prompt, features) for prompt in prompts]
+    readings = read_prefixes(backbone, features, prompts, embeds)
+    cache = stack([reading.cache for reading in readings])
+    starts = [prompt.suffix_start for prompt in prompts]
+    mask = layout(starts, [len(p.ids) - p.suffix_start for p in prompts])
+    steering = steer(
+        prompts,
+        [(), (), tuple(k / 14 for k in range(15))],
+        mask,
+        strength=1.0,
+        layers=range(32),
+        rows="question+cue",
+        trace=True,
+        device=backbone.device,
+    )
+    suffixes = [e[start:] for e, start in zip(embeds, starts, strict=True)]
+    logits = run_suffixes(backbone, suffixes, cache, mask, steering)
+    assert logits.shape == (3, 32000)
+    assert steering is not None
+    assert steering.probe is not None
+    assert len(steering.probe.mass_BHS) == 32
+    step = token_step(backbone, cache, mask, logits.argmax(-1, keepdim=True), room=2)
+    for _ in range(2):
+        with Crossings() as crossings:
+            step()
+        assert not crossings.found
 
 
 def test_reports_are_of_the_length_that_is_said() -> None:
