@@ -34,6 +34,13 @@ from gradio_client.utils import apply_diff
 ROOT = Path(__file__).resolve().parent.parent
 API = "gradio_api"
 SECONDS = 600.0  # for one request, and to start: machines may be busy
+# torch writes it as it is imported, up to 2.8.
+TORCHS_OWN = "_remote_module_non_scriptable.py"
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Files in a server's temporary folder, which are uploads."""
+    return [f for f in folder.rglob("*") if f.is_file() and f.name != TORCHS_OWN]
 
 
 @contextlib.contextmanager
@@ -265,7 +272,7 @@ def run(visitors: int, seconds: float) -> int:
             while any(thread.is_alive() for thread in threads):
                 memory.append(resident(process))
                 time.sleep(1)
-            uploads = [f for f in (folder / "served").rglob("*") if f.is_file()]
+            uploads = files_in(folder / "served")
         left = list((folder / "served").iterdir())
         logged = "asks visitor" in (folder / "log").read_text()
     third = max(1, len(memory) // 3)

@@ -43,7 +43,7 @@ from mrrag.errors import SettingsError
 from mrrag.findings import contradictions
 from mrrag.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.learnt import Learnt, learnt_for
-from mrrag.prompt import Prompt, build_prompt, plain_text
+from mrrag.prompt import Prompt, build_prompt, plain_text, prompt_text
 from mrrag.retrieval import QueryVectors, effective_weights, encode_query, lambdas, retrieve
 from mrrag.scope import Scope, load_scope
 from mrrag.steering import FORMS, Block
@@ -502,7 +502,7 @@ def answer(
             text=outcome.texts[i],
             p_yes=outcome.p_yes[i],
             p_no=outcome.p_no[i],
-            prompt=backbone.tokenizer.decode(list(b.prompt.ids)),
+            prompt=prompt_text(backbone.tokenizer.decode, b.prompt),
             tokens=outcome.tokens[i],
             seconds=stopped - start,
         )

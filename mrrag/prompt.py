@@ -183,3 +183,17 @@ def build_prompt(
     add("question", go_on(question))
     add("cue", go_on(template.cue))
     return Prompt(tuple(ids), tuple(spans), suffix_start, tuple(notes))
+
+
+def prompt_text(decode: Callable[[list[int]], str], prompt: Prompt) -> str:
+    """A prompt as a person reads it, ``<image>`` in each place that an image fills.
+
+    The token there may be one that a checkpoint lends: ``<unk>``, for LLaVA-Med.
+    """
+    start = stop = 0
+    for span in prompt.spans:
+        if span.name == "image":
+            start, stop = span.start, span.stop
+    before, after = prompt.ids[:start], prompt.ids[stop:]
+    placeholders = IMAGE * (stop - start)
+    return decode(list(before)) + placeholders + decode(list(after))

@@ -55,7 +55,7 @@ from mrrag.checkpoint import (
     tensor_sizes,
 )
 from mrrag.errors import ModelError, SettingsError
-from mrrag.prompt import Prompt, build_prompt
+from mrrag.prompt import Prompt, build_prompt, prompt_text
 from mrrag.types import LLAVA_MED, Image
 
 REPORTS = ("The heart is enlarged.", "The lungs are clear.", "There is no pneumothorax.")
@@ -239,6 +239,14 @@ def test_reports_are_in_the_prompt_word_for_word(backbone: Backbone) -> None:
     assert after.strip() == f"Reports of similar cases:\n{reports}{QUESTION} [/INST]"
     for span, text in zip(prompt.reports, REPORTS, strict=True):
         assert backbone.tokenizer.decode(list(prompt.ids[span.start : span.stop])) == text
+
+
+def test_a_prompt_is_shown_without_the_token_that_is_lent_to_the_image(backbone: Backbone) -> None:
+    shown = prompt_text(backbone.tokenizer.decode, prompt_of(backbone))
+    assert "<unk>" not in shown
+    assert shown.count("<image>") == backbone.image_tokens
+    assert shown.startswith("<s> [INST] <image>")
+    assert shown.endswith(f"3. {REPORTS[2]}\n{QUESTION} [/INST]")
 
 
 def test_no_text_can_ask_for_the_placeholder(backbone: Backbone) -> None:

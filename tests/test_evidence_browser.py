@@ -10,6 +10,7 @@ import pytest
 import test_page_browser
 
 from app.bench import MOUNTED_MS
+from app.load import files_in
 
 # The same server, browser and visit as the page's own tests.
 temporary, address = test_page_browser.temporary, test_page_browser.address
@@ -206,7 +207,7 @@ def test_a_case_is_saved_by_the_browser(
         page.get_by_role("button", name=f"Save as {kind}").click()
     file = tmp_path / waiting.value.suggested_filename
     waiting.value.save_as(file)
-    assert [f for f in temporary.rglob("*") if f.is_file()] == []
+    assert files_in(temporary) == []
     if kind == "JSON":
         exported = json.loads(file.read_text(encoding="utf-8"))
         assert exported["question"] == page.input_value("#question textarea")

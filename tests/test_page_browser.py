@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.load import Visitor, picture
+from app.load import Visitor, files_in, picture
 
 ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = [
@@ -220,7 +220,7 @@ def test_a_dicom_upload_is_read_and_leaves_no_file(
     page.wait_for_selector(".film-frame img")
     assert "CT" in page.inner_text(".film-tags")
     assert "CompressedSamples" not in page.content()  # the patient's name in that file
-    assert [f for f in temporary.rglob("*") if f.is_file()] == []
+    assert files_in(temporary) == []
     ask(page, "Is there a pleural effusion?")
     assert page.locator(".answer[data-done=true]").count() == 3
 
@@ -233,7 +233,7 @@ def test_a_file_that_is_no_picture_is_refused_and_the_page_goes_on(
     page.set_input_files("#upload input[type=file]", upload)
     page.wait_for_selector("#preview .status.problem")
     assert "Traceback" not in page.content()
-    assert [f for f in temporary.rglob("*") if f.is_file()] == []
+    assert files_in(temporary) == []
     page.click("#ask")
     page.wait_for_selector("#status .problem")
     assert "no picture" in page.inner_text("#status")

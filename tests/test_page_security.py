@@ -22,7 +22,7 @@ from pydicom import dcmread
 from pydicom.config import disable_value_validation
 from pydicom.data import get_testdata_file
 
-from app.load import API, ROOT, Visitor, picture, serving
+from app.load import API, ROOT, Visitor, files_in, picture, serving
 from app.visit import UNEXPECTED
 
 PATIENT = "Zebedee^Planted"
@@ -55,10 +55,6 @@ def visitor(address: str) -> Iterator[Visitor]:
     visiting = Visitor(address)
     yield visiting
     visiting.http.close()
-
-
-def files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def dicom(**tags: Any) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 
 from mrrag.backbone import Backbone
 from mrrag.errors import SettingsError
-from mrrag.prompt import MISTRAL_INSTRUCT, Prompt, build_prompt, plain_text
+from mrrag.prompt import MISTRAL_INSTRUCT, Prompt, build_prompt, plain_text, prompt_text
 
 QUESTION = "Is there a pleural effusion on the left?"
 REPORTS = ("The heart is enlarged.", "The lungs are clear.", "There is no pneumothorax.")
@@ -56,6 +56,13 @@ def test_the_whole_prompt_is_the_template(tiny_llava: Backbone) -> None:
         f"<s>[INST] {image}\nReports of similar cases:\n1. {REPORTS[0]}\n2. {REPORTS[1]}\n"
         f"{QUESTION} [/INST]"
     )
+
+
+def test_a_prompt_is_shown_as_it_is_read(tiny_llava: Backbone) -> None:
+    for prompt in (make(tiny_llava), make(tiny_llava, image_tokens=0)):
+        assert prompt_text(tiny_llava.tokenizer.decode, prompt) == tiny_llava.tokenizer.decode(
+            prompt.ids
+        )
 
 
 def test_reports_come_before_the_question(tiny_llava: Backbone) -> None:

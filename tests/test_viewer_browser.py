@@ -25,6 +25,7 @@ from test_page_browser import (  # the same server and browser, and a fresh visi
     temporary,  # noqa: F401
 )
 
+from app.load import files_in
 from app.pictures import padded_square, patch_box
 from mrrag.images import apply_window, read_image
 from mrrag.types import Image, Window
@@ -365,7 +366,7 @@ def test_another_frame_is_shown_and_leaves_no_file(
         read_image(data, frame=2), Window("", chosen["center"], chosen["width"])
     )
     assert differ(page, expected) <= 1
-    assert [f for f in temporary.rglob("*") if f.is_file()] == []
+    assert files_in(temporary) == []
     page.locator(".frames input").focus()
     page.keyboard.press("Home")
     page.wait_for_function("document.querySelector('.hud-zoom').innerText.includes('frame 1 of 3')")
