@@ -220,7 +220,7 @@ def lay_out_settings(about: About) -> SettingsParts:
         strength = gr.Slider(
             0, MAX_STRENGTH, about.strength, step=0.05,
             label="IFA strength",
-            info="Multiplies λ; 0 is plain RAG, and 1 is the paper’s.",
+            info="Multiplies λ; 0 is plain RAG. The paper has no such factor.",
         )  # fmt: skip
         layers = gr.CheckboxGroup(
             [str(i) for i in range(about.layers)],
