@@ -7,9 +7,11 @@ nothing is kept for the next question and no step is captured.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from mrrag.errors import ModelError, MRRAGError
 from mrrag.pipeline import CaseResult, Evidence, Kept, Pipeline, Progress, Settings
 from mrrag.pipeline import answer as answer_case
 from mrrag.types import Query
@@ -18,6 +20,17 @@ from mrrag.types import Query
 def seconds_for(query: Query, evidence: Evidence, settings: Settings) -> int:
     """How long to ask the GPU for: moving the weights in, reading, and writing."""
     return round(20 + 0.5 * len(evidence.retrieved) + 0.1 * settings.max_new_tokens)
+
+
+def refusal(error: Exception) -> MRRAGError | None:
+    """Why no GPU was lent (none is free, a visitor's share is used up), where that is all.
+
+    ``spaces`` raises gradio's error for it, with a title of its own and at times with a link.
+    """
+    if not str(getattr(error, "title", "")).startswith("ZeroGPU"):
+        return None
+    said = re.sub(r"<[^>]*>", "", str(getattr(error, "message", error))).strip()
+    return ModelError(f"No GPU could be borrowed for this case. {said.rstrip('.')}.")
 
 
 def lend(pipeline: Pipeline) -> Callable[..., Iterator[Progress | CaseResult]]:
@@ -42,10 +55,15 @@ def lend(pipeline: Pipeline) -> Callable[..., Iterator[Progress | CaseResult]]:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Progress | CaseResult]:
         steps = on_gpu(query, evidence, settings)
-        for step in steps:
-            if cancelled():
-                steps.close()
-                return
-            yield step
+        try:
+            for step in steps:
+                if cancelled():
+                    steps.close()
+                    return
+                yield step
+        except Exception as error:
+            if why := refusal(error):
+                raise why from None
+            raise
 
     return answer

@@ -42,6 +42,7 @@ from mrrag.backbone import (
     pixel_values,
 )
 from mrrag.checkpoint import load_image_processor, load_tokenizer, published_config, read_config
+from mrrag.errors import SettingsError
 from mrrag.prompt import Prompt, build_prompt
 from mrrag.types import BUNDLED, Image
 
@@ -181,6 +182,11 @@ def bench(options: Bench) -> dict[str, Any]:
 
 def load_case(options: Bench) -> Case:
     """Load the model, or draw one at random, and build the prompts."""
+    if options.random_weights and (options.quantize or options.model != BUNDLED):
+        raise SettingsError(
+            "Weights drawn at random belong to no checkpoint and are not quantized: leave out "
+            "--random-weights, or --model and --quantize."
+        )
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     bundled = options.assets / "llava"
     if options.random_weights is not None:

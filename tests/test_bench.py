@@ -37,6 +37,7 @@ from mrrag.bench import (
     step_bytes,
 )
 from mrrag.checkpoint import published_config
+from mrrag.errors import SettingsError
 from mrrag.prompt import build_prompt
 from mrrag.types import Image
 
@@ -85,6 +86,11 @@ def test_random_weights_answer_in_the_type_asked_for() -> None:
     assert backbone.model.dtype == torch.bfloat16
     assert backbone.image_tokens == 16
     assert backbone.name == "tiny, random weights"
+
+
+def test_random_weights_of_a_checkpoint_are_refused() -> None:
+    with pytest.raises(SettingsError, match="leave out --random-weights"):
+        load_case(Bench(ASSETS, random_weights="7b", quantize="int4"))
 
 
 def test_the_7b_shape_is_the_published_one() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mrrag.errors import ModelError
 from mrrag.images import load_image
 from mrrag.pipeline import (
     ASSETS,
@@ -47,6 +48,28 @@ def test_a_lent_case_is_the_same_case_and_can_be_sent(pipeline: Pipeline) -> Non
     pickle.loads(pickle.dumps((query, evidence, settings)))
     assert pickle.loads(pickle.dumps(lent)).answers == lent.answers
     assert 10 < seconds_for(query, evidence, settings) < 60
+
+
+def test_why_no_gpu_was_lent_is_said(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("spaces")
+    from spaces.zero.gradio import error
+
+    from app import zero_gpu
+
+    query = Query(None, "Is there a pleural effusion?")
+    evidence = find_evidence(pipeline, query, Settings())
+
+    def lent(raised: Exception) -> list[object]:
+        def fail(*_: object) -> None:
+            raise raised
+
+        monkeypatch.setattr(zero_gpu, "answer_case", fail)
+        return list(zero_gpu.lend(pipeline)(pipeline, query, evidence, Settings()))
+
+    with pytest.raises(ModelError, match=r"^No GPU could be borrowed .+ 3s left\)\. Try later\.$"):
+        lent(error("ZeroGPU quota exceeded", "60s against 3s left). <a href='x'>Try later</a>."))
+    with pytest.raises(ZeroDivisionError):
+        lent(ZeroDivisionError("of ours"))
 
 
 def test_stop_ends_the_lent_call(pipeline: Pipeline) -> None:
