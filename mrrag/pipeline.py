@@ -477,7 +477,13 @@ def answer(
         Branch("rag", prompt),
         Branch("mr_rag", prompt, relevance),
     )
-    notes += branches[1].prompt.notes
+    notes += prompt.notes
+    if len(prompt.ids) > backbone.tokenizer.model_max_length:
+        notes.append(
+            f"With its reports the prompt has {len(prompt.ids)} tokens; this model was taught on "
+            f"{backbone.tokenizer.model_max_length} at most. Fewer or shorter reports may serve "
+            "it better."
+        )
     outcome = None
     for step in answer_branches(
         backbone,

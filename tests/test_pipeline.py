@@ -1,5 +1,6 @@
 """A case from question to answers, on the bundled model."""
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -113,6 +114,17 @@ def test_one_report_leaves_nothing_to_steer_by_and_says_so(
     case = case_of(pipeline, query, Settings(k=1))
     assert case.answers["mr_rag"].text == case.answers["rag"].text
     assert any("nothing to steer by" in note for note in case.notes)
+
+
+def test_a_prompt_longer_than_the_model_was_taught_on_says_so(
+    pipeline: Pipeline, query: Query
+) -> None:
+    assert not any("was taught on" in note for note in case_of(pipeline, query, Settings()).notes)
+    tokenizer = copy.copy(pipeline.backbone.tokenizer)
+    tokenizer.model_max_length = 100
+    short = replace(pipeline, backbone=replace(pipeline.backbone, tokenizer=tokenizer))
+    case = case_of(short, query, Settings())
+    assert sum("was taught on 100 at most" in note for note in case.notes) == 1
 
 
 def test_the_terms_shown_sum_to_the_score(pipeline: Pipeline, query: Query) -> None:
