@@ -82,7 +82,8 @@ def attention(
     query, key, value
         [B, H, queries, D], [B, heads of keys, X, D] twice; rotary positions applied.
     attention_mask
-        Bool [B, 1, queries, X], True where a query may look, or None for plain causality.
+        Bool [B, 1, queries, X], True where a query may look, or None for plain causality. For
+        one query it may also be of numbers, to be added to the logits.
 
     Returns
     -------

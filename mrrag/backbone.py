@@ -529,7 +529,10 @@ def token_step(
     text, head = backbone.model.model.language_model, backbone.model.lm_head
     device = backbone.device
     start = mask_BX.shape[1]
-    mask_B11X = pad(mask_BX.to(device), (0, room))[:, None, None]
+    # To be added to logits: a mask of bools would be made into one in each layer of each step.
+    hidden_B11X = ~pad(mask_BX.to(device), (0, room))[:, None, None]
+    layers: list[Any] = cache.layers
+    mask_B11X = hidden_B11X.to(layers[0].keys.dtype).masked_fill_(hidden_B11X, -torch.inf)
     positions_B1 = mask_BX.sum(1, keepdim=True).to(device)
     column = torch.tensor([start], device=device)
     roomy = fork(cache)
@@ -538,7 +541,7 @@ def token_step(
         roomy.layers.append(RoomyLayer(cache.layers.pop(0), room, column))
 
     def step() -> None:
-        mask_B11X.index_fill_(3, column, True)
+        mask_B11X.index_fill_(3, column, 0)
         hidden_B1E = text(
             input_ids=ids_B1,
             attention_mask=mask_B11X,

@@ -317,21 +317,24 @@ def test_a_tower_of_another_shape_is_refused(published: Path, tiny_llava_folder:
 # Other families
 
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
 @pytest.mark.parametrize("family", [LlamaConfig, Qwen2Config])
 def test_another_text_model_is_a_backbone_too(
     tmp_path: Path, family: Callable[..., PretrainedConfig]
 ) -> None:
-    text = family(
-        vocab_size=400,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    text = family(**SHAPE)
     config = LlavaConfig(
         text_config=text, vision_config=by_hand().config.vision_config, image_token_index=399
     )
@@ -427,17 +430,7 @@ def test_a_chat_template_that_cannot_be_followed_is_refused(
 @pytest.fixture
 def siglip(tmp_path: Path) -> Path:
     config = LlavaConfig(
-        text_config=Qwen2Config(
-            vocab_size=400,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            initializer_range=0.3,
-            bos_token_id=1,
-            eos_token_id=2,
-        ),
+        text_config=Qwen2Config(**SHAPE),
         vision_config=SiglipVisionConfig(
             hidden_size=24,
             intermediate_size=32,
