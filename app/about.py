@@ -96,24 +96,36 @@ def read_about(
     ModelError, KnowledgeBaseError
         Where a file is absent or is not what it should be.
     """
-    folder = folder or assets / "llava"
     learnt = learnt_for(model, knowledge_base, assets)
-    config = _read(folder / "config.json")
+    bundled, folder = folder is None, folder or assets / "llava"
+    layers, heads = _shape(folder, bundled=bundled)
     phantoms_only = model == BUNDLED and (folder / "scope.json").exists()
+    return About(
+        model=PHANTOM_MODEL if phantoms_only else folder.name if model == BUNDLED else model,
+        layers=layers,
+        weights=learnt.weights,
+        critical=learnt.layers,
+        strength=learnt.strength,
+        form=learnt.form,
+        phantoms_only=phantoms_only,
+        heads=heads,
+        why=why,
+        base=_read_base(knowledge_base, assets, number, learnt.intervals),
+    )
+
+
+def _shape(folder: Path, *, bundled: bool) -> tuple[int, int]:
+    """Layers and heads of the text model."""
+    if not bundled:
+        # Other checkpoints' files leave out what is usual for their kind.
+        from mrrag.checkpoint import read_config
+
+        text: Any = read_config(folder).text_config
+        return int(text.num_hidden_layers), int(text.num_attention_heads)
+    # Transformers takes seconds to import, and the page is served before it is.
     try:
-        return About(
-            model=PHANTOM_MODEL if phantoms_only else folder.name if model == BUNDLED else model,
-            # The published layout keeps the text model's shape at the top.
-            layers=int(config.get("text_config", config)["num_hidden_layers"]),
-            weights=learnt.weights,
-            critical=learnt.layers,
-            strength=learnt.strength,
-            form=learnt.form,
-            phantoms_only=phantoms_only,
-            heads=int(config.get("text_config", config)["num_attention_heads"]),
-            why=why,
-            base=_read_base(knowledge_base, assets, number, learnt.intervals),
-        )
+        text = _read(folder / "config.json")["text_config"]
+        return int(text["num_hidden_layers"]), int(text["num_attention_heads"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{folder.name}/config.json does not say what the page needs ({error!r}). "

@@ -17,7 +17,7 @@ from difflib import SequenceMatcher
 from app.about import About
 from mrrag.findings import matched_words, mentions, named
 from mrrag.learnt import ALIKE
-from mrrag.types import METHODS, Answer, Retrieved, Weights
+from mrrag.types import LLAVA_MED, METHODS, Answer, Retrieved, Weights
 
 DISCLAIMER = "Research demonstration. Not a medical device."
 PROBABILITY_LABEL = "model token probability, not clinical confidence"
@@ -84,7 +84,7 @@ def header(model: str, phantoms_only: bool, why: str = "") -> str:
     knows = (
         "It knows phantoms (synthetic chest radiographs) only."
         if phantoms_only
-        else "Its licence allows research use only."
+        else f"Its licence {'allows' if model == LLAVA_MED else 'may allow'} research use only."
     )
     return (
         '<div class="bar-top"><div class="brand"><h1>MR-RAG</h1>'

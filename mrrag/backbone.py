@@ -529,6 +529,8 @@ def token_step(
     text, head = backbone.model.model.language_model, backbone.model.lm_head
     device = backbone.device
     start = mask_BX.shape[1]
+    # Kernels want masks of whole sixteens, and would pad any other in each layer of each step.
+    room += -(start + room) % 16
     # To be added to logits: a mask of bools would be made into one in each layer of each step.
     hidden_B11X = ~pad(mask_BX.to(device), (0, room))[:, None, None]
     layers: list[Any] = cache.layers

@@ -100,6 +100,16 @@ def test_the_page_reads_the_published_config(tmp_path: Path) -> None:
     assert not about.phantoms_only
 
 
+def test_the_page_reads_a_config_that_leaves_out_what_is_usual(tmp_path: Path) -> None:
+    """As transformers 4 wrote them, the converted copies' among them."""
+    text = {"model_type": "mistral", "rope_theta": 1e6, "vocab_size": 32064}
+    eye = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
+    stored = {"model_type": "llava", "text_config": text, "vision_config": eye}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    about = read_about(ASSETS, model=str(tmp_path), folder=tmp_path)
+    assert (about.layers, about.heads) == (32, 32)
+
+
 def test_layers_are_never_guessed_for_another_model(tmp_path: Path) -> None:
     bundled = learnt_for(BUNDLED, None, ASSETS)
     assert bundled.layers
