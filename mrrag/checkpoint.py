@@ -607,7 +607,8 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
 def load_template(folder: Path, tokenizer: Any) -> Template:
     """What the checkpoint's chat template puts around an image and a text.
 
-    LLaVA-Med's files hold none; its published code writes ``mistral_instruct``.
+    Where it has none, and in the published layout whatever stands there, it is
+    ``mistral_instruct``, which LLaVA-Med's own code writes.
 
     Raises
     ------
@@ -617,7 +618,7 @@ def load_template(folder: Path, tokenizer: Any) -> Template:
     stored = tokenizer.chat_template or _processor_template(folder)
     if isinstance(stored, dict):  # several, by name
         stored = stored.get("default")
-    if not stored:
+    if not stored or _stored_config(folder).get("model_type") == "llava_mistral":
         return MISTRAL_INSTRUCT
     text = "\u2016"  # in no template, and never cut or escaped by one
     parts = [{"type": "image"}, {"type": "text", "text": text}]

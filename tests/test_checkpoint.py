@@ -55,7 +55,7 @@ from mrrag.checkpoint import (
     tensor_sizes,
 )
 from mrrag.errors import ModelError, SettingsError
-from mrrag.prompt import Prompt, build_prompt, prompt_text
+from mrrag.prompt import MISTRAL_INSTRUCT, Prompt, build_prompt, prompt_text
 from mrrag.types import LLAVA_MED, Image
 
 REPORTS = ("The heart is enlarged.", "The lungs are clear.", "There is no pneumothorax.")
@@ -385,12 +385,13 @@ CHATML = (
     ids=["a processor's", "the same, newer", "a text model's", "with tokens for turns"],
 )
 def test_the_prompt_is_the_checkpoint_s_own_chat_template(
-    copied: Path, published: Path, file: str, template: str, wanted: str
+    tiny_llava_folder: Path, tmp_path: Path, file: str, template: str, wanted: str
 ) -> None:
+    folder = shutil.copytree(tiny_llava_folder, tmp_path / "copy")
     stored = json.dumps({"chat_template": template}) if file.endswith("json") else template
-    (copied / file).write_text(stored, encoding="utf-8")
-    backbone = load_backbone(copied)
-    assert backbone.fingerprint != fingerprint(published)
+    (folder / file).write_text(stored, encoding="utf-8")
+    backbone = load_backbone(folder)
+    assert backbone.fingerprint != fingerprint(tiny_llava_folder)
     prompt = build_prompt(
         backbone.tokenizer,
         "USER: " + QUESTION,
@@ -404,8 +405,7 @@ def test_the_prompt_is_the_checkpoint_s_own_chat_template(
     before, after = decode(prompt.ids[: image.start]), decode(prompt.ids[image.stop :])
     typed = QUESTION if template is VICUNA else "USER: " + QUESTION
     said = wanted.format(text=typed)
-    # SentencePiece puts a space where text begins.
-    assert re.sub("> ", ">", f"{before}<image>{after}") == f"<s>{said}"
+    assert f"{before}<image>{after}" == f"<s>{said}"
     assert prompt.ids.count(1) == 1 + wanted.count("<s>")
     assert decode(prompt.ids[prompt.span("question").start : prompt.span("question").stop]) == typed
 
@@ -420,11 +420,17 @@ def test_the_prompt_is_the_checkpoint_s_own_chat_template(
     ids=["without the turn", "not a template", "not JSON"],
 )
 def test_a_chat_template_that_cannot_be_followed_is_refused(
-    copied: Path, file: str, template: str, said: str
+    tiny_llava_folder: Path, tmp_path: Path, file: str, template: str, said: str
 ) -> None:
-    (copied / file).write_text(template, encoding="utf-8")
+    folder = shutil.copytree(tiny_llava_folder, tmp_path / "copy")
+    (folder / file).write_text(template, encoding="utf-8")
     with pytest.raises(ModelError, match=said):
-        load_backbone(copied)
+        load_backbone(folder)
+
+
+def test_the_published_layout_has_the_published_template(copied: Path) -> None:
+    (copied / "chat_template.jinja").write_text(VICUNA, encoding="utf-8")
+    assert load_backbone(copied).template == MISTRAL_INSTRUCT
 
 
 @pytest.fixture
