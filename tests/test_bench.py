@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,3 +183,23 @@ def test_the_result_is_json_with_all_three_ways(monkeypatch: pytest.MonkeyPatch)
     table = bench_text(result)
     assert all(f"\n{way}" in table for way in WAYS)
     assert "x plain" in table
+
+
+def die(*_: object) -> None:
+    os._exit(1)
+
+
+def test_a_peak_that_kills_its_process_costs_no_other_figure(
+    case: Case, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_peak", die)
+    monkeypatch.setattr(module, "load_case", lambda _: case)
+    with caplog.at_level(logging.WARNING):
+        result = bench(Bench(ASSETS, repeats=1))
+    assert caplog.messages[0] == (
+        "The peak of naive is not known: its process was ended from outside."
+    )
+    assert result["ours"]["peak_bytes"] is None
+    assert result["ours"]["seconds"] > 0
+    assert bench_text(result).splitlines()[3].split()[-4] == "?"
+    assert "memory" not in bench_text(result)

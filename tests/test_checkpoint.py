@@ -245,7 +245,7 @@ def test_a_prompt_is_shown_without_the_token_that_is_lent_to_the_image(backbone:
     shown = prompt_text(backbone.tokenizer.decode, prompt_of(backbone))
     assert "<unk>" not in shown
     assert shown.count("<image>") == backbone.image_tokens
-    assert shown.startswith("<s> [INST] <image>")
+    assert re.match(r"<s> ?\[INST\] ?<image>", shown)
     assert shown.endswith(f"3. {REPORTS[2]}\n{QUESTION} [/INST]")
 
 
