@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from published import by_hand
@@ -34,6 +37,7 @@ from mrrag.bench import (
     load_case,
     naive,
     ours,
+    peak_bytes,
     plain,
     random_backbone,
     step_bytes,
@@ -183,6 +187,13 @@ def test_the_result_is_json_with_all_three_ways(monkeypatch: pytest.MonkeyPatch)
     table = bench_text(result)
     assert all(f"\n{way}" in table for way in WAYS)
     assert "x plain" in table
+
+
+def test_a_peak_is_the_process_s_own() -> None:
+    held = np.ones(2**30, np.uint8)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert 2**26 < pool.submit(peak_bytes).result() < held.nbytes
+    assert peak_bytes() > held.nbytes
 
 
 def die(*_: object) -> None:
