@@ -39,14 +39,14 @@ from mrrag.calibration import (
     unlike,
 )
 from mrrag.encoders import Encoder
-from mrrag.errors import SettingsError
+from mrrag.errors import ModelError, SettingsError
 from mrrag.findings import contradictions
 from mrrag.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.learnt import Learnt, learnt_for
 from mrrag.prompt import Prompt, build_prompt, plain_text, prompt_text
 from mrrag.retrieval import QueryVectors, effective_weights, encode_query, lambdas, retrieve
 from mrrag.scope import Scope, load_scope
-from mrrag.steering import FORMS, Block
+from mrrag.steering import FORMS, ROWS, Block
 from mrrag.types import (
     BUNDLED,
     METHODS,
@@ -279,6 +279,12 @@ def _base_parts(
     encoder = load_encoder_of(directory, assets / "encoder")
     base = KnowledgeBase.load(directory, encoder)
     learnt = learnt_for(model, knowledge_base, assets)
+    if learnt.form not in FORMS or learnt.rows not in ROWS:
+        raise ModelError(
+            f"What was learnt for this model names the form {learnt.form!r} and the rows "
+            f"{learnt.rows!r}; known are {', '.join(FORMS)} and {', '.join(ROWS)}. Run "
+            "`python -m mrrag find-layers` again."
+        )
     return encoder, base, learnt, calibrate(base, learnt.weights)
 
 

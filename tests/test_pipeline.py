@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -210,6 +211,17 @@ def test_a_setting_outside_its_range_says_what_is_allowed(
 def test_learnt_values_that_are_absent_say_how_to_learn_them(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="train-adapter"):
         load_learnt(tmp_path / "learnt.json")
+
+
+@pytest.mark.parametrize("value", [{"form": "another"}, {"rows": "everything"}])
+def test_learnt_values_that_mean_nothing_are_refused_before_any_question(
+    tmp_path: Path, value: dict[str, str]
+) -> None:
+    assets = shutil.copytree(ASSETS, tmp_path / "assets")
+    stored = json.loads((assets / "learnt.json").read_text(encoding="utf-8"))
+    (assets / "learnt.json").write_text(json.dumps(stored | value), encoding="utf-8")
+    with pytest.raises(ModelError, match=f"'{next(iter(value.values()))}'.+find-layers"):
+        load_pipeline(assets)
 
 
 def test_the_bundle_fits_where_it_must() -> None:
