@@ -43,8 +43,14 @@ from mrrag.backbone import (
     make_backbone,
     pixel_values,
 )
-from mrrag.checkpoint import load_image_processor, load_tokenizer, published_config, read_config
-from mrrag.errors import SettingsError
+from mrrag.checkpoint import (
+    load_image_processor,
+    load_tokenizer,
+    published_config,
+    read_config,
+    room,
+)
+from mrrag.errors import ModelError, SettingsError
 from mrrag.prompt import Prompt, build_prompt
 from mrrag.types import BUNDLED, Image
 
@@ -237,10 +243,22 @@ def random_backbone(
     """A model of a published shape with weights drawn at random, on the bundled tokenizer.
 
     Which tokens are read costs nothing or anything alike; how many is what counts.
+
+    Raises
+    ------
+    ModelError
+        Where there is no room for it.
     """
     place = "cuda" if device == "auto" else device
+    build: Any = LlavaForConditionalGeneration._from_config
+    with torch.device("meta"):
+        needed = sum(p.nbytes for p in build(config, dtype=dtype).parameters())
+    if place != "meta" and needed > room(place):
+        raise ModelError(
+            f"A model of the shape {name} takes {needed / 1e9:.1f} GB of memory and "
+            f"{room(place) / 1e9:.1f} GB are free. Close other programs, or take a larger machine."
+        )
     with torch.device(place):
-        build: Any = LlavaForConditionalGeneration._from_config
         model = build(config, dtype=dtype)
     return make_backbone(
         model.eval().requires_grad_(False),

@@ -43,7 +43,7 @@ from mrrag.bench import (
     step_bytes,
 )
 from mrrag.checkpoint import published_config
-from mrrag.errors import SettingsError
+from mrrag.errors import ModelError, SettingsError
 from mrrag.prompt import build_prompt
 from mrrag.types import Image
 
@@ -92,6 +92,14 @@ def test_random_weights_answer_in_the_type_asked_for() -> None:
     assert backbone.model.dtype == torch.bfloat16
     assert backbone.image_tokens == 16
     assert backbone.name == "tiny, random weights"
+
+
+def test_random_weights_that_do_not_fit_are_refused_before_they_are_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "room", lambda device: 12 * 10**9)
+    with pytest.raises(ModelError, match=r"7b takes 15\.1 GB of memory and 12\.0 GB are free"):
+        load_case(Bench(ASSETS, random_weights="7b"))
 
 
 def test_random_weights_of_a_checkpoint_are_refused() -> None:
