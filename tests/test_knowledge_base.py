@@ -506,7 +506,9 @@ def test_shares_are_joined_to_what_one_process_builds(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "many", "one"]
     with pytest.raises(KnowledgeBaseError, match="already"):
         build_share(tmp_path / "many", cases, tower, (1, 2), lambda: None)
+    (tmp_path / "many" / "learnt.json").write_text("what was learnt on it")
     build_share(tmp_path / "many", cases[:9], counting, (1, 2), lambda: None, batch=4, update=True)
     build_share(tmp_path / "many", cases[:9], counting, (0, 2), lambda: None, batch=4, update=True)
     assert counting.images_read == 20
     assert len(KnowledgeBase.load(tmp_path / "many", tower)) == 8
+    assert (tmp_path / "many" / "learnt.json").read_text() == "what was learnt on it"
