@@ -596,16 +596,15 @@ def decode(
     A row that has ended yields None. The loop ends with the last row, after
     ``max_new_tokens``, or when the generator is closed. ``cache`` is taken over.
     """
-    eos = torch.tensor(backbone.eos_ids, device=backbone.device)
     ids_B1 = logits_BV.argmax(-1, keepdim=True)
-    ended_B1 = torch.zeros_like(ids_B1, dtype=torch.bool)
+    ended = [False] * len(ids_B1)
     advance: Callable[[], None] | None = None
     for count in range(1, max_new_tokens + 1):
-        ended_B1 |= torch.isin(ids_B1, eos)
-        tokens = ids_B1.masked_fill(ended_B1, -1).flatten().tolist()
-        if max(tokens) < 0:
+        tokens = ids_B1.flatten().tolist()
+        ended = [e or t in backbone.eos_ids for e, t in zip(ended, tokens, strict=True)]
+        if all(ended):
             return
-        yield [None if token < 0 else token for token in tokens]
+        yield [None if e else t for e, t in zip(ended, tokens, strict=True)]
         if count == max_new_tokens:
             return
         if advance is None:
