@@ -450,7 +450,7 @@ def bench_text(result: dict[str, Any]) -> str:
         peak = "?" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f} MB"
         lines.append(
             f"{way:6s}{row['answers']:8d}{row['seconds']:9.3f}{row['first_token_seconds']:8.3f}"
-            f"{row['tokens_per_second']:10.0f}{row['tokens_per_second_per_answer']:7.0f}"
+            f"{row['tokens_per_second']:10.3g}{row['tokens_per_second_per_answer']:7.3g}"
             f"{peak:>11s}{row['trace_bytes'] / 2**20:8.2f} MB"
             f"{roofline:>10s}"
         )
