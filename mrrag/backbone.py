@@ -343,7 +343,10 @@ def embed(backbone: Backbone, prompt: Prompt, features: Tensor | None) -> Tensor
     SettingsError
         Where the prompt is longer than the model reads.
     """
-    longest = backbone.model.config.text_config.max_position_embeddings
+    text = backbone.model.config.text_config
+    longest = text.max_position_embeddings
+    # A token being written looks at all there is, which a sliding window would not let it.
+    longest = min(longest, getattr(text, "sliding_window", None) or longest)
     if len(prompt.ids) > longest:
         raise SettingsError(
             f"The prompt has {len(prompt.ids)} tokens and the model reads {longest}. "

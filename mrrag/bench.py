@@ -414,11 +414,11 @@ def _peak(options: Bench, way: str) -> int:
 
 def peak_bytes() -> int:
     """The most memory that this process has held so far."""
+    # Linux's ru_maxrss begins with what the parent process held.
     status = Path("/proc/self/status")
-    if status.exists():
-        # Linux's ru_maxrss begins with what the parent process held.
-        lines = status.read_text(encoding="ascii").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    for line in status.read_text("ascii").splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import json
 import shutil
@@ -587,6 +588,11 @@ def test_a_prompt_longer_than_the_model_reads_is_refused(
     prompt = make(tiny_llava, REPORTS * 20)
     with pytest.raises(SettingsError, match="the model reads 512"):
         embed(tiny_llava, prompt, features)
+    model = copy.copy(tiny_llava.model)
+    model.config = copy.deepcopy(model.config)
+    model.config.text_config.sliding_window = 100
+    with pytest.raises(SettingsError, match="the model reads 100"):
+        embed(replace(tiny_llava, model=model), make(tiny_llava, REPORTS * 4), features)
 
 
 def test_features_that_do_not_fit_the_prompt_are_refused(
