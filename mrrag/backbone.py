@@ -521,8 +521,7 @@ def token_step(
     Parameters
     ----------
     cache
-        What was read. It is taken over: each layer is let go of once it has been given its
-        room, so that a batch is never held twice.
+        What was read. It is taken over: its layers are given room where they are.
     mask_BX
         Which columns of ``cache`` hold tokens.
     room
@@ -540,10 +539,8 @@ def token_step(
     mask_B11X = hidden_B11X.to(layers[0].keys.dtype).masked_fill_(hidden_B11X, -torch.inf)
     positions_B1 = mask_BX.sum(1, keepdim=True).to(device)
     column = torch.tensor([start], device=device)
-    roomy = fork(cache)
-    roomy.layers = []
-    while cache.layers:
-        roomy.layers.append(RoomyLayer(cache.layers.pop(0), room, column))
+    for i in range(len(layers)):  # one after another, so that a batch is never held twice
+        layers[i] = RoomyLayer(layers[i], room, column)
 
     def step() -> None:
         mask_B11X.index_fill_(3, column, 0)
@@ -551,7 +548,7 @@ def token_step(
             input_ids=ids_B1,
             attention_mask=mask_B11X,
             position_ids=positions_B1,
-            **{CACHE: roomy},
+            **{CACHE: cache},
             use_cache=True,
         ).last_hidden_state
         ids_B1.copy_(head(hidden_B1E).argmax(-1))
