@@ -111,7 +111,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 def prepare(choice: Choice, arguments: argparse.Namespace) -> Path:
     """Download a checkpoint where need be, and see that it can be loaded here."""
-    from mrrag.checkpoint import check_loadable, find_checkpoint
+    from mrrag.model.checkpoint import check_loadable, find_checkpoint
 
     folder = find_checkpoint(
         choice.model, arguments.revision, announce=lambda said: print(said, flush=True)
@@ -126,16 +126,16 @@ def run(
     """Serve the page at once, then load the model; on ZeroGPU the other way round."""
     # Imported here, after the environment is set, since gradio reads it as it is imported.
     from app.about import read_about
-    from app.case import load_samples
     from app.launch import launch_options, name_failures
     from app.page import Offer, build_page
+    from app.sections.case import load_samples
 
     assets = arguments.assets
     bases: list[Path | None] = arguments.kb or [None]
 
     def load() -> list[Pipeline]:
         # Torch takes seconds to import; the page is already there while it does.
-        from mrrag.pipeline import load_pipeline, over
+        from mrrag.pipeline import load_pipeline, with_knowledge_base
 
         first = load_pipeline(
             assets,
@@ -146,7 +146,9 @@ def run(
             tower=arguments.tower,
             quantize=arguments.quantize,
         )
-        rest = [over(first, b, assets=assets, model=choice.model) for b in bases[1:] if b]
+        rest = [
+            with_knowledge_base(first, b, assets=assets, model=choice.model) for b in bases[1:] if b
+        ]
         return [first, *rest]
 
     abouts = [

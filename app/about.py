@@ -118,7 +118,7 @@ def _shape(folder: Path, *, bundled: bool) -> tuple[int, int]:
     """Layers and heads of the text model."""
     if not bundled:
         # Other checkpoints' files leave out what is usual for their kind.
-        from mrrag.checkpoint import read_config
+        from mrrag.model.checkpoint import read_config
 
         text: Any = read_config(folder).text_config
         return int(text.num_hidden_layers), int(text.num_attention_heads)

@@ -20,7 +20,7 @@ class Choice:
     model : str
         ``"bundled"``, a folder, or a name on the hub.
     device : str
-        As :func:`mrrag.checkpoint.load_model` takes it.
+        As :func:`mrrag.model.checkpoint.load_model` takes it.
     why : str
         A sentence for the page where the model is not the one of the paper; else empty.
     replaceable : bool

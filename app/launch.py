@@ -14,13 +14,14 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from app.case import MAX_UPLOAD_BYTES
+from app.sections.case import MAX_UPLOAD_BYTES
 from app.theme import theme
 from app.uploads import WholeUploads
+from mrrag.report.cards import STYLE
 
 logger = logging.getLogger(__name__)
 
-STYLE = Path(__file__).with_name("style.css")
+
 MAX_VISITS = 64
 
 

@@ -1,7 +1,7 @@
 """Which components the page has, section by section, in the order in which they stand.
 
 Layout only: what the components do is wired in :mod:`app.page`, and what fills them looks as
-:mod:`app.cards`, :mod:`app.plots` and ``style.css`` say. Each section is a function that makes
+:mod:`mrrag.report.cards`, :mod:`mrrag.report.plots` and ``style.css`` say. Each section is a function that makes
 its components and returns those that events read or write.
 """
 
@@ -13,14 +13,15 @@ from typing import NamedTuple
 import gradio as gr
 import plotly.graph_objects as go
 
-from app import cards, plots, viewer
 from app.about import About
-from app.asking import MAX_QUESTION_CHARACTERS
-from app.attention import AS_IT_RAN, MEAN_OF_HEADS, STATES, heads
-from app.case import Sample, samples_html
-from app.evidence import TINT_OFF, TINTS
-from app.settings import FORM_NAMES, MAX_K, MAX_STRENGTH, WEIGHT_STEP, max_weight
-from app.visit import Visit, cleared
+from app.sections import viewer
+from app.sections.attention import AS_IT_RAN, MEAN_OF_HEADS, STATES, heads
+from app.sections.case import Sample, samples_html
+from app.sections.evidence import TINT_OFF, TINTS
+from app.sections.settings import FORM_NAMES, MAX_K, MAX_STRENGTH, WEIGHT_STEP, max_weight
+from app.sections.visit import Visit, cleared
+from mrrag.case import MAX_QUESTION_CHARACTERS
+from mrrag.report import cards, plots
 
 # How long a visit's case is kept after it was last touched.
 CASE_SECONDS = 1800

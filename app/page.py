@@ -1,8 +1,8 @@
 """The page: its sections' events wired to the actions.
 
 Wiring only: the components are laid out in :mod:`app.layout`, what a control does is in the
-module of its section (:mod:`app.case`, :mod:`app.asking`, :mod:`app.evidence`,
-:mod:`app.attention`, :mod:`app.saving`), and how the page is served is in :mod:`app.launch`.
+module of its section (:mod:`app.sections.case`, :mod:`app.sections.asking`, :mod:`app.sections.evidence`,
+:mod:`app.sections.attention`, :mod:`app.sections.saving`), and how the page is served is in :mod:`app.launch`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
-from app import cards, viewer
 from app.about import About
-from app.asking import Answering, ask, impression, stop, vote
-from app.attention import heatmaps, lines, overlay
-from app.case import Sample, choose_frame, choose_sample, model_view, read_upload
-from app.evidence import choose_base, redraw, rerank
 from app.layout import Parts, lay_out, named
-from app.saving import save
-from app.settings import max_weight
+from app.sections import viewer
+from app.sections.asking import Answering, ask, impression, stop, vote
+from app.sections.attention import heatmaps, lines, overlay
+from app.sections.case import Sample, choose_frame, choose_sample, model_view, read_upload
+from app.sections.evidence import choose_base, redraw, rerank
+from app.sections.saving import save
+from app.sections.settings import max_weight
+from app.sections.visit import Update, of_base
 from app.uploads import FILE_SECONDS, take_upload
-from app.visit import Update, of_base
+from mrrag.report import cards
 
 if TYPE_CHECKING:
     from mrrag.pipeline import Pipeline
@@ -397,7 +398,7 @@ def learnt_values(parts: Parts, about: About) -> Contents:
 
 
 def controls(parts: Parts) -> list[gr.blocks.Block]:
-    """The settings that :func:`app.settings.settings_from` takes, in its order."""
+    """The settings that :func:`app.sections.settings.settings_from` takes, in its order."""
     settings = parts.settings
     ifa = (settings.strength, settings.layers, settings.form)
     return [settings.k, *settings.weights, *ifa, settings.noise]

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from mrrag.case import Case, CaseCache, Evidence, Progress, Settings
 from mrrag.errors import ModelError, MRRAGError
-from mrrag.pipeline import CaseResult, Evidence, Kept, Pipeline, Progress, Settings
+from mrrag.pipeline import Pipeline
 from mrrag.pipeline import answer as answer_case
 from mrrag.types import Query
 
@@ -33,17 +34,15 @@ def refusal(error: Exception) -> MRRAGError | None:
     return ModelError(f"No GPU could be borrowed for this case. {said.rstrip('.')}.")
 
 
-def lend(pipeline: Pipeline) -> Callable[..., Iterator[Progress | CaseResult]]:
+def lend(pipeline: Pipeline) -> Callable[..., Iterator[Progress | Case]]:
     """:func:`mrrag.pipeline.answer` for one pipeline, each call on a GPU of its own."""
     import spaces
 
     # The pipeline is not an argument: arguments travel to the other process as bytes.
     @spaces.GPU(duration=seconds_for)  # type: ignore[untyped-decorator,unused-ignore]
-    def on_gpu(
-        query: Query, evidence: Evidence, settings: Settings
-    ) -> Iterator[Progress | CaseResult]:
+    def on_gpu(query: Query, evidence: Evidence, settings: Settings) -> Iterator[Progress | Case]:
         for step in answer_case(pipeline, query, evidence, settings):
-            yield replace(step, kept=None) if isinstance(step, CaseResult) else step
+            yield replace(step, kept=None) if isinstance(step, Case) else step
 
     def answer(
         _: Pipeline,
@@ -51,9 +50,9 @@ def lend(pipeline: Pipeline) -> Callable[..., Iterator[Progress | CaseResult]]:
         evidence: Evidence,
         settings: Settings,
         *,
-        kept: Kept | None = None,
+        kept: CaseCache | None = None,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Progress | CaseResult]:
+    ) -> Iterator[Progress | Case]:
         steps = on_gpu(query, evidence, settings)
         try:
             for step in steps:

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrrag.errors import MRRAGError, SettingsError
+from mrrag.files import ASSETS
 from mrrag.types import BUNDLED, METHODS, Query, Weights
 
 if TYPE_CHECKING:
-    from mrrag.corpus import Case, Corpus
-    from mrrag.knowledge_base import KnowledgeBase
+    from mrrag.data.corpus import Corpus, Record
     from mrrag.pipeline import Pipeline
+    from mrrag.retrieval.knowledge_base import KnowledgeBase
 
-ROOT = Path(__file__).resolve().parent.parent
-ASSETS = ROOT / "assets"
+RUNS = Path("runs")
 
 
 def ticker(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
@@ -63,10 +63,11 @@ def chosen_pipeline(args: argparse.Namespace, device: str | None = None) -> Pipe
 
 def ask(args: argparse.Namespace) -> None:
     """Answer one question about one image, three ways; or an exported case again."""
+    from mrrag.case import Case, Settings
+    from mrrag.data.images import load_image
     from mrrag.errors import SettingsError
-    from mrrag.export import case_to_json, differences, read_case
-    from mrrag.images import load_image
-    from mrrag.pipeline import CaseResult, Settings, answer, explain, find_evidence
+    from mrrag.pipeline import answer, explain, find_evidence
+    from mrrag.report.export import case_to_json, differences, read_case
 
     saved = None
     if args.saved is not None:
@@ -89,11 +90,11 @@ def ask(args: argparse.Namespace) -> None:
     query = Query(image, question)
     evidence = find_evidence(pipeline, query, settings)
     *_, case = answer(pipeline, query, evidence, settings)
-    assert isinstance(case, CaseResult)
+    assert isinstance(case, Case)
     case = explain(pipeline, query, case)
     exported = case_to_json(case, image)
     if args.html:
-        from app.report import case_to_html
+        from mrrag.report.case_page import case_to_html
 
         pixels = (image, pipeline.knowledge_base) if args.pixels else None
         args.html.write_text(case_to_html(case, exported, pixels), encoding="utf-8")
@@ -112,7 +113,7 @@ def ask(args: argparse.Namespace) -> None:
 
 def print_case(case: Any) -> None:
     """A case as text."""
-    from mrrag.tables import NAMES
+    from mrrag.study.tables import NAMES
 
     print("score = α·image-report + β·image-image + γ·question-report")
     for n, r in enumerate(case.retrieved):
@@ -154,11 +155,11 @@ def read_json(path: Path) -> object:
 
 def evaluate(args: argparse.Namespace) -> None:
     """The paper's experiments: methods × K × irrelevant reports, and ablations."""
-    from mrrag.experiment import answer_all, pose, read_answers
-    from mrrag.experiment_report import report_html
     from mrrag.pipeline import versions
-    from mrrag.plan import ABLATIONS, Plan, cells_of
-    from mrrag.tables import metric_rows, tables, text, write_csv, write_json
+    from mrrag.report.experiment_page import report_html
+    from mrrag.study.experiment import answer_all, choose_questions, read_answers
+    from mrrag.study.plan import ABLATIONS, Plan, cells_of
+    from mrrag.study.tables import metric_rows, tables, text, write_csv, write_json
 
     ablations = ABLATIONS if args.ablations == [] else args.ablations or ()
     plan = Plan(
@@ -176,7 +177,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if not part:
         wait()
     skipped = read.skipped_questions
-    questions = pose(read.cases, read.questions, args.split, args.questions, skipped)
+    questions = choose_questions(read.records, read.questions, args.split, args.questions, skipped)
     pipeline = chosen_pipeline(args, device)
     made_of = {
         "model": pipeline.backbone.fingerprint,
@@ -229,7 +230,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def experiment_data(args: argparse.Namespace) -> Corpus:
     """The data set or VQA file that the options name; the bundled world without one."""
-    from mrrag.corpus import read_corpus
+    from mrrag.data.corpus import read_corpus
 
     if args.data is not None:
         return read_corpus(args.data, args.layout, images=args.images)
@@ -262,15 +263,15 @@ def bundled_world(assets: Path, split: str) -> Path:
     Drawn again from its seed where it is not there yet, and gone on with where it is.
     """
     recipe = json.loads((assets / "world.json").read_text(encoding="utf-8"))
-    directory = ROOT / "runs" / f"phantoms-{recipe['seed']}-{recipe['patients']}"
+    directory = RUNS / f"phantoms-{recipe['seed']}-{recipe['patients']}"
     draw_world(directory, **recipe, only=split)
     return directory
 
 
 def bench(args: argparse.Namespace) -> None:
     """Time three answers with their trace against transformers' own generate()."""
-    from mrrag.bench import Bench, bench_text
-    from mrrag.bench import bench as run_bench
+    from mrrag.bench.answers import Bench, bench_text
+    from mrrag.bench.answers import bench as run_bench
 
     heavy = args.random_weights is not None or args.model != BUNDLED
     options = Bench(
@@ -292,17 +293,17 @@ def bench_search(args: argparse.Namespace) -> None:
     """Time a fused search at several sizes; with --data, the building of a knowledge base."""
     if args.data is not None:
         spare_the_cores()
-    from mrrag.bench_search import bench_index, bench_search_text, random_paper_tower
-    from mrrag.bench_search import bench_search as run_bench
+    from mrrag.bench.search import bench_index, bench_search_text, random_paper_tower
+    from mrrag.bench.search import bench_search as run_bench
 
     if args.data is None:
         rows = run_bench(args.documents, dimension=args.dimension)
         print(json.dumps(rows) if args.json else bench_search_text(rows))
         return
-    from mrrag.corpus import read_corpus
-    from mrrag.encoders import load_encoder
+    from mrrag.data.corpus import read_corpus
+    from mrrag.retrieval.encoders import load_encoder
 
-    cases = [c for c in read_corpus(args.data).cases if c.document.report][: args.cases]
+    cases = [c for c in read_corpus(args.data).records if c.document.report][: args.cases]
     given = load_encoder(args.encoder or args.assets / "encoder")
     encoder = random_paper_tower(given.tokenizer) if args.random_paper_tower else given
     result = bench_index(cases, encoder)
@@ -323,7 +324,7 @@ def spare_the_cores() -> None:
 
 def conformance(args: argparse.Namespace) -> None:
     """Read every file that pydicom ships, and any given, and compare the pictures."""
-    from mrrag.conformance import conform, files_in, shipped
+    from mrrag.bench.conformance import conform, files_in, shipped
 
     paths = files_in([shipped(), *args.folders])
     report_outcomes(list(ticker(conform(paths), len(paths), "reading")), args.json, paths=True)
@@ -331,7 +332,7 @@ def conformance(args: argparse.Namespace) -> None:
 
 def fuzz(args: argparse.Namespace) -> None:
     """Read mutated files: none may do more than be refused."""
-    from mrrag.conformance import fuzz as run_fuzz
+    from mrrag.bench.conformance import fuzz as run_fuzz
 
     outcomes = list(ticker(run_fuzz(args.count, args.seed), args.count, "reading"))
     report_outcomes(outcomes, args.json, paths=False)
@@ -341,7 +342,7 @@ def report_outcomes(outcomes: list[Any], as_json: bool, *, paths: bool) -> None:
     """Print each file's outcome (of mutated ones, the failures) and the totals."""
     from dataclasses import asdict
 
-    from mrrag.conformance import FAILURES, totals
+    from mrrag.bench.conformance import FAILURES, totals
 
     failed = [outcome for outcome in outcomes if outcome.kind in FAILURES]
     shown = outcomes if paths else failed
@@ -365,7 +366,7 @@ def fetch(args: argparse.Namespace) -> None:
     """Download a public data set to a folder that the other commands read."""
     from tqdm import tqdm
 
-    from mrrag.fetch import fetch_iu_xray
+    from mrrag.data.fetch import fetch_iu_xray
 
     bars: dict[str, Any] = {}
 
@@ -382,7 +383,7 @@ def fetch(args: argparse.Namespace) -> None:
 
 def corpus(args: argparse.Namespace) -> None:
     """Read a data set, and say what it holds and what was skipped, by reason."""
-    from mrrag.corpus import detect_layout, read_corpus
+    from mrrag.data.corpus import detect_layout, read_corpus
 
     layout = args.layout or detect_layout(args.path)
     print(
@@ -392,8 +393,8 @@ def corpus(args: argparse.Namespace) -> None:
 
 def corpus_text(read: Corpus, layout: str, list_skipped: bool = False) -> str:
     """What a data set holds, in lines."""
-    documents = [case.document for case in read.cases]
-    splits = Counter(case.split or "none" for case in read.cases)
+    documents = [case.document for case in read.records]
+    splits = Counter(case.split or "none" for case in read.records)
     by_type = Counter(question.answer_type for question in read.questions)
     lines = [
         f"layout          {layout}",
@@ -425,9 +426,9 @@ def draw_world(
     form: str = "iu-xray",
 ) -> None:
     """Write a phantom world; pictures that are there already are not drawn again."""
-    from mrrag.phantom.write import FORMS
+    from mrrag.phantom.write import LAYOUTS
 
-    FORMS[form](
+    LAYOUTS[form](
         directory,
         patients=patients,
         seed=seed,
@@ -455,14 +456,14 @@ def train_retriever(args: argparse.Namespace) -> None:
 
 def train_own_retriever(args: argparse.Namespace) -> None:
     """From public weights, on any data set."""
-    from mrrag.corpus import read_corpus, with_questions_as_reports
-    from mrrag.encoders import BERT, RESNET
+    from mrrag.data.corpus import read_corpus, with_questions_as_reports
+    from mrrag.retrieval.encoders import BERT, RESNET
     from mrrag.training.data import to_learn_from
-    from mrrag.training.retriever import Lesson, teach
+    from mrrag.training.retriever import RetrieverOptions, train_from_public
 
     read = read_corpus(args.data, args.layout, images=args.images)
     data = to_learn_from(with_questions_as_reports(read) if args.vqa else read, args.data)
-    lesson = Lesson(
+    lesson = RetrieverOptions(
         image_tower=args.image_tower or RESNET,
         text_tower=args.text_tower or BERT,
         image_revision=args.image_revision,
@@ -477,9 +478,9 @@ def train_own_retriever(args: argparse.Namespace) -> None:
     )
     output = args.output or args.runs / "encoder"
     counts = ", ".join(f"{len(data.rows(name))} {name}" for name in ("train", "validation"))
-    print(f"{len(data.cases)} cases with a report: {counts}", flush=True)
+    print(f"{len(data.records)} cases with a report: {counts}", flush=True)
     device = "cuda" if device_for(True) != "cpu" else "cpu"
-    teach(args.runs / f"retriever-{output.name}", data, lesson, output, device=device)
+    train_from_public(args.runs / f"retriever-{output.name}", data, lesson, output, device=device)
     print(f"Written to {output}; use it with `index --encoder {output}`.")
 
 
@@ -489,8 +490,8 @@ def index(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from mrrag.encoders import load_encoder
-    from mrrag.knowledge_base import build_knowledge_base, build_share, load_encoder_of
+    from mrrag.retrieval.encoders import load_encoder
+    from mrrag.retrieval.knowledge_base import build_knowledge_base, build_share, load_encoder_of
 
     cases = indexed_cases(args)
     directory, bundled = args.kb or args.assets / "knowledge_base", args.assets / "encoder"
@@ -552,24 +553,24 @@ def index(args: argparse.Namespace) -> None:
     print(f"{len(built)} documents of {patients} patients, fingerprint {built.fingerprint[:12]}")
 
 
-def indexed_cases(args: argparse.Namespace) -> Sequence[Case]:
+def indexed_cases(args: argparse.Namespace) -> Sequence[Record]:
     """The cases that go into a knowledge base: the training split's, unless told otherwise."""
-    from mrrag.corpus import read_corpus, with_questions_as_reports
+    from mrrag.data.corpus import read_corpus, with_questions_as_reports
 
     if args.kb is None:  # the bundled world's, by its recipe
         from mrrag.training.data import read_data_set
         from mrrag.training.recipe import knowledge_base_rows
 
         data = read_data_set(args.data)
-        return [data.cases[n] for n in knowledge_base_rows(data)]
+        return [data.records[n] for n in knowledge_base_rows(data)]
     read = read_corpus(args.data, args.layout, images=args.images)
     if args.vqa:
         read = with_questions_as_reports(read)
-    splits = Counter(case.split for case in read.cases)
+    splits = Counter(case.split for case in read.records)
     split = args.split or ("train" if splits["train"] else "all")
-    cases = [case for case in read.cases if split in ("all", case.split)]
+    cases = [case for case in read.records if split in ("all", case.split)]
     skipped = sum(map(len, read.skipped.values()))
-    print(f"{len(cases)} of {len(read.cases)} cases (split: {split}); {skipped} rows skipped")
+    print(f"{len(cases)} of {len(read.records)} cases (split: {split}); {skipped} rows skipped")
     if not cases:
         has = ", ".join(f"{n} {name or 'without one'}" for name, n in splits.items())
         raise SettingsError(f"No case is of the split {split}. The data set has {has}.")
@@ -609,16 +610,16 @@ def learnt_from(
     args: argparse.Namespace, step: str, learn: Callable[..., str], **options: int
 ) -> str:
     """Learn from the data set that the options name; what came of it, in words."""
-    from mrrag.corpus import read_corpus
+    from mrrag.data.corpus import read_corpus
     from mrrag.learnt import learnt_path
-    from mrrag.training.learn import lessons_of
+    from mrrag.training.learn import learning_set
     from mrrag.training.recipe import bundled_pipeline
 
     path = learnt_path(args.model, args.kb, args.assets)
     bundled = path.parent == args.assets
     pipeline = bundled_pipeline(args.assets) if bundled else chosen_pipeline(args)
     read = read_corpus(args.data, args.layout, images=args.images)
-    lessons = lessons_of(read, pipeline.knowledge_base)
+    lessons = learning_set(read, pipeline.knowledge_base)
     for reason, count in lessons.left_out.items():
         print(f"left out: {count} questions {reason}", file=sys.stderr)
     folder = args.runs / (step if bundled else f"{step}-{path.parent.name}")
@@ -629,11 +630,11 @@ def learnt_from(
 
 def samples(args: argparse.Namespace) -> None:
     """Choose the sample cases on the held-out split, and write them."""
-    from mrrag.phantom.samples import choose, write_samples
     from mrrag.phantom.world import draw_studies
     from mrrag.pipeline import load_pipeline
     from mrrag.training.data import read_data_set
     from mrrag.training.recipe import asked_of
+    from mrrag.training.samples import choose, write_samples
 
     pipeline = load_pipeline(args.assets)
     data = read_data_set(args.data)
@@ -701,7 +702,7 @@ def parser() -> argparse.ArgumentParser:
         help="ask an exported case again, by its own question and settings",
     )  # fmt: skip
 
-    from mrrag.plan import ABLATIONS, ANSWER_TOKENS, SHARES, WAYS
+    from mrrag.study.plan import ABLATIONS, ANSWER_TOKENS, SHARES, WAYS
 
     sub = asking("evaluate", evaluate)
     reading(sub, required=False, help="a data set or VQA file (default: the bundled world)")
@@ -718,7 +719,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--answer-tokens", type=int, default=ANSWER_TOKENS, help="where it is cut")
-    folder = ROOT / "runs" / "evaluate"
+    folder = RUNS / "evaluate"
     sub.add_argument(
         "--folder", type=Path, default=folder,
         help="answers and tables; what it holds is not asked again (%(default)s)",
@@ -749,11 +750,11 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--json", action="store_true")
 
-    from mrrag.fetch import OPENI
+    from mrrag.data.fetch import OPENI
 
     sub = command("fetch", fetch)
     sub.add_argument("data_set", choices=("iu-xray",), help="the chest radiographs of Open-i")
-    default = ROOT / "runs" / "iu-xray"
+    default = RUNS / "iu-xray"
     sub.add_argument("directory", type=Path, nargs="?", default=default, help="(%(default)s)")
     sub.add_argument("--source", default=OPENI, help="where the archives lie (%(default)s)")
 
@@ -781,7 +782,7 @@ def parser() -> argparse.ArgumentParser:
     def learning(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         sub = command(name, run)
         sub.add_argument("--data", type=Path, required=True, help="what `phantom` wrote")
-        sub.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints, figures")
+        sub.add_argument("--runs", type=Path, default=RUNS, help="checkpoints, figures")
         return sub
 
     sub = learning("train-retriever", train_retriever)
@@ -829,9 +830,7 @@ def parser() -> argparse.ArgumentParser:
     def of_own(name: str, run: Callable[[argparse.Namespace], None], questions: int) -> Any:
         sub = asking(name, run)
         reading(sub)
-        sub.add_argument(
-            "--runs", type=Path, default=ROOT / "runs", help="the run's folder is here"
-        )
+        sub.add_argument("--runs", type=Path, default=RUNS, help="the run's folder is here")
         sub.add_argument("--questions", type=int, default=questions, help="at most (%(default)s)")
         sub.add_argument("--k", type=int, default=8, help="reports that are read (%(default)s)")
         return sub
@@ -841,7 +840,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--window", type=int, default=1, help="layers blocked together (%(default)s)")
     sub.add_argument("--stride", type=int, default=1, help="from window to window (%(default)s)")
     sub = learning("samples", samples)
-    sub.add_argument("--directory", type=Path, default=ROOT / "sample_cases")
+    sub.add_argument("--directory", type=Path, default=Path("sample_cases"))
     sub.add_argument("--questions", type=int, default=600)
     return top
 

@@ -28,7 +28,7 @@ class Learnt:
     strength : float
         In the form's own unit: the paper's multiplies λ, balanced counts tenths of cosine.
     form : str
-        By what relevance steers, a key of :data:`mrrag.steering.FORMS`.
+        By what relevance steers, a key of :data:`mrrag.model.steering.FORMS`.
     model : str
         The name of the model whose layers these are.
     intervals : tuple

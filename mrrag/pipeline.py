@@ -12,17 +12,30 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
-from mrrag.backbone import (
+from mrrag.case import (
+    MAX_QUESTION_CHARACTERS,
+    Case,
+    CaseCache,
+    Evidence,
+    Familiarity,
+    Influence,
+    Progress,
+    Settings,
+)
+from mrrag.data.findings import contradictions
+from mrrag.errors import ModelError, SettingsError
+from mrrag.files import ASSETS
+from mrrag.learnt import Learnt, learnt_for
+from mrrag.model.backbone import (
     Backbone,
     Branch,
     Item,
-    Reading,
     answer_batch,
     answer_branches,
     encode_image,
@@ -30,7 +43,10 @@ from mrrag.backbone import (
     same_state_trace,
     worth_keeping,
 )
-from mrrag.calibration import (
+from mrrag.model.prompt import Prompt, build_prompt, plain_text, prompt_text
+from mrrag.model.scope import Scope, load_scope
+from mrrag.model.steering import FORMS, ROWS, Block
+from mrrag.retrieval.calibration import (
     Calibration,
     calibrate,
     chance_scores,
@@ -38,15 +54,9 @@ from mrrag.calibration import (
     percentile,
     unlike,
 )
-from mrrag.encoders import Encoder
-from mrrag.errors import ModelError, SettingsError
-from mrrag.findings import contradictions
-from mrrag.knowledge_base import KnowledgeBase, load_encoder_of
-from mrrag.learnt import Learnt, learnt_for
-from mrrag.prompt import Prompt, build_prompt, plain_text, prompt_text
-from mrrag.retrieval import QueryVectors, effective_weights, encode_query, lambdas, retrieve
-from mrrag.scope import Scope, load_scope
-from mrrag.steering import FORMS, ROWS, Block
+from mrrag.retrieval.encoders import Encoder
+from mrrag.retrieval.knowledge_base import KnowledgeBase, load_encoder_of
+from mrrag.retrieval.mcr import effective_weights, encode_query, lambdas, retrieve
 from mrrag.types import (
     BUNDLED,
     METHODS,
@@ -56,50 +66,9 @@ from mrrag.types import (
     Image,
     Query,
     Retrieved,
-    Weights,
 )
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-MAX_QUESTION_CHARACTERS = 1000
 PACKAGES = ("torch", "transformers", "faiss-cpu", "pydicom", "gradio", "numpy")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything a person may set; None means what was learnt for this checkpoint.
-
-    Attributes
-    ----------
-    k : int
-        Reports retrieved.
-    weights : Weights or None
-        α, β, γ of MCR.
-    strength : float or None
-        Multiplies IFA's λ (the paper has none: 1.0).
-    layers : tuple of int or None
-        The critical layers, counted from 0.
-    form : str or None
-        By what relevance steers, a key of :data:`mrrag.steering.FORMS`.
-    noise : int
-        How many of the k are replaced by reports drawn at random.
-    max_new_tokens : int
-        Where an answer is cut.
-    seed : int
-        Of the noise.
-    pinned, excluded : tuple of str
-        Ids of documents that come whatever their score, and of those that never come.
-    """
-
-    k: int = 8
-    weights: Weights | None = None
-    strength: float | None = None
-    layers: tuple[int, ...] | None = None
-    form: str | None = None
-    noise: int = 0
-    max_new_tokens: int = 40
-    seed: int = 0
-    pinned: tuple[str, ...] = ()
-    excluded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,106 +81,6 @@ class Pipeline:
     learnt: Learnt
     scope: Scope | None
     calibration: Calibration
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What MCR found, before any answer: enough to re-rank without encoding again.
-
-    Attributes
-    ----------
-    percentiles : tuple of float
-        For each document, the per cent of random pairs whose score is below its own.
-    warnings : dict
-        Kind → sentence: "unlike", "known", "weak", "contradiction". See :func:`warn`.
-    familiar : Familiar
-        What was found about the image, which no setting changes.
-    """
-
-    vectors: QueryVectors
-    retrieved: tuple[Retrieved, ...]
-    weights: Weights
-    notes: tuple[str, ...]
-    seconds: float
-    percentiles: tuple[float, ...] = ()
-    warnings: dict[str, str] = field(default_factory=dict)
-    familiar: Familiar | None = None
-
-
-@dataclass(frozen=True)
-class Familiar:
-    """Whether a query's image is unlike the knowledge base, or the id of its twin there."""
-
-    unlike: bool
-    twin: str | None
-
-
-@dataclass(frozen=True)
-class Influence:
-    """What each report does to the answer: it is cut off, and P(yes), P(no) are read again.
-
-    The report is cut off from the question and the answer cue in every layer. Later
-    reports may still have read it, so this is the report's direct influence.
-
-    Attributes
-    ----------
-    word : str
-        "yes" or "no": what RAG answers first, and so whose probability is followed.
-    before, after : tuple of float
-        For each report, P(word) with all reports − P(word) without this one: RAG's and
-        MR-RAG's. Positive where the report speaks for the word.
-    whole_before, whole_after : float
-        P(word) with all reports.
-    """
-
-    word: str
-    before: tuple[float, ...]
-    after: tuple[float, ...]
-    whole_before: float
-    whole_after: float
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the answers have come: the text so far of each method."""
-
-    texts: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What was read of an image and its reports, for the next question about that image.
-
-    It is handed in and handed back, and goes when its holder does.
-    """
-
-    picture: bytes
-    reading: Reading = field(repr=False)
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """One finished case. ``before`` is plain RAG's attention, ``after`` MR-RAG's.
-
-    ``settings`` hold what was used, with what was learnt filled in. ``same_state`` is IFA's
-    transform applied to plain RAG's own states (a counterfactual). It and ``influence``
-    are there once :func:`explain` has added them.
-    """
-
-    question: str
-    retrieved: tuple[Retrieved, ...]
-    answers: dict[str, Answer]
-    before: AttentionTrace | None
-    after: AttentionTrace | None
-    settings: Settings
-    notes: tuple[str, ...]
-    seconds: dict[str, float]
-    versions: dict[str, str]
-    percentiles: tuple[float, ...] = ()
-    warnings: dict[str, str] = field(default_factory=dict)
-    influence: Influence | None = None
-    same_state: AttentionTrace | None = None
-    kept: Kept | None = field(default=None, repr=False, compare=False)
 
 
 def load_pipeline(
@@ -230,7 +99,7 @@ def load_pipeline(
     ----------
     model
         ``"bundled"``, a folder, or a name on the hub; the rest of its parameters are
-        :func:`mrrag.backbone.load_backbone`'s.
+        :func:`mrrag.model.backbone.load_backbone`'s.
     knowledge_base
         The folder of one; None for the bundled one.
 
@@ -257,7 +126,7 @@ def load_pipeline(
     )
 
 
-def over(
+def with_knowledge_base(
     pipeline: Pipeline, knowledge_base: Path, *, assets: Path = ASSETS, model: str = BUNDLED
 ) -> Pipeline:
     """The same model over another knowledge base, with that one's encoder and weights.
@@ -358,7 +227,7 @@ def find_evidence(
     )
     familiar = known.familiar if known else None
     if familiar is None and query.image is not None and vectors.v is not None:
-        familiar = Familiar(
+        familiar = Familiarity(
             unlike(calibration, query.image, vectors.v),
             is_same_picture(knowledge_base, query.image, vectors),
         )
@@ -381,7 +250,7 @@ def warn(
     retrieved: tuple[Retrieved, ...],
     percentiles: tuple[float, ...],
     weak: float,
-    familiar: Familiar | None,
+    familiar: Familiarity | None,
 ) -> dict[str, str]:
     """What a reader must know before trusting the evidence: kind → sentence.
 
@@ -437,9 +306,9 @@ def answer(
     evidence: Evidence,
     settings: Settings,
     *,
-    kept: Kept | None = None,
+    kept: CaseCache | None = None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[Progress | CaseResult]:
+) -> Iterator[Progress | Case]:
     """Answer with RAG off, RAG and MR-RAG together, streaming; the last item is the case.
 
     ``kept`` of an earlier case with the same image saves reading it again, and with it
@@ -520,7 +389,7 @@ def answer(
         )
         for i, b in enumerate(branches)
     }
-    yield CaseResult(
+    yield Case(
         question=query.question,
         retrieved=evidence.retrieved,
         answers=answers,
@@ -536,7 +405,9 @@ def answer(
         versions=versions(pipeline),
         percentiles=evidence.percentiles,
         warnings=evidence.warnings,
-        kept=Kept(picture, outcome.reading) if worth_keeping(backbone, outcome.reading) else None,
+        kept=CaseCache(picture, outcome.reading)
+        if worth_keeping(backbone, outcome.reading)
+        else None,
     )
 
 
@@ -561,7 +432,7 @@ def report_places(pipeline: Pipeline, report: str) -> tuple[str, list[tuple[int,
     return words, [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
 
 
-def explain(pipeline: Pipeline, query: Query, case: CaseResult) -> CaseResult:
+def explain(pipeline: Pipeline, query: Query, case: Case) -> Case:
     """The case with what each report does to its answer, and IFA's direct effect."""
     return replace(
         case,
@@ -570,7 +441,7 @@ def explain(pipeline: Pipeline, query: Query, case: CaseResult) -> CaseResult:
     )
 
 
-def same_state(pipeline: Pipeline, query: Query, case: CaseResult) -> AttentionTrace | None:
+def same_state(pipeline: Pipeline, query: Query, case: Case) -> AttentionTrace | None:
     """IFA's transform on the logits of plain RAG's own states; None where none was run."""
     if case.before is None:
         return None
@@ -588,7 +459,7 @@ def same_state(pipeline: Pipeline, query: Query, case: CaseResult) -> AttentionT
     )
 
 
-def influence(pipeline: Pipeline, query: Query, case: CaseResult) -> Influence | None:
+def influence(pipeline: Pipeline, query: Query, case: Case) -> Influence | None:
     """What each report of a case does to its answer, causally (attention does not tell).
 
     All reports are blocked in turn, with and without IFA, in one batched pass over one
@@ -634,12 +505,12 @@ def _digest(image: Image) -> bytes:
 
 def declined(
     pipeline: Pipeline, query: Query, evidence: Evidence, settings: Settings, notes: list[str]
-) -> CaseResult:
+) -> Case:
     """The case of a question outside the checkpoint's scope: it says so three times."""
     assert pipeline.scope is not None
     message = pipeline.scope.message
     nothing = float("nan")
-    return CaseResult(
+    return Case(
         question=query.question,
         retrieved=evidence.retrieved,
         answers={m: Answer(m, message, nothing, nothing, "", 0, 0.0) for m in METHODS},

@@ -108,6 +108,14 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class QueryVectors:
+    """Unit vectors of a query, float32 [D]: v of its image, t of its question, or None."""
+
+    v: FloatArray | None
+    t: FloatArray | None
+
+
+@dataclass(frozen=True)
 class Retrieved:
     """A document with why it was chosen.
 
@@ -128,6 +136,24 @@ class Retrieved:
     relevance: float
     gap: float
     drawn: bool = False
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How reading is steered: IFA in ``layers``, or a hard mask in ``masked``.
+
+    ``form`` is a key of :data:`mrrag.model.steering.FORMS`. The hard mask hides the reports whose
+    score is below the mean from the question.
+    """
+
+    strength: float = 0.0
+    layers: tuple[int, ...] = ()
+    rows: str = ""
+    masked: tuple[int, ...] = ()
+    form: str = "ifa"
+
+
+PLAIN = Steering()  # stock attention
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from mrrag.backbone import Backbone, load_backbone
+from mrrag.model.backbone import Backbone, load_backbone
 
 # The tensors are tiny: more threads would only wait for each other.
 torch.set_num_threads(1)

@@ -1,99 +1,114 @@
-"""Dependencies point one way, and only the page knows gradio."""
+"""The rooms of the house: what each may import, and what no file of it may ever know."""
+
+from __future__ import annotations
 
 import ast
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-# Lower layers never import higher ones.
-LAYERS = (
-    {"types", "errors", "scope", "metrics", "findings"},
-    {"images", "prompt", "learnt"},
-    {"plan"},
-    {"steering", "encoders", "corpus", "fetch", "conformance", "towers"},
-    {"attention", "checkpoint"},
-    {"backbone", "knowledge_base"},
-    {"retrieval"},
-    {"calibration"},
-    {"pipeline"},
-    {"export", "evaluation", "bench", "bench_search"},
-    {"experiment"},
-    {"tables"},
-    {"experiment_report"},
-    {"phantom"},
-    {"training"},
-    {"__main__"},
-)
-# Of app/: what the controls do, section by section, and the page that is made of gradio.
-ACTIONS = ("visit", "settings", "case", "evidence", "attention", "asking", "saving")
-PAGE = ("page", "layout", "theme", "launch")
-PHANTOM_LEAVES = {"world", "report", "render", "fundus", "dicom", "write"}
+ROOT = Path(__file__).parents[1]
+GROUND = {"types", "errors", "files", "hub", "learnt"}
+# Room → the rooms that it may import, beside itself. Dependencies point one way, downwards.
+ROOMS: dict[str, set[str]] = {
+    "types": set(),
+    "errors": set(),
+    "files": {"errors"},
+    "hub": {"errors", "files"},
+    "learnt": {"types", "errors", "files"},
+    "data": GROUND,
+    "retrieval": GROUND | {"data"},
+    "model": GROUND,
+    "case": GROUND,
+    "pipeline": GROUND | {"case", "data", "retrieval", "model"},
+    "study": GROUND | {"case", "data", "retrieval", "model", "pipeline"},
+    "report": GROUND | {"case", "data", "retrieval", "study"},
+    "phantom": GROUND,
+    "training": GROUND | {"case", "data", "retrieval", "model", "pipeline", "study", "phantom"},
+    "bench": GROUND | {"case", "data", "retrieval", "model", "pipeline"},
+}
+ANYTHING = {"cli", "__init__", "__main__"}
+# What a room's files never import, wherever in the file.
+NEVER: dict[str, set[str]] = {
+    "types": {"torch", "transformers", "faiss"},
+    "case": {"torch", "transformers", "faiss"},
+    "learnt": {"torch", "transformers", "faiss"},
+    "data": {"torch", "transformers", "faiss"},
+    "report": {"torch", "transformers", "faiss"},
+    "study": {"plotly"},
+    "retrieval": {"plotly"},
+    "model": {"plotly", "faiss"},
+}
+# Of app/: what a control does; it returns updates by name and knows no widget.
+SECTIONS = sorted(p.stem for p in (ROOT / "app" / "sections").glob("*.py") if p.stem != "__init__")
+GRADIO = {"page", "layout", "theme", "launch", "uploads"}
+FILES = sorted((ROOT / "mrrag").rglob("*.py"))
 
 
 def imports(path: Path) -> set[str]:
+    """Modules imported anywhere in a file, but for annotations' sake alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
-            if node.module == "app":
-                found.update(f"app.{alias.name}" for alias in node.names)
+            if node.module in ("app", "mrrag"):
+                found.update(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
     return found
 
 
-def level(module: str) -> int:
-    name = module.split(".")[1]
-    if module.startswith("mrrag.phantom.") and module.split(".")[2] in PHANTOM_LEAVES:
-        return 0  # the world itself knows nothing of the method
-    return next(i for i, names in enumerate(LAYERS) if name in names)
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
 
 
-FILES = sorted((ROOT / "mrrag").rglob("*.py"))
+def id_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_module_imports_only_from_its_own_layer_or_below(path: Path) -> None:
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    if module.endswith("__init__"):
+@pytest.mark.parametrize("path", FILES, ids=id_of)
+def test_a_room_imports_only_from_the_rooms_below_it(path: Path) -> None:
+    room = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if room in ANYTHING:
         return
-    for imported in imports(path):
-        if imported.startswith("mrrag."):
-            assert level(imported) <= level(module), f"{module} imports {imported}"
+    known = {room_of(name) for name in imports(path) if name.split(".")[0] == "mrrag"}
+    assert known <= ROOMS[room] | {room}, f"{id_of(path)} imports from {known - ROOMS[room]}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=id_of)
 def test_the_library_knows_neither_gradio_nor_the_page(path: Path) -> None:
-    # The command line may write a case as a page; what writes it knows no gradio either.
-    allowed = {"app.report"} if path.name == "__main__.py" else set()
-    roots = {name.split(".")[0] for name in imports(path) - allowed}
-    assert not roots & {"gradio", "app"}
-    # Plots of training and of experiments are the library's; it draws nothing else.
-    assert "plotly" not in roots or path.name in ("experiment_report.py", "loop.py")
+    assert not {name.split(".")[0] for name in imports(path)} & {"gradio", "app"}
 
 
-@pytest.mark.parametrize("name", ["report", "cards", "plots", "pictures"])
-def test_what_draws_a_case_knows_no_gradio(name: str) -> None:
-    names = imports(ROOT / "app" / f"{name}.py")
-    assert not any(n.split(".")[0] == "gradio" for n in names)
-    assert not names & {f"app.{other}" for other in (*ACTIONS, *PAGE)}
+@pytest.mark.parametrize("path", FILES, ids=id_of)
+def test_a_room_is_free_of_what_it_must_not_know(path: Path) -> None:
+    room = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    assert not {name.split(".")[0] for name in imports(path)} & NEVER.get(room, set())
 
 
-@pytest.mark.parametrize("name", ACTIONS)
+@pytest.mark.parametrize("room", sorted({p.parent for p in FILES} - {ROOT / "mrrag"}), ids=id_of)
+def test_a_room_says_what_lives_there(room: Path) -> None:
+    assert ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", SECTIONS)
 def test_what_a_control_does_knows_no_gradio(name: str) -> None:
-    names = imports(ROOT / "app" / f"{name}.py")
-    assert not any(n.split(".")[0] == "gradio" for n in names)
-    assert not names & {f"app.{other}" for other in PAGE}
+    names = imports(ROOT / "app" / "sections" / f"{name}.py")
+    assert "gradio" not in {n.split(".")[0] for n in names}
+    assert not names & {f"app.{other}" for other in GRADIO}
 
 
 def test_only_the_page_knows_gradio() -> None:
     knowing = {
         path.stem
-        for path in (ROOT / "app").glob("*.py")
-        if any(n.split(".")[0] == "gradio" for n in imports(path))
+        for path in (ROOT / "app").rglob("*.py")
+        if "gradio" in {n.split(".")[0] for n in imports(path)}
     }
-    assert knowing <= {*PAGE, "uploads"}
+    assert knowing <= GRADIO
 
 
 def test_types_compute_nothing() -> None:

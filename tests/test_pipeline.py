@@ -15,24 +15,14 @@ import tiny_openclip
 from tiny_bitower import CASED, make_tower, write_data_set, write_public_weights
 
 from mrrag.__main__ import parser
-from mrrag.encoders import paper_tower
+from mrrag.case import Case, CaseCache, Progress, Settings
+from mrrag.data.images import load_image, read_image
 from mrrag.errors import KnowledgeBaseError, ModelError, SettingsError
-from mrrag.export import case_to_json
-from mrrag.images import load_image, read_image
+from mrrag.files import ASSETS
 from mrrag.learnt import load_learnt
-from mrrag.pipeline import (
-    ASSETS,
-    CaseResult,
-    Kept,
-    Pipeline,
-    Progress,
-    Settings,
-    answer,
-    find_evidence,
-    influence,
-    load_pipeline,
-    warn,
-)
+from mrrag.pipeline import Pipeline, answer, find_evidence, influence, load_pipeline, warn
+from mrrag.report.export import case_to_json
+from mrrag.retrieval.encoders import paper_tower
 from mrrag.types import METHODS, Document, Image, Query, Retrieved, Weights
 
 SAMPLES = ASSETS.parent / "sample_cases"
@@ -49,10 +39,10 @@ def query() -> Query:
     return Query(load_image(SAMPLES / "case-1.dcm"), QUESTION)
 
 
-def case_of(pipeline: Pipeline, query: Query, settings: Settings) -> CaseResult:
+def case_of(pipeline: Pipeline, query: Query, settings: Settings) -> Case:
     evidence = find_evidence(pipeline, query, settings)
     *_, case = answer(pipeline, query, evidence, settings)
-    assert isinstance(case, CaseResult)
+    assert isinstance(case, Case)
     return case
 
 
@@ -69,7 +59,7 @@ def test_three_answers_come_with_their_attention(pipeline: Pipeline, query: Quer
 
 
 def test_the_same_input_gives_the_same_case(pipeline: Pipeline, query: Query) -> None:
-    def plain(case: CaseResult) -> dict[str, object]:
+    def plain(case: Case) -> dict[str, object]:
         return {k: v for k, v in case_to_json(case).items() if k != "seconds"}
 
     first, second = (plain(case_of(pipeline, query, Settings())) for _ in range(2))
@@ -171,7 +161,7 @@ def test_two_cases_at_once_share_nothing(pipeline: Pipeline, query: Query) -> No
     for q in (query, other):
         evidence = find_evidence(pipeline, q, Settings())
         streams.append(answer(pipeline, q, evidence, Settings()))
-    last: list[Progress | CaseResult | None] = [None, None]
+    last: list[Progress | Case | None] = [None, None]
     running = {0, 1}
     while running:
         for i in sorted(running):
@@ -181,7 +171,7 @@ def test_two_cases_at_once_share_nothing(pipeline: Pipeline, query: Query) -> No
             else:
                 last[i] = step
     for mixed, single in zip(last, alone, strict=True):
-        assert isinstance(mixed, CaseResult)
+        assert isinstance(mixed, Case)
         assert mixed.answers["mr_rag"].text == single.answers["mr_rag"].text
         assert mixed.answers["mr_rag"].p_yes == single.answers["mr_rag"].p_yes
 
@@ -304,7 +294,7 @@ def test_the_picture_itself_in_the_knowledge_base_is_pointed_out(pipeline: Pipel
 # What is kept for the next question
 
 
-def tokens_read(pipeline: Pipeline, run: Callable[[], CaseResult]) -> tuple[CaseResult, int]:
+def tokens_read(pipeline: Pipeline, run: Callable[[], Case]) -> tuple[Case, int]:
     """The case, and how many tokens went through the text model before decoding."""
     seen: list[int] = []
 
@@ -321,12 +311,12 @@ def tokens_read(pipeline: Pipeline, run: Callable[[], CaseResult]) -> tuple[Case
 
 
 def asked(
-    pipeline: Pipeline, query: Query, settings: Settings, kept: Kept | None
-) -> tuple[CaseResult, int]:
-    def run() -> CaseResult:
+    pipeline: Pipeline, query: Query, settings: Settings, kept: CaseCache | None
+) -> tuple[Case, int]:
+    def run() -> Case:
         evidence = find_evidence(pipeline, query, settings)
         *_, case = answer(pipeline, query, evidence, settings, kept=kept)
-        assert isinstance(case, CaseResult)
+        assert isinstance(case, Case)
         return case
 
     return tokens_read(pipeline, run)
@@ -386,7 +376,7 @@ def test_what_is_kept_is_small_and_shared_and_never_exported(
         bool((old == layer.keys).all())
         for old, layer in zip(before, case.kept.reading.cache.layers, strict=True)
     )
-    monkeypatch.setattr("mrrag.backbone.MAX_KEPT_BYTES", 1000)
+    monkeypatch.setattr("mrrag.model.backbone.MAX_KEPT_BYTES", 1000)
     assert asked(pipeline, query, Settings(), None)[0].kept is None
 
 

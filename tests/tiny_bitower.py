@@ -16,8 +16,8 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from mrrag.corpus import Case
-from mrrag.encoders import BiTower, load_encoder
+from mrrag.data.corpus import Record
+from mrrag.retrieval.encoders import BiTower, load_encoder
 from mrrag.types import Document, Image
 
 WORDS = ["no", "finding", "pleural", "effusion", "left", "is", "there", "heart", "size", "normal"]
@@ -68,7 +68,7 @@ def make_loaded_tower(directory: Path, seed: int = 0) -> BiTower:
     return load_encoder(directory)
 
 
-def make_cases(directory: Path, count: int) -> list[Case]:
+def make_cases(directory: Path, count: int) -> list[Record]:
     """Cases of two studies a patient; the last two are alike to the last byte."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(3)
@@ -81,7 +81,7 @@ def make_cases(directory: Path, count: int) -> list[Case]:
         PillowImage.fromarray(pixels).save(path)
         source = "made up" if n % 3 else "drawn"
         document = Document(f"d{n}", report, f"p{n // 2}", f"s{n}", source, "CC0")
-        cases.append(Case(document, path))
+        cases.append(Record(document, path))
     return cases
 
 

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from tiny_bitower import make_cases, make_loaded_tower
 
-from mrrag.backbone import load_backbone
-from mrrag.calibration import calibrate
-from mrrag.corpus import Case, Question
-from mrrag.experiment import answer_all, pose
-from mrrag.knowledge_base import KnowledgeBase, build_knowledge_base
+from mrrag.data.corpus import Question, Record
 from mrrag.learnt import Learnt
+from mrrag.model.backbone import load_backbone
 from mrrag.pipeline import Pipeline
-from mrrag.plan import Plan, cells_of
+from mrrag.retrieval.calibration import calibrate
+from mrrag.retrieval.knowledge_base import KnowledgeBase, build_knowledge_base
+from mrrag.study.experiment import answer_all, choose_questions
+from mrrag.study.plan import Plan, cells_of
 from mrrag.types import Weights
 
 LEARNT = Learnt(Weights(0.5, 0.2, 0.3), layers=(1,), strength=1.0, rows="question+cue")
@@ -35,7 +35,7 @@ ASKED = (
 )
 
 
-def make_questions(cases: list[Case]) -> list[Question]:
+def make_questions(cases: list[Record]) -> list[Question]:
     """Three closed questions a case, and an open one for every other."""
     rows = []
     for n, case in enumerate(cases):
@@ -48,7 +48,7 @@ def make_questions(cases: list[Case]) -> list[Question]:
     return rows
 
 
-def make_pipeline(folder: Path, checkpoint: Path) -> tuple[Pipeline, list[Case]]:
+def make_pipeline(folder: Path, checkpoint: Path) -> tuple[Pipeline, list[Record]]:
     """The knowledge base holds the cases that are asked about, and is made but once."""
     tower = make_loaded_tower(folder / "tower")
     cases = make_cases(folder / "images", 8)
@@ -59,9 +59,9 @@ def make_pipeline(folder: Path, checkpoint: Path) -> tuple[Pipeline, list[Case]]
     return Pipeline(load_backbone(checkpoint), tower, base, LEARNT, None, calibration), cases
 
 
-def experiment(pipeline: Pipeline, cases: list[Case], run: Path, **options: Any) -> None:
+def experiment(pipeline: Pipeline, cases: list[Record], run: Path, **options: Any) -> None:
     """Answer the whole plan in a run folder."""
-    questions = pose(cases, make_questions(cases))
+    questions = choose_questions(cases, make_questions(cases))
     cells = cells_of(PLAN, LEARNT, pipeline.backbone.layers)
     answer_all(pipeline, questions, cells, PLAN, run, made_of=MADE_OF, batch=8, **options)
 

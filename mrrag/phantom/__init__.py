@@ -1,1 +1,4 @@
-"""The synthetic world behind the bundled model: chests, reports, questions, all from a seed."""
+"""The phantom world: synthetic radiographs, their reports and questions, all from a seed.
+
+It knows nothing of the method, the data readers or the models.
+"""

@@ -145,7 +145,7 @@ def ramp(x: Array, low: float, high: float) -> Array:
 
 
 @dataclass(frozen=True)
-class View:
+class Projection:
     """How the patient stands before the detector: chest coordinates to film coordinates."""
 
     zoom: float
@@ -171,7 +171,7 @@ class View:
 class Ink:
     """A transparency for fine structures: lines and outlines drawn with anti-aliasing."""
 
-    def __init__(self, view: View, size: int) -> None:
+    def __init__(self, view: Projection, size: int) -> None:
         self.view = view
         self.over = max(2, -(-512 // size))
         self.pixels = size * self.over
@@ -228,7 +228,7 @@ class Film:
     negative where they show dark (air bronchograms).
     """
 
-    def __init__(self, size: int, view: View) -> None:
+    def __init__(self, size: int, view: Projection) -> None:
         self.size = size
         self.view = view
         self.x, self.y = view.grid(SOFT)
@@ -290,7 +290,7 @@ class Film:
         letter, x = ("L", 0.91) if rng.random() < 0.6 else ("R", 0.09)
         x, y, h = x + rng.uniform(-0.03, 0.03), rng.uniform(0.06, 0.13), rng.uniform(0.016, 0.022)
         strokes = LETTERS[letter]
-        ink = Ink(View(1.0, 0.0, 0.0, rng.normal(0.0, 0.06)), self.size)
+        ink = Ink(Projection(1.0, 0.0, 0.0, rng.normal(0.0, 0.06)), self.size)
         for stroke in strokes:
             ink.line(np.array(stroke) * h + (x - 0.5, y), 0.3 * h, 1.0)
         if rng.random() < 0.4:
@@ -978,12 +978,12 @@ PAINT: dict[str, Paint] = {
 # ---------------------------------------------------------------- render
 
 
-def position(study: Study) -> View:
+def position(study: Study) -> Projection:
     """How the patient was placed; larger patients fill more of the film."""
     rng = stream(study, "view")
     zoom = 1.12 - 0.10 * study.habitus + rng.normal(0.0, 0.025)
     dx, dy = rng.normal(0.0, 0.012), rng.normal(0.01, 0.012)
-    return View(zoom, dx, dy, rng.normal(0.0, 0.012))
+    return Projection(zoom, dx, dy, rng.normal(0.0, 0.012))
 
 
 def render(study: Study, size: int = 512) -> npt.NDArray[np.uint16]:

@@ -50,7 +50,7 @@ CHEXPERT: dict[str, tuple[str, ...]] = {
     "Support Devices": ("pacemaker", "central line"),
 }
 
-Progress = Callable[[Iterable[None], int], Iterable[None]]
+OnProgress = Callable[[Iterable[None], int], Iterable[None]]
 
 
 def split_patients(patients: int, seed: int) -> list[str]:
@@ -119,7 +119,7 @@ def write_data_set(
     size: int = 512,
     only: str | None = None,
     workers: int = 2,
-    progress: Progress = lambda it, total: it,
+    progress: OnProgress = lambda it, total: it,
 ) -> Sequence[Study]:
     """Write the whole population in the Kaggle form of IU-Xray, and return it.
 
@@ -198,7 +198,7 @@ def write_mimic(
     size: int = 512,
     only: str | None = None,
     workers: int = 2,
-    progress: Progress = lambda it, total: it,
+    progress: OnProgress = lambda it, total: it,
 ) -> Sequence[Study]:
     """Write the population in the form of MIMIC-CXR-JPG, with the reports among the images.
 
@@ -253,7 +253,7 @@ def write_fairvlmed(
     size: int = 512,
     only: str | None = None,
     workers: int = 2,
-    progress: Progress = lambda it, total: it,
+    progress: OnProgress = lambda it, total: it,
 ) -> Sequence[Eye]:
     """Write a population of eyes in the form of Harvard-FairVLMed.
 
@@ -297,7 +297,7 @@ def write_fairvlmed(
     return eyes
 
 
-FORMS: dict[str, Callable[..., Sequence[Any]]] = {
+LAYOUTS: dict[str, Callable[..., Sequence[Any]]] = {
     "iu-xray": write_data_set,
     "mimic-cxr-jpg": write_mimic,
     "fairvlmed": write_fairvlmed,
@@ -368,7 +368,7 @@ def _mimic_report(study: Study) -> str:
 
 
 def _draw(
-    write: Callable[[Any], None], jobs: Sequence[Any], workers: int, progress: Progress
+    write: Callable[[Any], None], jobs: Sequence[Any], workers: int, progress: OnProgress
 ) -> None:
     # One thread a process: several of each would wait for one another.
     with ProcessPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as pool:

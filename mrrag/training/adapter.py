@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mrrag.backbone import answer_batch
-from mrrag.evaluation import Asked, Ticker, evidence_for, no_ticker, prompt_for
+from mrrag.model.backbone import answer_batch
 from mrrag.pipeline import Pipeline
-from mrrag.plan import SINGLE
-from mrrag.retrieval import retrieve
-from mrrag.training.loop import kept
+from mrrag.retrieval.mcr import retrieve
+from mrrag.study.evaluation import EncodedItem, Ticker, evidence_for, no_ticker, prompt_for
+from mrrag.study.plan import SINGLE
+from mrrag.training.loop import cached
 from mrrag.types import Retrieved, Weights
 
 # Candidates: so many from the top of each similarity and of their equal mix, and at random.
@@ -70,7 +70,7 @@ class Adapter:
     questions: int
 
 
-def candidates(pipeline: Pipeline, item: Asked, seed: int) -> list[Retrieved]:
+def candidates(pipeline: Pipeline, item: EncodedItem, seed: int) -> list[Retrieved]:
     """Documents worth scoring: the top of each similarity and of their mix, some at random.
 
     Of a knowledge base with few documents, as many as it has.
@@ -101,7 +101,7 @@ def candidates(pipeline: Pipeline, item: Asked, seed: int) -> list[Retrieved]:
 
 def score_candidates(
     pipeline: Pipeline,
-    items: Sequence[Asked],
+    items: Sequence[EncodedItem],
     folder: Path,
     *,
     seed: int = 0,
@@ -119,7 +119,7 @@ def score_candidates(
     for start in ticker(starts, len(starts), "D_train"):
         rows = slice(start, start + KEPT_TOGETHER)
         make = partial(_scored, pipeline, items[rows], seeds[rows])
-        parts.append(kept(folder / f"d_train-{start}.safetensors", make))
+        parts.append(cached(folder / f"d_train-{start}.safetensors", make))
     return Candidates(
         np.concatenate([part["cosines"] for part in parts]),
         np.concatenate([part["confidence"] for part in parts]),
@@ -127,7 +127,7 @@ def score_candidates(
 
 
 def _scored(
-    pipeline: Pipeline, items: Sequence[Asked], seeds: Sequence[int]
+    pipeline: Pipeline, items: Sequence[EncodedItem], seeds: Sequence[int]
 ) -> dict[str, npt.NDArray[np.float64]]:
     width = (len(SINGLE) + 1) * POOL_EACH + POOL_RANDOM
     cosines_QN3 = np.full((len(items), width, 3), np.nan)

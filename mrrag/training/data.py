@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from mrrag.corpus import Case, Corpus, Question, read_indiana, read_questions
+from mrrag.data.corpus import Corpus, Question, Record, read_indiana, read_questions
+from mrrag.data.images import load_image
 from mrrag.errors import CorpusError, ImageError
-from mrrag.images import load_image
 from mrrag.types import Image
 
 
@@ -30,35 +30,35 @@ class DataSet:
     """
 
     directory: Path
-    cases: tuple[Case, ...]
+    records: tuple[Record, ...]
     questions: tuple[tuple[Question, ...], ...]
 
     def rows(self, split: str) -> npt.NDArray[np.int64]:
         """The numbers of the cases of a split."""
-        return np.array([n for n, c in enumerate(self.cases) if c.split == split], dtype=np.int64)
+        return np.array([n for n, c in enumerate(self.records) if c.split == split], dtype=np.int64)
 
     def without(self, rows: Sequence[int]) -> DataSet:
         """The same cases in the same places, but these belong to no split."""
-        cases = list(self.cases)
+        cases = list(self.records)
         for n in rows:
             cases[n] = replace(cases[n], document=replace(cases[n].document, split=""))
-        return replace(self, cases=tuple(cases))
+        return replace(self, records=tuple(cases))
 
     @property
     def reports(self) -> list[str]:
         """Every case's report."""
-        return [c.document.report for c in self.cases]
+        return [c.document.report for c in self.records]
 
     @property
     def patients(self) -> npt.NDArray[np.str_]:
         """Every case's patient."""
-        return np.array([c.document.patient for c in self.cases])
+        return np.array([c.document.patient for c in self.records])
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over its texts, splits and labels, and its images' names and sizes."""
         digest = hashlib.sha256()
-        for case, questions in zip(self.cases, self.questions, strict=True):
+        for case, questions in zip(self.records, self.questions, strict=True):
             path = case.image_path
             row = [*asdict(case.document).values(), case.problems, path.name, path.stat().st_size]
             digest.update(json.dumps([*row, *map(asdict, questions)]).encode())
@@ -72,7 +72,7 @@ def read_data_set(directory: Path) -> DataSet:
     """
     about = directory / "source.json"
     origin = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
-    cases = read_indiana(directory, **origin).cases
+    cases = read_indiana(directory, **origin).records
     by_uid: dict[str, list[Question]] = {c.document.study: [] for c in cases}
     for question in read_questions(directory / "questions.jsonl"):
         if question.uid in by_uid:
@@ -97,7 +97,7 @@ def to_learn_from(read: Corpus, directory: Path, *, held_out: float = 0.1) -> Da
     CorpusError
         Where fewer than two cases are left to train on, or to validate with.
     """
-    cases = [case for case in read.cases if case.document.report.strip()]
+    cases = [case for case in read.records if case.document.report.strip()]
     split = [case.split or "train" for case in cases]
     if "validation" not in split:
         chosen = held_out_share(
@@ -138,7 +138,7 @@ def describe(data: DataSet) -> dict[str, object]:
     """A data set for a run's record: where it was, how large, and its fingerprint."""
     return {
         "directory": str(data.directory),
-        "cases": len(data.cases),
+        "cases": len(data.records),
         "questions": sum(map(len, data.questions)),
         "fingerprint": data.fingerprint,
     }

@@ -17,15 +17,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mrrag.backbone import answer_batch, prefill_batch
 from mrrag.errors import SettingsError
-from mrrag.evaluation import BATCH, Asked, Ticker, evidence_for, no_ticker, prompt_for, run
-from mrrag.metrics import Answers
+from mrrag.model.backbone import answer_batch, prefill_batch
+from mrrag.model.steering import FORMS, ROWS, Block
 from mrrag.pipeline import Pipeline
-from mrrag.plan import PLAIN, Steer
-from mrrag.steering import FORMS, ROWS, Block
-from mrrag.training.loop import kept
-from mrrag.types import Weights
+from mrrag.study.evaluation import (
+    BATCH,
+    EncodedItem,
+    Ticker,
+    evidence_for,
+    no_ticker,
+    prompt_for,
+    run,
+)
+from mrrag.study.metrics import Answers
+from mrrag.training.loop import cached
+from mrrag.types import PLAIN, Steering, Weights
 
 STRENGTHS = {"ifa": (0.1, 0.25, 0.5, 1.0), "balanced": (0.5, 1.0, 2.0, 4.0)}
 
@@ -62,7 +69,7 @@ class Sweep:
 
 def sweep_layers(
     pipeline: Pipeline,
-    items: Sequence[Asked],
+    items: Sequence[EncodedItem],
     weights: Weights,
     folder: Path,
     *,
@@ -93,7 +100,7 @@ def sweep_layers(
     parts = []
     for start in ticker(starts, len(starts), "blocking"):
         make = partial(_drops, pipeline, items[start : start + BATCH], weights, k, sweep)
-        parts.append(kept(folder / f"sweep-{start}.safetensors", make)["drops"])
+        parts.append(cached(folder / f"sweep-{start}.safetensors", make)["drops"])
     drops_LN = np.concatenate(parts, axis=1)
     answered = drops_LN.shape[1]
     if not answered:
@@ -110,7 +117,7 @@ def sweep_layers(
 
 
 def _drops(
-    pipeline: Pipeline, items: Sequence[Asked], weights: Weights, k: int, sweep: Sweep
+    pipeline: Pipeline, items: Sequence[EncodedItem], weights: Weights, k: int, sweep: Sweep
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Relative drops [centres, N] of the N questions that plain RAG answers rightly."""
     batch = []
@@ -150,7 +157,7 @@ class Trial:
 
 def try_steering(
     pipeline: Pipeline,
-    items: Sequence[Asked],
+    items: Sequence[EncodedItem],
     weights: Weights,
     layer_sets: Sequence[tuple[int, ...]],
     folder: Path,
@@ -164,7 +171,7 @@ def try_steering(
     ``folder`` is as in :func:`sweep_layers`.
     """
     steers = [
-        Steer(strength, layers, rows, form=form)
+        Steering(strength, layers, rows, form=form)
         for layers in layer_sets
         for form in FORMS
         for strength in STRENGTHS[form]
@@ -185,9 +192,11 @@ def try_steering(
         )
         return {"right": np.array([np.sum(outcome.said == gold) for outcome in outcomes])}
 
-    counts = [kept(folder / f"steering-{n}.safetensors", partial(right, n))["right"] for n in noise]
+    counts = [
+        cached(folder / f"steering-{n}.safetensors", partial(right, n))["right"] for n in noise
+    ]
     gains_SN = (np.stack(counts, axis=1) - np.stack(counts, axis=1)[:1])[1:]
     return [
-        Trial(steer.layers, steer.strength, steer.rows, steer.form, tuple(gains))
-        for steer, gains in zip(steers, gains_SN.tolist(), strict=True)
+        Trial(steering.layers, steering.strength, steering.rows, steering.form, tuple(gains))
+        for steering, gains in zip(steers, gains_SN.tolist(), strict=True)
     ]

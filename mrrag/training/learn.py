@@ -15,15 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mrrag.corpus import Case, Corpus, Question
+from mrrag.data.corpus import Corpus, Question, Record
+from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.errors import CorpusError
-from mrrag.evaluation import Asked, Ticker, read_questions_of, run
-from mrrag.knowledge_base import KnowledgeBase
 from mrrag.learnt import study_digest, write_learnt
-from mrrag.metrics import UNPARSED, parse_yes_no
 from mrrag.pipeline import Pipeline
-from mrrag.plan import PLAIN
-from mrrag.retrieval import GAP
+from mrrag.retrieval.knowledge_base import KnowledgeBase
+from mrrag.retrieval.mcr import GAP
+from mrrag.study.evaluation import EncodedItem, Ticker, read_questions_of, run
 from mrrag.training.adapter import (
     NEGATIVES,
     build_training_set,
@@ -34,13 +33,14 @@ from mrrag.training.adapter import (
 from mrrag.training.data import held_out_share
 from mrrag.training.layers import STRENGTHS, sweep_layers, try_steering
 from mrrag.training.loop import record_run
+from mrrag.types import PLAIN
 
 FEWEST = 5  # questions to learn from, and to choose by
-Posed = tuple[tuple[Case, tuple[Question, ...]], ...]
+Posed = tuple[tuple[Record, tuple[Question, ...]], ...]
 
 
 @dataclass(frozen=True)
-class Lessons:
+class LearningSet:
     """Yes/no questions to learn from, and to choose by, case after case.
 
     ``left_out`` counts those that are neither, by reason.
@@ -67,7 +67,9 @@ class Lessons:
         return {"questions": counts, "left_out": self.left_out, "fingerprint": self.fingerprint}
 
 
-def lessons_of(read: Corpus, base: KnowledgeBase, *, validation_share: float = 0.2) -> Lessons:
+def learning_set(
+    read: Corpus, base: KnowledgeBase, *, validation_share: float = 0.2
+) -> LearningSet:
     """Share the questions of a data set out, by patient.
 
     A patient with a question or an image in the test split is held out whole. Where no
@@ -80,10 +82,10 @@ def lessons_of(read: Corpus, base: KnowledgeBase, *, validation_share: float = 0
     CorpusError
         Where fewer than five questions are left to learn from, or to choose by.
     """
-    by_id = {case.document.id: case for case in read.cases}
+    by_id = {case.document.id: case for case in read.records}
     left_out: Counter[str] = Counter()
-    closed: list[tuple[Case, Question, str]] = []
-    held_out = {case.document.patient for case in read.cases if case.split == "test"}
+    closed: list[tuple[Record, Question, str]] = []
+    held_out = {case.document.patient for case in read.records if case.split == "test"}
     for question in read.questions:
         case = by_id.get(question.uid)
         if case is None:
@@ -112,7 +114,7 @@ def lessons_of(read: Corpus, base: KnowledgeBase, *, validation_share: float = 0
         tuple((by_id[uid], tuple(rows[uid])) for uid in order)
         for rows, order in ((parts[False], train), (parts[True], list(parts[True])))
     ]
-    lessons = Lessons(posed[0], posed[1], {k: n for k, n in left_out.items() if n})
+    lessons = LearningSet(posed[0], posed[1], {k: n for k, n in left_out.items() if n})
     counts = [sum(len(q) for _, q in part) for part in posed]
     if min(counts) < FEWEST:
         said = ", ".join(f"{n} {reason}" for reason, n in lessons.left_out.items())
@@ -123,7 +125,7 @@ def lessons_of(read: Corpus, base: KnowledgeBase, *, validation_share: float = 0
     return lessons
 
 
-def encoded(pipeline: Pipeline, posed: Posed, questions: int, ticker: Ticker) -> list[Asked]:
+def encoded(pipeline: Pipeline, posed: Posed, questions: int, ticker: Ticker) -> list[EncodedItem]:
     """Up to so many of these questions, encoded."""
     return read_questions_of(
         pipeline,
@@ -134,7 +136,7 @@ def encoded(pipeline: Pipeline, posed: Posed, questions: int, ticker: Ticker) ->
     )
 
 
-def study_digests(items: Sequence[Asked]) -> list[str]:
+def study_digests(items: Sequence[EncodedItem]) -> list[str]:
     """Of the studies that these questions are about, for ``learnt.json``."""
     return sorted({study_digest(item.case.document.study) for item in items})
 
@@ -154,7 +156,7 @@ def _digest(made_of: dict[str, str], *asked: object) -> str:
 
 def learn_weights(
     pipeline: Pipeline,
-    lessons: Lessons,
+    lessons: LearningSet,
     folder: Path,
     path: Path,
     *,
@@ -239,7 +241,7 @@ def learn_weights(
 
 def learn_layers(
     pipeline: Pipeline,
-    lessons: Lessons,
+    lessons: LearningSet,
     folder: Path,
     path: Path,
     *,

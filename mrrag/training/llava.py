@@ -33,7 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mrrag.prompt import Tokenizer, build_prompt
+from mrrag.model.prompt import Tokenizer, build_prompt
 from mrrag.training.data import DataSet
 from mrrag.training.loop import fit
 from mrrag.types import FloatArray
@@ -311,7 +311,7 @@ def train_reading(
         return pack(
             packer,
             int(tokenizer.eos_token_id),
-            [data.cases[n].document.report],
+            [data.records[n].document.report],
             [(q.question, q.answer) for q in data.questions[n]],
             image_token_id=model.config.image_token_id,
             image_tokens=0,
@@ -384,7 +384,7 @@ def train_weighing(
         return pack(
             packer,
             int(tokenizer.eos_token_id),
-            [data.cases[i].document.report for i in chosen],
+            [data.records[i].document.report for i in chosen],
             [(q.question, q.answer) for q in data.questions[n]],
             image_token_id=model.config.image_token_id,
             image_tokens=image_tokens,

@@ -157,7 +157,7 @@ def _log(directory: Path, row: Mapping[str, float]) -> None:
         writer.writerow({k: round(v, 5) for k, v in row.items()})
 
 
-def kept(
+def cached(
     path: Path, make: Callable[[], dict[str, npt.NDArray[Any]]]
 ) -> dict[str, npt.NDArray[Any]]:
     """What ``make`` gives, from ``path`` where a run that was stopped has left it; whole or not."""

@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from mrrag.encoders import BiTower, load_bitower, pixels_of
 from mrrag.errors import CorpusError
-from mrrag.evaluation import Asked, Ticker, read_questions_of
 from mrrag.learnt import ALIKE, Learnt, write_learnt
+from mrrag.model.prompt import REPORTS_HEADING
 from mrrag.phantom.report import TOPICS
 from mrrag.pipeline import Pipeline, load_pipeline
-from mrrag.prompt import REPORTS_HEADING
+from mrrag.retrieval.encoders import BiTower, load_bitower, pixels_of
+from mrrag.study.evaluation import EncodedItem, Ticker, read_questions_of
 from mrrag.training.data import DataSet, cached_pixels
 from mrrag.training.llava import Vectors, build_llava, train_reading, train_weighing
 from mrrag.training.retriever import build_tower, record_stages, train_retriever
@@ -53,7 +53,7 @@ SCOPE_MESSAGE = (
 def tokenizer_of(data: DataSet) -> PreTrainedTokenizerFast:
     """The tokenizer of both towers and the decoder, from the training split's texts."""
     rows = data.rows("train")
-    texts = [data.cases[n].document.report for n in rows]
+    texts = [data.records[n].document.report for n in rows]
     texts += [t for n in rows for q in data.questions[n] for t in (q.question, q.answer)]
     numbers = " ".join(f"{k}." for k in range(1, 51))
     return train_tokenizer([*texts, *(f"[INST] {REPORTS_HEADING}{numbers} [/INST]",) * 50])
@@ -134,11 +134,11 @@ def _pixels(
     data: DataSet, cache: Path, prepare: Callable[[Sequence[Image]], npt.NDArray[np.float32]]
 ) -> npt.NDArray[np.float16]:
     """Every image of the world, all of which must be there."""
-    pixels, unreadable = cached_pixels(cache, [c.image_path for c in data.cases], prepare)
+    pixels, unreadable = cached_pixels(cache, [c.image_path for c in data.records], prepare)
     if unreadable:
         cache.unlink()
         raise CorpusError(
-            f"{len(unreadable)} images cannot be read, {data.cases[unreadable[0]].image_path} for "
+            f"{len(unreadable)} images cannot be read, {data.records[unreadable[0]].image_path} for "
             "one. Draw the world again with `python -m mrrag phantom`."
         )
     return pixels
@@ -147,7 +147,7 @@ def _pixels(
 def make_tower(data: DataSet, runs: Path, steps: int) -> None:
     """Train the small LLaVA's vision tower."""
     model = build_llava(tokenizer_of(data))
-    labels, _ = labels_of([c.problems for c in data.cases])
+    labels, _ = labels_of([c.problems for c in data.records])
     pixels = _model_pixels(data, model, runs)
     train_vision(
         runs / "vision",
@@ -212,11 +212,11 @@ def asked_of(
     rows: npt.NDArray[np.int64],
     questions: int,
     ticker: Ticker,
-) -> list[Asked]:
+) -> list[EncodedItem]:
     """Up to so many yes/no questions about these cases, encoded."""
     return read_questions_of(
         pipeline,
-        [data.cases[n] for n in rows],
+        [data.records[n] for n in rows],
         [data.questions[n] for n in rows],
         limit=questions,
         ticker=ticker,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
 
-from mrrag.encoders import BERT, RESNET, BiTower, paper_tower
+from mrrag.retrieval.encoders import BERT, RESNET, BiTower, paper_tower
 from mrrag.training.data import DataSet, cached_pixels, checked, describe
 from mrrag.training.loop import claim_run, fit, record_run
 from mrrag.training.vision import jitter, labels_of
@@ -136,7 +136,7 @@ def train_retriever(
     batch = min(batch, len(train))
     reports = data.reports
     device = tower.logit_scale.device
-    labels = torch.from_numpy(labels_of([c.problems for c in data.cases])[0]).to(device)
+    labels = torch.from_numpy(labels_of([c.problems for c in data.records])[0]).to(device)
     if not labels.any():
         fact_steps = 0
 
@@ -178,7 +178,7 @@ def train_retriever(
         patients = data.patients[validation]
         alike[torch.from_numpy(patients[:, None] == patients[None, :])] = -2.0
         nearest = alike.argmax(1).numpy()
-        problems = [set(data.cases[n].problems) for n in validation]
+        problems = [set(data.records[n].problems) for n in validation]
         same = [
             len(a & problems[j]) / len(a | problems[j]) if a | problems[j] else 1.0
             for a, j in zip(problems, nearest, strict=True)
@@ -219,7 +219,7 @@ def record_stages(
 
 
 @dataclass(frozen=True)
-class Lesson:
+class RetrieverOptions:
     """How a tower is begun from public weights and taught; the paper gives none of it.
 
     Attributes
@@ -229,7 +229,7 @@ class Lesson:
     image_revision, text_revision : str or None
         Branch, tag or commit on the hub.
     dimension, image_size, text_tokens : int
-        As of :class:`mrrag.encoders.BiTower`.
+        As of :class:`mrrag.retrieval.encoders.BiTower`.
     learning_rate : float
         At its peak; ConVIRT's, which begins from such weights too.
     """
@@ -248,8 +248,8 @@ class Lesson:
     seed: int = 0
 
 
-def teach(
-    directory: Path, data: DataSet, lesson: Lesson, output: Path, *, device: str = "cpu"
+def train_from_public(
+    directory: Path, data: DataSet, lesson: RetrieverOptions, output: Path, *, device: str = "cpu"
 ) -> None:
     """Train a tower from public weights in the run folder ``directory``; write it to ``output``.
 
@@ -277,10 +277,10 @@ def teach(
     )
     claim_run(directory, config=asdict(lesson), seed=lesson.seed, data=describe(data))
     pixels, unreadable = cached_pixels(
-        directory / "pixels.npy", [case.image_path for case in data.cases], tower.prepare
+        directory / "pixels.npy", [case.image_path for case in data.records], tower.prepare
     )
     if unreadable:
-        names = "".join(f"{data.cases[n].document.id}\n" for n in unreadable)
+        names = "".join(f"{data.records[n].document.id}\n" for n in unreadable)
         (directory / UNREADABLE).write_text(names, encoding="utf-8")
         logger.warning(
             "%d images cannot be read; their cases are left out, and listed in %s",

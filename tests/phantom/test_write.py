@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrrag.corpus import read_corpus
-from mrrag.images import load_image
+from mrrag.data.corpus import read_corpus
+from mrrag.data.images import load_image
 from mrrag.phantom.render import render
 from mrrag.phantom.report import write_report
 from mrrag.phantom.world import draw_studies
-from mrrag.phantom.write import FORMS, split_patients, write_data_set
+from mrrag.phantom.write import LAYOUTS, split_patients, write_data_set
 from mrrag.training.data import read_data_set
 
 
 def test_what_was_drawn_is_read_back_by_the_reader_of_real_data(tmp_path: Path) -> None:
     studies = write_data_set(tmp_path, patients=10, seed=5, size=64, workers=1)
     data = read_data_set(tmp_path)
-    assert [c.document.study for c in data.cases] == [str(s.uid) for s in studies]
-    for case, study in zip(data.cases, studies, strict=True):
+    assert [c.document.study for c in data.records] == [str(s.uid) for s in studies]
+    for case, study in zip(data.records, studies, strict=True):
         report = write_report(study)
         assert report.findings in case.document.report
         assert case.document.patient == str(study.patient)
@@ -33,7 +33,7 @@ def test_splits_go_by_patient(tmp_path: Path) -> None:
     write_data_set(tmp_path, patients=40, seed=6, size=64, workers=1)
     data = read_data_set(tmp_path)
     by_patient: dict[str, set[str]] = {}
-    for case in data.cases:
+    for case in data.records:
         by_patient.setdefault(case.document.patient, set()).add(case.split)
     assert all(len(splits) == 1 for splits in by_patient.values())
     assert {s for splits in by_patient.values() for s in splits} == {"train", "validation", "test"}
@@ -56,7 +56,7 @@ def test_a_stopped_run_goes_on_without_drawing_again(tmp_path: Path) -> None:
 
 def test_one_split_can_be_drawn_alone(tmp_path: Path) -> None:
     write_data_set(tmp_path, patients=20, seed=9, size=64, only="test", workers=1)
-    assert {c.split for c in read_data_set(tmp_path).cases} == {"test"}
+    assert {c.split for c in read_data_set(tmp_path).records} == {"test"}
 
 
 def test_questions_name_their_study(tmp_path: Path) -> None:
@@ -67,17 +67,17 @@ def test_questions_name_their_study(tmp_path: Path) -> None:
     assert uids <= {str(s.uid) for s in studies}
 
 
-@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("form", list(LAYOUTS))
 def test_every_form_draws_one_split_and_goes_on_without_drawing_again(
     tmp_path: Path, form: str
 ) -> None:
     settings = {"patients": 8, "seed": 9, "size": 64, "workers": 1}
-    FORMS[form](tmp_path, **settings, only="test")
+    LAYOUTS[form](tmp_path, **settings, only="test")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    assert {c.split for c in read_corpus(tmp_path).cases} == {"test"}
+    assert {c.split for c in read_corpus(tmp_path).records} == {"test"}
     times = {p: p.stat().st_mtime_ns for p in before if p.suffix in (".png", ".jpg", ".npz")}
-    FORMS[form](tmp_path, **settings)
+    LAYOUTS[form](tmp_path, **settings)
     assert all(p.stat().st_mtime_ns == time for p, time in times.items())
     # What is not a picture is the same to the last byte, whatever was drawn.
     assert all(p.read_bytes() == data for p, data in before.items())
-    assert len({c.split for c in read_corpus(tmp_path).cases}) > 1
+    assert len({c.split for c in read_corpus(tmp_path).records}) > 1

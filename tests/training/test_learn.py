@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 from tiny_experiment import make_pipeline, make_questions
 
-from mrrag.corpus import Case, Corpus
+from mrrag.data.corpus import Corpus, Record
 from mrrag.errors import CorpusError, SettingsError
-from mrrag.evaluation import no_ticker
-from mrrag.knowledge_base import build_knowledge_base
+from mrrag.files import ASSETS
 from mrrag.learnt import FILE, learnt_for, learnt_path, study_digest
-from mrrag.pipeline import ASSETS, Pipeline
+from mrrag.pipeline import Pipeline
+from mrrag.retrieval.knowledge_base import build_knowledge_base
+from mrrag.study.evaluation import no_ticker
 from mrrag.training.layers import Sweep, sweep_layers
-from mrrag.training.learn import encoded, learn_layers, learn_weights, lessons_of
+from mrrag.training.learn import encoded, learn_layers, learn_weights, learning_set
 from mrrag.types import BUNDLED, Weights
 
 MODEL = "tiny"
-Made = tuple[Pipeline, list[Case], Path]
+Made = tuple[Pipeline, list[Record], Path]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llava_folder: Path) -> M
     return *make_pipeline(folder, tiny_llava_folder), folder
 
 
-def corpus(cases: list[Case], **splits: str) -> Corpus:
+def corpus(cases: list[Record], **splits: str) -> Corpus:
     """The cases, asked three yes/no questions each, with the splits of some."""
     split = [
         replace(c, document=replace(c.document, split=splits.get(c.document.id, ""))) for c in cases
@@ -47,21 +48,21 @@ def test_a_patient_with_one_held_out_question_is_held_out_whole(made: Made) -> N
     pipeline, cases, _ = made
     read = corpus(cases)  # two cases a patient; the split is a question's alone
     questions = tuple(replace(q, split="test") if q.qid == "d2-0" else q for q in read.questions)
-    lessons = lessons_of(replace(read, questions=questions), pipeline.knowledge_base)
+    lessons = learning_set(replace(read, questions=questions), pipeline.knowledge_base)
     assert "p1" not in patients(lessons.train) | patients(lessons.validation)
     assert lessons.left_out["of a patient who is held out"] == 6
     assert lessons.left_out["not answered by yes or no"] == 4
-    by_case = lessons_of(corpus(cases, d3="test"), pipeline.knowledge_base)
+    by_case = learning_set(corpus(cases, d3="test"), pipeline.knowledge_base)
     assert (by_case.train, by_case.validation) == (lessons.train, lessons.validation)
 
 
 def test_nobody_is_learnt_from_and_chosen_by(made: Made) -> None:
     pipeline, cases, _ = made
-    drawn = lessons_of(corpus(cases), pipeline.knowledge_base, validation_share=0.3)
+    drawn = learning_set(corpus(cases), pipeline.knowledge_base, validation_share=0.3)
     assert not patients(drawn.train) & patients(drawn.validation)
     assert len(patients(drawn.validation)) == 2
     # One image of a patient in the validation split is enough for both.
-    given = lessons_of(corpus(cases, d0="validation", d5="validation"), pipeline.knowledge_base)
+    given = learning_set(corpus(cases, d0="validation", d5="validation"), pipeline.knowledge_base)
     assert patients(given.validation) == {"p0", "p2"}
     assert patients(given.train) == {"p1", "p3"}
 
@@ -72,7 +73,7 @@ def test_cases_that_the_knowledge_base_does_not_hold_are_asked_about_first(
     pipeline, cases, _ = made
     held = [cases[n] for n in (0, 1, 4, 7)]
     base = build_knowledge_base(tmp_path / "kb", held, pipeline.encoder, workers=1)
-    lessons = lessons_of(corpus(cases, d6="validation", d7="validation"), base)
+    lessons = learning_set(corpus(cases, d6="validation", d7="validation"), base)
     # d7's twin d6 is of the same patient; all are kept, in the order of the data but for this.
     asked = [case.document.id for case, _ in lessons.train]
     assert asked == ["d2", "d3", "d5", "d0", "d1", "d4"]
@@ -82,7 +83,7 @@ def test_too_few_questions_are_refused_with_what_was_left_out(made: Made) -> Non
     pipeline, cases, _ = made
     splits = {f"d{n}": "test" for n in range(6)}
     with pytest.raises(CorpusError, match="18 of a patient who is held out"):
-        lessons_of(corpus(cases, **splits), pipeline.knowledge_base)
+        learning_set(corpus(cases, **splits), pipeline.knowledge_base)
 
 
 class Stopped(Exception):
@@ -93,7 +94,7 @@ def learn(
     made: Made, run: Path, ticker: Any = no_ticker, *, questions: int = 100
 ) -> dict[str, Any]:
     pipeline, cases, _ = made
-    lessons = lessons_of(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
+    lessons = learning_set(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
     said = learn_weights(
         pipeline, lessons, run, run / FILE, model=MODEL, questions=questions, k=3, ticker=ticker
     )
@@ -136,7 +137,7 @@ def test_the_search_for_layers_goes_on_where_it_was_stopped(
 ) -> None:
     pipeline, cases, _ = made
     monkeypatch.setattr("mrrag.training.layers.BATCH", 4)
-    lessons = lessons_of(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
+    lessons = learning_set(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
 
     def search(run: Path, stop_at: tuple[str, int] = ("", -1)) -> bytes:
         def stopping(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
@@ -163,7 +164,7 @@ def test_what_was_learnt_serves_its_model_and_only_the_weights_another(
     made: Made, tmp_path: Path
 ) -> None:
     pipeline, cases, _ = made
-    lessons = lessons_of(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
+    lessons = learning_set(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
     path = learnt_path(MODEL, tmp_path, ASSETS)
     assert path == tmp_path / FILE
     options: dict[str, Any] = {"model": MODEL, "questions": 100, "k": 3, "ticker": no_ticker}
@@ -215,7 +216,7 @@ def test_a_window_blocks_so_many_layers_around_its_centre() -> None:
 
 def test_a_stride_measures_fewer_windows_alike(made: Made, tmp_path: Path) -> None:
     pipeline, cases, _ = made
-    read = lessons_of(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
+    read = learning_set(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
     items = encoded(pipeline, read.train, 100, no_ticker)
     layers = pipeline.backbone.layers
     weights = Weights(1.0, 1.0, 1.0)

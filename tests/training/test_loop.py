@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mrrag.corpus import Case, Question
+from mrrag.data.corpus import Question, Record
 from mrrag.training.data import DataSet, describe
 from mrrag.training.loop import fit, learning_rate, record_run
 from mrrag.types import Document
@@ -106,7 +106,7 @@ def test_a_run_says_what_it_was_and_draws_what_it_came_to(tmp_path: Path) -> Non
 def test_a_data_set_is_known_by_its_texts_and_images(tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     image.write_bytes(b"1")
-    case = Case(Document("d", "No effusion.", "p", "s"), image)
+    case = Record(Document("d", "No effusion.", "p", "s"), image)
     question = Question("q", "d", "Is it?", "No", "closed")
     data = DataSet(tmp_path, (case,), ((question,),))
     first = describe(data)

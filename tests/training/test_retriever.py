@@ -11,13 +11,19 @@ from huggingface_hub import constants
 from tiny_bitower import CASED, write_data_set, write_public_weights
 
 from mrrag.__main__ import parser
-from mrrag.corpus import read_corpus
-from mrrag.encoders import load_encoder, paper_tower
+from mrrag.data.corpus import read_corpus
 from mrrag.errors import CorpusError, ModelError, SettingsError
+from mrrag.retrieval.encoders import load_encoder, paper_tower
 from mrrag.training import loop
 from mrrag.training.data import to_learn_from
 from mrrag.training.loop import learning_rate
-from mrrag.training.retriever import Lesson, agreement, contrast, fact_loss, teach
+from mrrag.training.retriever import (
+    RetrieverOptions,
+    agreement,
+    contrast,
+    fact_loss,
+    train_from_public,
+)
 
 LABELS = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
 
@@ -54,9 +60,11 @@ def test_an_image_is_not_its_own_neighbour() -> None:
     assert torch.isfinite(v.grad).all()
 
 
-def lesson(folder: Path, **changes: object) -> Lesson:
+def lesson(folder: Path, **changes: object) -> RetrieverOptions:
     image, text = write_public_weights(folder, CASED)
-    small = Lesson(image, text, dimension=6, image_size=32, text_tokens=8, batch=8, steps=4)
+    small = RetrieverOptions(
+        image, text, dimension=6, image_size=32, text_tokens=8, batch=8, steps=4
+    )
     return replace(small, **{"fact_steps": 0, "learning_rate": 0.05, **changes})
 
 
@@ -65,7 +73,7 @@ def test_a_tower_from_public_weights_learns_and_goes_on_where_it_was_stopped(
 ) -> None:
     folder = write_data_set(tmp_path / "data", 30)
     data = to_learn_from(read_corpus(folder), folder)
-    teach(tmp_path / "whole", data, lesson(tmp_path), tmp_path / "encoder")
+    train_from_public(tmp_path / "whole", data, lesson(tmp_path), tmp_path / "encoder")
     whole = load_encoder(tmp_path / "encoder")
     begun = paper_tower(
         *write_public_weights(tmp_path, CASED), dimension=6, image_size=32, max_text_tokens=8
@@ -81,13 +89,15 @@ def test_a_tower_from_public_weights_learns_and_goes_on_where_it_was_stopped(
     monkeypatch.setattr("mrrag.training.retriever.fit", every_step)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "learning_rate", stopped)
-        teach(tmp_path / "broken", data, lesson(tmp_path), tmp_path / "again")
+        train_from_public(tmp_path / "broken", data, lesson(tmp_path), tmp_path / "again")
     assert not (tmp_path / "again").exists()
-    teach(tmp_path / "broken", data, lesson(tmp_path), tmp_path / "again" / "encoder")
+    train_from_public(tmp_path / "broken", data, lesson(tmp_path), tmp_path / "again" / "encoder")
     assert load_encoder(tmp_path / "again" / "encoder").fingerprint == whole.fingerprint
 
     with pytest.raises(SettingsError, match="holds another run: steps, seed differ"):
-        teach(tmp_path / "whole", data, lesson(tmp_path, steps=9, seed=1), tmp_path / "x")
+        train_from_public(
+            tmp_path / "whole", data, lesson(tmp_path, steps=9, seed=1), tmp_path / "x"
+        )
 
 
 def test_a_case_whose_image_cannot_be_read_is_left_out_and_listed(
@@ -96,18 +106,18 @@ def test_a_case_whose_image_cannot_be_read_is_left_out_and_listed(
     folder = write_data_set(tmp_path / "data", 30)
     data = to_learn_from(read_corpus(folder), folder)
     first = data.rows("train")[0]
-    data.cases[first].image_path.write_bytes(b"no image")
-    teach(tmp_path / "run", data, lesson(tmp_path), tmp_path / "encoder")
+    data.records[first].image_path.write_bytes(b"no image")
+    train_from_public(tmp_path / "run", data, lesson(tmp_path), tmp_path / "encoder")
     listed = (tmp_path / "run" / "unreadable.txt").read_text().split()
-    assert listed == [data.cases[first].document.id]
+    assert listed == [data.records[first].document.id]
     assert "1 images cannot be read" in caplog.text
     config = json.loads((tmp_path / "run" / "pairs" / "config.json").read_text())
     assert config["data"]["cases"] == 30
     assert (tmp_path / "run" / "pairs" / "plot.html").exists()
     for row in data.rows("train")[1:]:
-        data.cases[row].image_path.write_bytes(b"no image")
+        data.records[row].image_path.write_bytes(b"no image")
     with pytest.raises(CorpusError, match="0 cases with a report and an image to train on"):
-        teach(tmp_path / "none", data, lesson(tmp_path), tmp_path / "encoder")
+        train_from_public(tmp_path / "none", data, lesson(tmp_path), tmp_path / "encoder")
 
 
 def test_without_a_network_what_is_missing_is_said(
@@ -126,10 +136,13 @@ def test_problems_are_learnt_from_where_they_are_named(tmp_path: Path) -> None:
     folder = write_data_set(tmp_path / "data", 30)
     read = read_corpus(folder)
     named = tuple(
-        replace(case, problems=("effusion",) if n % 3 else ()) for n, case in enumerate(read.cases)
+        replace(case, problems=("effusion",) if n % 3 else ())
+        for n, case in enumerate(read.records)
     )
-    data = to_learn_from(replace(read, cases=named), folder)
-    teach(tmp_path / "run", data, lesson(tmp_path, steps=1, fact_steps=2), tmp_path / "encoder")
+    data = to_learn_from(replace(read, records=named), folder)
+    train_from_public(
+        tmp_path / "run", data, lesson(tmp_path, steps=1, fact_steps=2), tmp_path / "encoder"
+    )
     metrics = (tmp_path / "run" / "pairs-facts" / "metrics.csv").read_text().splitlines()
     assert metrics[0].startswith("step,loss,recall_at_10")
     assert metrics[1].startswith("2,")

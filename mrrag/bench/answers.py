@@ -1,0 +1,462 @@
+"""Side by side in one process: three answers and the full trace, and what they cost.
+
+naive
+    What one would write first: three ``generate()`` calls under eager attention, with
+    ``output_attentions``.
+plain
+    One ``generate()`` under SDPA: one answer, no trace. The floor.
+ours
+    Three answers, streamed, and the trace.
+
+The same prompts and the same number of new tokens; ends of answers are not heeded, so
+that each way writes as many. The ways take turns, so that whatever else the machine does
+falls on all of them alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlavaForConditionalGeneration
+from transformers.generation.streamers import BaseStreamer
+
+from mrrag.errors import ModelError, SettingsError
+from mrrag.model.backbone import (
+    Backbone,
+    Branch,
+    answer_branches,
+    encode_image,
+    load_backbone,
+    make_backbone,
+    pixel_values,
+)
+from mrrag.model.checkpoint import (
+    load_image_processor,
+    load_tokenizer,
+    published_config,
+    read_config,
+    room,
+)
+from mrrag.model.prompt import Prompt, build_prompt
+from mrrag.types import BUNDLED, Image
+
+logger = logging.getLogger(__name__)
+
+REPORT = (
+    "The cardiac silhouette is mildly enlarged. There is a small right pleural effusion. "
+    "No pneumothorax. Left sided pacemaker with leads in the heart. Mild pulmonary edema. "
+) * 3
+REPORT_TOKENS = 60
+QUESTION = "Is there a pleural effusion?"
+WAYS = ("naive", "plain", "ours")
+ANSWERS = {"naive": 3, "plain": 1, "ours": 3}
+COPIED_BYTES = 2**28
+
+# Of published models, by name, for weights drawn at random: nothing need be downloaded.
+SHAPES: dict[str, dict[str, Any]] = {
+    "7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 32768,
+        "sliding_window": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "mm_vision_select_layer": -2,
+    }
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured; the fields are the command's options."""
+
+    assets: Path
+    model: str = BUNDLED
+    random_weights: str | None = None
+    dtype: str | None = None
+    device: str = "cpu"
+    quantize: str | None = None
+    reports: int = 15
+    new_tokens: int = 64
+    repeats: int = 5
+
+
+@dataclass(frozen=True)
+class BenchInputs:
+    """A loaded model with the prompts that all ways answer."""
+
+    backbone: Backbone
+    image: Image
+    off: Prompt
+    rag: Prompt
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer's tokens, by when each came, and the trace's size."""
+
+    ticks: tuple[float, ...]
+    trace_bytes: int
+
+
+def bench(options: Bench) -> dict[str, Any]:
+    """Measure the three ways.
+
+    Returns
+    -------
+    dict
+        ``naive``, ``plain`` and ``ours`` with seconds (medians over the repeats after one
+        warm-up), tokens per second, peak bytes, trace bytes, and the share of the
+        memory-bandwidth roofline that a step of decoding reaches: the bytes that it has
+        to read (the text model's weights and its rows of the cache) over the measured
+        copy bandwidth, over the seconds that it takes.
+    """
+    case = load_case(options)
+    on_cuda = case.backbone.device.type == "cuda"
+    runs: dict[str, list[tuple[float, Run]]] = {way: [] for way in WAYS}
+    peaks: dict[str, int | None] = {}
+    for repeat in range(options.repeats + 1):
+        for way in WAYS:
+            if on_cuda:
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            run = RUN[way](case)
+            _wait(case.backbone.device)
+            seconds = time.perf_counter() - start
+            if on_cuda:
+                peaks[way] = torch.cuda.max_memory_allocated()
+            if repeat:
+                ticks = tuple(tick - start for tick in run.ticks)
+                runs[way].append((seconds, replace(run, ticks=ticks)))
+    bandwidth = copy_bandwidth(case.backbone.device)
+    result: dict[str, Any] = {
+        "device": _device_name(case.backbone.device),
+        "model": case.backbone.name,
+        "dtype": str(case.backbone.model.dtype).removeprefix("torch."),
+        "quantize": options.quantize,
+        "reports": options.reports,
+        "prompt_tokens": len(case.rag.ids),
+        "new_tokens": options.new_tokens,
+        "repeats": options.repeats,
+        "copy_bytes_per_second": bandwidth,
+        "step_bytes": {way: step_bytes(case, 3 if way == "ours" else 1) for way in WAYS},
+        "torch": torch.__version__,
+    }
+    if not on_cuda:
+        del case  # for a large model there is room once
+        peaks = {way: peak_in_own_process(options, way) for way in WAYS}
+    for way in WAYS:
+        median = statistics.median(seconds for seconds, _ in runs[way])
+        first = statistics.median(run.ticks[0] for _, run in runs[way])
+        step = statistics.median(_step_seconds(run) for _, run in runs[way])
+        together = ANSWERS[way] * options.new_tokens / median
+        result[way] = {
+            "answers": ANSWERS[way],
+            "seconds": median,
+            "all_seconds": [seconds for seconds, _ in runs[way]],
+            "first_token_seconds": first,
+            "step_seconds": step,
+            "tokens_per_second": together,
+            "tokens_per_second_per_answer": together / ANSWERS[way],
+            "peak_bytes": peaks[way],
+            "trace_bytes": runs[way][0][1].trace_bytes,
+            "roofline": result["step_bytes"][way] / bandwidth / step if step else None,
+        }
+    for way in ("naive", "plain"):
+        # Turn by turn, since a machine's speed changes more from one to the next than within.
+        pairs = zip(runs["ours"], runs[way], strict=True)
+        result[f"ours_over_{way}"] = statistics.median(a / b for (a, _), (b, _) in pairs)
+    peak, floor = peaks["ours"], peaks["plain"]
+    result["ours_peak_over_plain"] = peak / floor if peak and floor else None
+    return result
+
+
+def load_case(options: Bench) -> BenchInputs:
+    """Load the model, or draw one at random, and build the prompts."""
+    if options.random_weights and (options.quantize or options.model != BUNDLED):
+        raise SettingsError(
+            "Weights drawn at random belong to no checkpoint and are not quantized: leave out "
+            "--random-weights, or --model and --quantize."
+        )
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    bundled = options.assets / "llava"
+    if options.random_weights is not None:
+        config = published_config(options.random_weights, SHAPES[options.random_weights])
+        backbone = random_backbone(
+            config, bundled, dtype or torch.bfloat16, options.device, options.random_weights
+        )
+    else:
+        backbone = load_backbone(
+            bundled if options.model == BUNDLED else options.model,
+            dtype=dtype,
+            device=options.device,
+            quantize=options.quantize,
+        )
+    rng = np.random.default_rng(0)
+
+    def prompt(reports: int) -> Prompt:
+        return build_prompt(
+            backbone.tokenizer,
+            QUESTION,
+            [REPORT] * reports,
+            image_token_id=backbone.image_token_id,
+            image_tokens=backbone.image_tokens,
+            template=backbone.template,
+            max_report_tokens=REPORT_TOKENS,
+        )
+
+    return BenchInputs(
+        # An answer that ended early would be measured as a quick one.
+        replace(backbone, eos_ids=()),
+        Image(rng.integers(0, 255, (512, 512), dtype=np.uint8)),
+        prompt(0),
+        prompt(options.reports),
+        options.new_tokens,
+    )
+
+
+def random_backbone(
+    config: Any, bundled: Path, dtype: torch.dtype, device: str, name: str
+) -> Backbone:
+    """A model of a published shape with weights drawn at random, on the bundled tokenizer.
+
+    Which tokens are read costs nothing or anything alike; how many is what counts.
+
+    Raises
+    ------
+    ModelError
+        Where there is no room for it.
+    """
+    place = "cuda" if device == "auto" else device
+    build: Any = LlavaForConditionalGeneration._from_config
+    with torch.device("meta"):
+        needed = sum(p.nbytes for p in build(config, dtype=dtype).parameters())
+    if place != "meta" and needed > room(place):
+        raise ModelError(
+            f"A model of the shape {name} takes {needed / 1e9:.1f} GB of memory and "
+            f"{room(place) / 1e9:.1f} GB are free. Close other programs, or take a larger machine."
+        )
+    with torch.device(place):
+        model = build(config, dtype=dtype)
+    return make_backbone(
+        model.eval().requires_grad_(False),
+        load_tokenizer(bundled, read_config(bundled)),
+        load_image_processor(Path("nowhere"), config),
+        name=f"{name}, random weights",
+        fingerprint="",
+        capture=place.startswith("cuda"),
+    )
+
+
+# The three ways
+
+
+class Ticks(BaseStreamer):  # type: ignore[misc,unused-ignore]
+    """Notes when each token came; the first that is put is the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        """Called by ``generate()`` with the prompt, then with each token."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing remains to be done."""
+
+
+def _generate(case: BenchInputs, prompt: Prompt, attentions: bool) -> tuple[Run, Any]:
+    ticks = Ticks()
+    ids = torch.tensor([prompt.ids], device=case.backbone.device)
+    out = case.backbone.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=pixel_values(case.backbone, [case.image]),
+        max_new_tokens=case.new_tokens,
+        min_new_tokens=case.new_tokens,
+        do_sample=False,
+        output_attentions=attentions,
+        return_dict_in_generate=True,
+        streamer=ticks,
+    )
+    return Run(tuple(ticks.times[1:]), 0), out
+
+
+def _with_attention(case: BenchInputs, name: str, run: Callable[[], Run]) -> Run:
+    model = case.backbone.model
+    before = model.config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": name})
+    try:
+        return run()
+    finally:
+        model.set_attn_implementation({"text_config": before})
+
+
+def naive(case: BenchInputs) -> Run:
+    """Three answers, one after another, with the whole of the attention kept."""
+
+    def run() -> Run:
+        first, held = None, 0
+        for prompt in (case.off, case.rag, case.rag):
+            answer, out = _generate(case, prompt, attentions=True)
+            held += sum(a.nbytes for step in out.attentions for a in step)
+            first = first or answer
+        assert first is not None
+        return Run(first.ticks, held)
+
+    return _with_attention(case, "eager", run)
+
+
+def plain(case: BenchInputs) -> Run:
+    """One answer."""
+    return _with_attention(case, "sdpa", lambda: _generate(case, case.rag, attentions=False)[0])
+
+
+def ours(case: BenchInputs) -> Run:
+    """Three answers as one batch, MR-RAG's steered in every layer, and the trace."""
+    reports = len(case.rag.reports)
+    relevance = tuple(np.linspace(1.0, 0.0, reports).tolist())
+    branches = (
+        Branch("rag_off", case.off),
+        Branch("rag", case.rag),
+        Branch("mr_rag", case.rag, relevance),
+    )
+    ticks: list[float] = []
+    step = None
+    for step in answer_branches(  # noqa: B007 (the last one is wanted)
+        case.backbone,
+        encode_image(case.backbone, case.image),
+        branches,
+        strength=1.0,
+        layers=range(case.backbone.layers),
+        max_new_tokens=case.new_tokens,
+    ):
+        ticks.append(time.perf_counter())
+    assert step is not None
+    assert step.tokens == (case.new_tokens,) * 3
+    # The first step has no token yet, and the last no new one.
+    return Run(tuple(ticks[1:-1]), sum(t.mass_LHS.nbytes + t.keys_LX.nbytes for t in step.traces))
+
+
+RUN: dict[str, Callable[[BenchInputs], Run]] = {"naive": naive, "plain": plain, "ours": ours}
+
+
+# What it is held against
+
+
+def _step_seconds(run: Run) -> float:
+    return (run.ticks[-1] - run.ticks[0]) / max(1, len(run.ticks) - 1)
+
+
+def step_bytes(case: BenchInputs, rows: int) -> int:
+    """What a step of decoding has to read, on average over the answer."""
+    text = case.backbone.model.config.text_config
+    modules = (case.backbone.model.model.language_model.layers, case.backbone.model.lm_head)
+    weights: int = sum(p.nbytes for module in modules for p in module.parameters())
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    itemsize = case.backbone.model.dtype.itemsize
+    per_token: int = 2 * text.num_hidden_layers * text.num_key_value_heads * width * itemsize
+    return weights + rows * per_token * (len(case.rag.ids) + case.new_tokens // 2)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second of a large copy, read and written; the best of ten."""
+    source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(10):
+        _wait(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * COPIED_BYTES / best
+
+
+def peak_in_own_process(options: Bench, way: str) -> int | None:
+    """Peak bytes of a process that loads the model and goes one way once; None where it died."""
+    # Not a Pool, which kills its process in the end, with what that still had to put away.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_peak, options, way).result()
+        except BrokenProcessPool:
+            logger.warning("The peak of %s is not known: its process was ended from outside.", way)
+            return None
+
+
+def _peak(options: Bench, way: str) -> int:
+    case = load_case(options)
+    RUN[way](case)
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    # Linux's ru_maxrss begins with what the parent process held.
+    status = Path("/proc/self/status")
+    for line in status.read_text("ascii").splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} cpu, {torch.get_num_threads()} threads"
+
+
+def bench_text(result: dict[str, Any]) -> str:
+    """The figures as a table."""
+    quantized = f" {result['quantize']}" if result["quantize"] else ""
+    lines = [
+        f"{result['model']}, {result['dtype']}{quantized}, {result['device']}",
+        f"{result['reports']} reports of {REPORT_TOKENS} tokens, {result['prompt_tokens']} prompt "
+        f"tokens, {result['new_tokens']} new tokens, median of {result['repeats']}",
+        f"{'':6s}{'answers':>8s}{'seconds':>9s}{'first':>8s}{'tokens/s':>10s}{'each':>7s}"
+        f"{'peak':>11s}{'trace':>11s}{'roofline':>10s}",
+    ]
+    for way in WAYS:
+        row = result[way]
+        roofline = "" if row["roofline"] is None else f"{row['roofline']:.0%}"
+        peak = "?" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f} MB"
+        lines.append(
+            f"{way:6s}{row['answers']:8d}{row['seconds']:9.3f}{row['first_token_seconds']:8.3f}"
+            f"{row['tokens_per_second']:10.3g}{row['tokens_per_second_per_answer']:7.3g}"
+            f"{peak:>11s}{row['trace_bytes'] / 2**20:8.2f} MB"
+            f"{roofline:>10s}"
+        )
+    said = f"ours is {result['ours_over_plain']:.2f} x plain and "
+    said += f"{result['ours_over_naive']:.2f} x naive"
+    if result["ours_peak_over_plain"] is not None:
+        said += f", in {result['ours_peak_over_plain']:.2f} x plain's memory"
+    lines.append(said)
+    return "\n".join(lines)

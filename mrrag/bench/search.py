@@ -1,0 +1,234 @@
+"""What a knowledge base costs: a fused search at several sizes, and the building of one.
+
+The search is :meth:`KnowledgeBase.search`, memory-mapped, on vectors drawn at random:
+reports and images in clusters, as those of a hospital are. It is held against FAISS's
+flat index and a matrix product, both over float32. The building is held against the
+encoder alone, fed with what has been decoded and tokenised beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
+
+from mrrag.data.corpus import Record
+from mrrag.data.images import load_image
+from mrrag.files import file_sha256
+from mrrag.retrieval.encoders import BiTower, Encoder, load_encoder
+from mrrag.retrieval.knowledge_base import FORMAT, KnowledgeBase, build_knowledge_base
+from mrrag.retrieval.mcr import fused_query
+from mrrag.types import FloatArray, QueryVectors, Weights
+
+K = 15
+SIZES = (10_000, 100_000, 377_110)  # the last is MIMIC-CXR's
+CLUSTERS = 200
+BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What :meth:`KnowledgeBase.load` asks of an encoder, where nothing is encoded."""
+
+    name: str = "random vectors"
+    fingerprint: str = "random vectors"
+
+
+def bench_search(
+    sizes: Sequence[int] = SIZES, *, dimension: int = 128, queries: int = 20
+) -> list[dict[str, Any]]:
+    """Milliseconds for one query, recall of the 15 best, and bytes, at each size.
+
+    Recall is against the exact ranking of the float32 vectors that were stored, so that
+    what float16 changes counts too.
+    """
+    return [_bench_size(n, dimension, queries) for n in sizes]
+
+
+def _bench_size(count: int, dimension: int, queries: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    documents_ND = _draw(rng, count, dimension)
+    chosen = rng.integers(0, count, queries)
+    noise = rng.normal(size=(queries, 2 * dimension)).astype(np.float32) / np.sqrt(dimension)
+    near = documents_ND[chosen] + 0.7 * noise
+    weights = Weights(0.4, 0.3, 0.3)
+    fused = [
+        fused_query(QueryVectors(_unit(row[dimension:]), _unit(row[:dimension])), weights)
+        for row in near
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        _write(Path(folder), documents_ND, dimension)
+        before = _resident()
+        start = time.perf_counter()
+        kb = KnowledgeBase.load(folder, _Named())  # type: ignore[arg-type]
+        load_s = time.perf_counter() - start
+        held = _resident() - before
+        flat = faiss.IndexFlatIP(2 * dimension)
+        flat.add(documents_ND)
+
+        def brute(query: npt.NDArray[np.float64]) -> list[int]:
+            scores = documents_ND @ query.astype(np.float32)
+            best = np.argpartition(-scores, K)[:K]
+            return [int(i) for i in best[np.argsort(-scores[best])]]
+
+        ways: dict[str, Callable[[npt.NDArray[np.float64]], list[int]]] = {
+            "mr-rag": lambda q: [int(i) for i in kb.search(q, K)[0]],
+            "faiss flat": lambda q: flat.search(q.astype(np.float32)[None], K)[1][0].tolist(),
+            "brute force": brute,
+        }
+        truth = [set(brute(q)) for q in fused]
+        result: dict[str, Any] = {
+            "documents": count,
+            "width": 2 * dimension,
+            "load_s": load_s,
+            "held_bytes": held,
+            "index_bytes": (Path(folder) / "vectors.index").stat().st_size,
+            "float32_bytes": documents_ND.nbytes,
+        }
+        for name, way in ways.items():
+            way(fused[0])
+            times, hits = [], 0
+            for query, best in zip(fused, truth, strict=True):
+                start = time.perf_counter()
+                found = way(query)
+                times.append(time.perf_counter() - start)
+                hits += len(best & set(found))
+            result[name] = {
+                "median_ms": 1e3 * statistics.median(times),
+                "fastest_ms": 1e3 * min(times),
+                "recall": hits / (K * len(fused)),
+            }
+    return result
+
+
+def _draw(rng: np.random.Generator, count: int, dimension: int) -> FloatArray:
+    """[t_d ; v_d] of documents in clusters, float32 [N, 2D]."""
+    centres = rng.normal(size=(CLUSTERS, 2, dimension)).astype(np.float32)
+    documents_ND = np.empty((count, 2 * dimension), dtype=np.float32)
+    for start in range(0, count, BLOCK):
+        n = min(BLOCK, count - start)
+        pairs = centres[rng.integers(0, CLUSTERS, n)]
+        pairs = pairs + rng.standard_normal((n, 2, dimension), dtype=np.float32)
+        pairs /= np.linalg.norm(pairs, axis=2, keepdims=True)
+        documents_ND[start : start + n] = pairs.reshape(n, -1)
+    return documents_ND
+
+
+def _unit(vector: FloatArray) -> FloatArray:
+    return vector / np.float32(np.linalg.norm(vector))
+
+
+def _write(folder: Path, documents_ND: FloatArray, dimension: int) -> None:
+    """A knowledge base of vectors alone: reports are a word, and thumbnails empty."""
+    count = len(documents_ND)
+    index = faiss.IndexScalarQuantizer(
+        2 * dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    )
+    for start in range(0, count, BLOCK):
+        index.add(documents_ND[start : start + BLOCK])
+    faiss.write_index(index, str(folder / "vectors.index"))
+    with (folder / "documents.jsonl").open("w", encoding="utf-8") as lines:
+        for i in range(count):
+            row = {"id": f"d{i}", "report": "random", "patient": f"p{i // 2}", "study": f"s{i}"}
+            lines.write(json.dumps({**row, "thumbnail": ["thumbnails-000.bin", 0, 0]}) + "\n")
+    (folder / "thumbnails-000.bin").write_bytes(b"")
+    names = ("documents.jsonl", "vectors.index", "thumbnails-000.bin")
+    manifest = {
+        "format": FORMAT,
+        "encoder": {"name": _Named.name, "fingerprint": _Named.fingerprint},
+        "dimension": dimension,
+        "count": count,
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
+            for name in names
+        },
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _resident() -> int:
+    """Bytes of this process's own memory, without what is only mapped from files."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(x.split()[1]) for x in lines if x.startswith("RssAnon"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def random_paper_tower(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    """ResNet-50 and BERT-base as the paper's tower has them, with random weights."""
+    tower = BiTower(
+        ResNetConfig(),
+        BertConfig(),
+        tokenizer,
+        dimension=512,
+        image_size=224,
+        max_text_tokens=256,
+        name="ResNet-50 and BERT, random",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tower.save(Path(folder) / "tower")
+        return load_encoder(Path(folder) / "tower")
+
+
+def bench_index(cases: Sequence[Record], encoder: Encoder, *, batch: int = 32) -> dict[str, Any]:
+    """Cases a second: the encoder alone, and the whole way from files to a knowledge base."""
+    pixels = [
+        encoder.prepare([load_image(c.image_path) for c in cases[i : i + batch]])
+        for i in range(0, len(cases), batch)
+    ]
+    reports = [
+        [c.document.report for c in cases[i : i + batch]] for i in range(0, len(cases), batch)
+    ]
+
+    def encode() -> None:
+        for pixels_NCYX, texts in zip(pixels, reports, strict=True):
+            encoder.texts(texts)
+            encoder.encode_prepared(pixels_NCYX)
+
+    encode()
+    start = time.perf_counter()
+    encode()
+    bare = len(cases) / (time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        build_knowledge_base(Path(folder) / "kb", cases, encoder, batch=batch)
+        whole = len(cases) / (time.perf_counter() - start)
+    return {
+        "cases": len(cases),
+        "encoder": encoder.name,
+        "encoder_alone_per_s": bare,
+        "index_per_s": whole,
+        "share": whole / bare,
+    }
+
+
+def bench_search_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The figures as a table."""
+    lines = [
+        f"one query, {rows[0]['width']} numbers a document, the {K} best; median (fastest) ms, "
+        "recall against float32",
+        f"{'documents':>10s}{'mr-rag':>27s}{'faiss flat':>27s}{'brute force':>27s}"
+        f"{'index':>9s}{'float32':>9s}{'held':>8s}{'load':>8s}",
+    ]
+    for row in rows:
+        cells = "".join(
+            f"{w['median_ms']:10.1f} ({w['fastest_ms']:6.1f}) {w['recall']:.3f}  "
+            for w in (row[name] for name in ("mr-rag", "faiss flat", "brute force"))
+        )
+        sizes = "".join(f"{row[n] / 2**20:6.0f} MB" for n in ("index_bytes", "float32_bytes"))
+        lines.append(
+            f"{row['documents']:10d}{cells}{sizes}{row['held_bytes'] / 2**20:5.0f} MB"
+            f"{row['load_s']:6.1f} s"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,91 @@
+"""Files: where what is bundled lies, digests, JSON, and writing that leaves no half behind.
+
+It knows no format of the project's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+_PACKAGE = Path(__file__).resolve().parent
+# Inside the package where it is installed, beside it in a checkout.
+ASSETS = next(
+    (p for p in (_PACKAGE / "assets", _PACKAGE.parent / "assets") if p.is_dir()), _PACKAGE
+)
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_out_of_space(error: OSError) -> bool:
+    """Whether a write failed because the disk, the quota or the file is full."""
+    return error.errno in _NO_ROOM
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, read a mebibyte at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def json_sha256(value: object) -> str:
+    """SHA-256 of a value as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path: Path, refuse: Callable[[str], Exception]) -> Any:
+    """The value in a JSON file.
+
+    Parameters
+    ----------
+    refuse
+        Makes the error to raise of what went wrong, in a word or a sentence.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise refuse(str(error) or type(error).__name__) from None
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose bytes become the file at the end, all at once, or not at all.
+
+    They are written to ``NAME.part`` beside it and on disk before the name changes hands.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file at once; text as UTF-8."""
+    with atomic(path) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def locked(path: Path, refuse: Callable[[], Exception]) -> Iterator[None]:
+    """Hold a lock file; where another process holds it, raise what ``refuse`` makes."""
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise refuse() from None

@@ -1,0 +1,199 @@
+"""Query and documents → token ids, with the spans known by construction.
+
+The reports come before the question: in a causal decoder only then can question rows
+read report columns, and IFA (which acts on that flow) would otherwise do nothing. Ids
+are built segment by segment, so a span is where its segment landed and never searched
+for, and every branch shares the very same ids for what it has in common.
+
+The template is the checkpoint's own chat template or, where it has none, LLaVA-Med 1.5's
+``mistral_instruct``: ``[INST] <image>\\n{text} [/INST]``, one BOS, no system prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mrrag.errors import SettingsError
+from mrrag.types import Span
+
+REPORTS_HEADING = "Reports of similar cases:\n"
+IMAGE = "<image>"
+SPACE = "▁"  # how SentencePiece writes a space
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands around one question about one image, without BOS."""
+
+    opening: str = "[INST] "
+    after_image: str = "\n"
+    cue: str = " [/INST]"
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What nobody may type, for the model would take it for the template's own."""
+        around = (text.strip() for text in (self.opening, self.cue))
+        return (IMAGE, *(text for text in around if text))
+
+
+MISTRAL_INSTRUCT = Template()
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that a prompt needs."""
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """What begins a sequence, where anything does."""
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The strings that the tokenizer takes for control."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Text to ids."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids with spans that tile them.
+
+    ``ids[:suffix_start]`` is the prefix (image and reports), which does not depend on
+    the question and so can be prefilled once; the rest is the question and its cue.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    suffix_start: int
+    notes: tuple[str, ...] = ()
+
+    def span(self, name: str) -> Span:
+        """The first span of that name; KeyError where there is none."""
+        for span in self.spans:
+            if span.name == name:
+                return span
+        raise KeyError(name)
+
+    @property
+    def reports(self) -> tuple[Span, ...]:
+        """The report spans, in the order of the documents."""
+        return tuple(s for s in self.spans if s.name.startswith("report "))
+
+
+def plain_text(text: str, tokenizer: Tokenizer, template: Template = MISTRAL_INSTRUCT) -> str:
+    """Text without the strings that the tokenizer or the template would take for control.
+
+    Repeated until nothing changes, since removing one may put another together.
+    """
+    # Longest first, so that "</s>" is not left as "</" by a shorter token inside it.
+    control = {*tokenizer.all_special_tokens, *template.markers}
+    ordered = sorted(control, key=len, reverse=True)
+    pattern = re.compile("|".join(re.escape(s) for s in ordered))
+    while True:
+        cleaned = pattern.sub(" ", text)
+        if cleaned == text:
+            return " ".join(text.split())
+        text = cleaned
+
+
+def continuing(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """How to encode text that goes on after other text.
+
+    A SentencePiece tokenizer takes whatever it is given for the start of a sentence and
+    puts a space before it, which models taught on whole prompts never saw there. Behind a
+    line break, which joins with nothing, it does not. (The bundled model was taught piece
+    by piece, on a byte-level tokenizer.)
+    """
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def after_line_break(text: str) -> list[int]:
+        return encode("\n" + text)[len(line_break) :]
+
+    line_break = encode("\n")
+    return after_line_break if encode(SPACE) == encode(" ") else encode
+
+
+def build_prompt(
+    tokenizer: Tokenizer,
+    question: str,
+    reports: Sequence[str],
+    *,
+    image_token_id: int,
+    image_tokens: int,
+    template: Template = MISTRAL_INSTRUCT,
+    max_report_tokens: int = 256,
+) -> Prompt:
+    """Build the ids of one branch.
+
+    Parameters
+    ----------
+    reports
+        In the order in which the model shall read them; empty for RAG off.
+    image_tokens
+        How many placeholders the checkpoint's vision tower fills (576 for LLaVA-Med
+        1.5); 0 where there is no image.
+    template
+        From :func:`mrrag.model.checkpoint.load_template`.
+    max_report_tokens
+        A longer report is cut there, and a note says so.
+
+    Raises
+    ------
+    SettingsError
+        Where nothing is left of the question.
+    """
+    question = plain_text(question, tokenizer, template)
+    if not question:
+        raise SettingsError("The question is empty. Type a question about the image.")
+
+    go_on = continuing(tokenizer)
+
+    def begin(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    ids: list[int] = []
+    spans: list[Span] = []
+    notes: list[str] = []
+
+    def add(name: str, tokens: Sequence[int]) -> None:
+        if not tokens:
+            return
+        spans.append(Span(name, len(ids), len(ids) + len(tokens)))
+        ids.extend(tokens)
+
+    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    add("other", opening + begin(template.opening))
+    add("image", [image_token_id] * image_tokens)
+    # LLaVA cuts its text at the image, so what follows begins anew there, too.
+    add("other", begin(template.after_image + (REPORTS_HEADING if reports else "")))
+    for k, report in enumerate(reports, start=1):
+        tokens = go_on(plain_text(report, tokenizer, template))
+        if len(tokens) > max_report_tokens:
+            notes.append(f"Report {k} was cut from {len(tokens)} to {max_report_tokens} tokens.")
+            tokens = tokens[:max_report_tokens]
+        add("other", go_on(f"{k}. "))
+        add(f"report {k}", tokens)
+        add("other", go_on("\n"))
+    suffix_start = len(ids)
+    add("question", go_on(question))
+    add("cue", go_on(template.cue))
+    return Prompt(tuple(ids), tuple(spans), suffix_start, tuple(notes))
+
+
+def prompt_text(decode: Callable[[list[int]], str], prompt: Prompt) -> str:
+    """A prompt as a person reads it, ``<image>`` in each place that an image fills.
+
+    The token there may be one that a checkpoint lends: ``<unk>``, for LLaVA-Med.
+    """
+    start = stop = 0
+    for span in prompt.spans:
+        if span.name == "image":
+            start, stop = span.start, span.stop
+    before, after = prompt.ids[:start], prompt.ids[stop:]
+    placeholders = IMAGE * (stop - start)
+    return decode(list(before)) + placeholders + decode(list(after))

@@ -1,0 +1,201 @@
+"""A finished case as plain JSON values, and back to what it takes to ask it again.
+
+What ``ask --json`` prints is what the page saves. No pixels and no file names are in it;
+the picture is known by its hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mrrag.case import Case, Settings
+from mrrag.errors import SettingsError
+from mrrag.types import METHODS, AttentionTrace, Image, Weights
+
+PAIRS = ("image_report", "image_image", "question_report")
+FORMAT = 3
+# Answers are compared word for word; probabilities to what another processor may round.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What an exported case says about how to ask it again, and what it answered."""
+
+    question: str
+    settings: Settings
+    frame: int
+    exported: Mapping[str, Any]
+
+
+def case_to_json(case: Case, image: Image | None = None) -> dict[str, Any]:
+    """One object: input, retrieved, answers, influence, trace, settings and versions.
+
+    A number that does not exist (the cosine of an absent pair) is null, so that the
+    result is JSON in the strict sense.
+    """
+    return {
+        "format": FORMAT,
+        "question": case.question,
+        "input": None if image is None else input_of(image),
+        "retrieved": [
+            {
+                "id": r.document.id,
+                "rank": r.rank,
+                "score": r.score,
+                "percentile": _number(percentile),
+                "cosines": dict(zip(PAIRS, map(_number, r.cosines), strict=True)),
+                "terms": dict(zip(PAIRS, map(_number, r.terms), strict=True)),
+                "lambda": r.relevance,
+                "gap": r.gap,
+                "drawn_at_random": r.drawn,
+                "report": r.document.report,
+                "source": r.document.source,
+                "licence": r.document.licence,
+            }
+            for r, percentile in zip(
+                case.retrieved, case.percentiles or [math.nan] * len(case.retrieved), strict=True
+            )
+        ],
+        "warnings": dict(case.warnings),
+        "answers": {
+            method: {
+                "text": a.text,
+                "p_yes": _number(a.p_yes),
+                "p_no": _number(a.p_no),
+                "tokens": a.tokens,
+                "prompt": a.prompt,
+                "notes": list(a.notes),
+            }
+            for method, a in case.answers.items()
+        },
+        "influence": None if case.influence is None else asdict(case.influence),
+        "trace": _trace(case.before, case.after, case.same_state),
+        "settings": asdict(case.settings),
+        "notes": list(case.notes),
+        "seconds": case.seconds,
+        "versions": case.versions,
+    }
+
+
+def input_of(image: Image) -> dict[str, Any]:
+    """What tells a picture apart: its file, its frame, and the pixels as they were read."""
+    rows, columns = image.display.shape[:2]
+    return {
+        "sha256": image.sha256,
+        "frame": image.frame,
+        "rows": rows,
+        "columns": columns,
+        "display_sha256": hashlib.sha256(image.display.tobytes()).hexdigest(),
+    }
+
+
+def read_case(exported: object) -> Saved:
+    """What it takes to ask an exported case again.
+
+    Raises
+    ------
+    SettingsError
+        Where it is no export of a case, or one of a later version.
+    """
+    try:
+        assert isinstance(exported, dict)
+        version = exported["format"]
+        assert isinstance(version, int)
+    except (AssertionError, KeyError):
+        raise SettingsError(
+            "This is not an exported case. Give what `ask --json` printed or the page saved."
+        ) from None
+    if version > FORMAT:
+        raise SettingsError(
+            f"The case has format {version}, and this version reads up to {FORMAT}. Update MR-RAG."
+        )
+    try:
+        given = {"form": "ifa"} | exported["settings"]  # the first cases had the paper's alone
+        given["weights"] = Weights(**{k: float(v) for k, v in given["weights"].items()})
+        for name in ("layers", "pinned", "excluded"):
+            given[name] = tuple(given[name])
+        for method in METHODS:
+            str(exported["answers"][method]["text"])
+        exported["versions"].items()
+        if version == 2 and given["form"] == "balanced":
+            raise SettingsError(
+                "The case was steered in the balanced form as it was before format 3, by λ from "
+                "0 to 1 and not by the scores' differences. Ask the question anew."
+            )
+        return Saved(
+            question=str(exported["question"]),
+            settings=Settings(**given),
+            frame=int((exported["input"] or {"frame": 0})["frame"]),
+            exported=exported,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SettingsError(f"The exported case is damaged ({error!r}). Export it again.") from None
+
+
+def differences(saved: Saved, again: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What differs between an exported case and the same case asked again.
+
+    Returns
+    -------
+    (circumstances, answers)
+        Sentences on the picture and the versions; sentences on reports and answers.
+    """
+    then = saved.exported
+    around = []
+    old, new = then.get("input") or {}, again["input"] or {}
+    if old.get("sha256") != new.get("sha256"):
+        around.append("The picture is another file (its SHA-256 differs).")
+    elif old.get("display_sha256") != new.get("display_sha256"):
+        around.append(
+            "The picture was shown otherwise then: through another window, or by another version."
+        )
+    for name in sorted({*then["versions"], *again["versions"]}):
+        was, now = then["versions"].get(name), again["versions"].get(name)
+        if was != now:
+            around.append(f"{name} was {was or 'absent'} and is {now or 'absent'}.")
+    found = []
+    ids = [[r["id"] for r in case["retrieved"]] for case in (then, again)]
+    if ids[0] != ids[1]:
+        found.append(f"The reports were {', '.join(ids[0])} and are {', '.join(ids[1])}.")
+    for method in METHODS:
+        first, second = then["answers"][method], again["answers"][method]
+        if first["text"] != second["text"]:
+            found.append(f'{method} said "{first["text"]}" and says "{second["text"]}".')
+        for name in ("p_yes", "p_no"):
+            was, now = first.get(name), second.get(name)
+            if (was is None) != (now is None) or abs((was or 0) - (now or 0)) > TOLERANCE:
+                found.append(f"{name} of {method} was {was} and is {now}.")
+    return around, found
+
+
+def _trace(
+    before: AttentionTrace | None, after: AttentionTrace | None, same_state: AttentionTrace | None
+) -> dict[str, Any] | None:
+    """Question rows' attention mass per layer and span, averaged over heads."""
+    if before is None or after is None:
+        return None
+    return {
+        "direction": "question tokens reading from the named span",
+        "layers": list(range(before.mass_LHS.shape[0])),
+        "steered_layers": list(after.layers),
+        "spans": list(before.names),
+        "tokens": [asdict(span) for span in before.spans],
+        "before": _rounded(before.mass_LHS.mean(1)),
+        "after": _rounded(after.mass_LHS.mean(1)),
+        "same_state": None if same_state is None else _rounded(same_state.mass_LHS.mean(1)),
+    }
+
+
+def _rounded(values: np.ndarray[Any, Any]) -> list[Any]:
+    return list(np.round(values.astype(float), 6).tolist())
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

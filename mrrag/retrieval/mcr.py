@@ -1,0 +1,289 @@
+"""Query → ranked, scored, explained documents: MCR and the rules of selection.
+
+MR-RAG's Multimodal Collaborative Retrieval scores a document d = (image d_i, report d_t)
+for a query q = (image q_i, question q_t) by
+
+    f(q, d) = α·cos(q_i, d_t) + β·cos(q_i, d_i) + γ·cos(q_t, d_t)
+
+With unit vectors this is one inner product, ⟨[α·v_q + γ·t_q ; β·v_q], [t_d ; v_d]⟩. The
+index answers it exactly, and other weights only make another query vector: nothing is
+encoded or indexed again.
+
+This module knows vectors and documents; it reads no file and knows no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mrrag.errors import SettingsError
+from mrrag.retrieval.encoders import Encoder
+from mrrag.retrieval.knowledge_base import KnowledgeBase
+from mrrag.types import Query, QueryVectors, Retrieved, Weights
+
+__all__ = [
+    "MAX_K",
+    "effective_weights",
+    "encode_query",
+    "fused_query",
+    "gaps",
+    "lambdas",
+    "relevance",
+    "retrieve",
+]
+
+MAX_K = 50
+GAP = 0.1  # of cosine, what the balanced form's strength is counted by
+MAX_WEIGHT, MIN_WEIGHT = 1e3, 1e-6
+# Terms are multiples of 2^-40. With weights of at most 1000, a sum of three then has at
+# most 52 bits: it is exact, in any order, and so the terms sum to the score exactly.
+_GRID = 2.0**40
+# Beyond k, so that the border is decided by the same sums that are shown.
+_MARGIN = 8
+
+
+def encode_query(query: Query, encoder: Encoder) -> QueryVectors:
+    """Encode what the query has; a question of blanks counts as none.
+
+    Raises
+    ------
+    SettingsError
+        Where it has neither an image nor a question.
+    """
+    question = query.question.strip()
+    if query.image is None and not question:
+        raise SettingsError("There is nothing to search for. Give an image, a question or both.")
+    return QueryVectors(
+        v=None if query.image is None else encoder.images([query.image])[0],
+        t=encoder.texts([question])[0] if question else None,
+    )
+
+
+def effective_weights(weights: Weights, vectors: QueryVectors) -> tuple[Weights, tuple[str, ...]]:
+    """The weights that a query can use, and notes where they are not those given.
+
+    Without an image, α and β have nothing to weigh; without a question, γ has not. The
+    others are then scaled so that |α| + |β| + |γ| stays what it was.
+
+    Raises
+    ------
+    SettingsError
+        Where a weight is not a number or too large, all are (almost) zero, or all that
+        are left are zero.
+    """
+    given = (weights.alpha, weights.beta, weights.gamma)
+    if not all(abs(w) <= MAX_WEIGHT for w in given):  # false for NaN too
+        raise SettingsError(
+            f"The weights are α = {given[0]}, β = {given[1]}, γ = {given[2]}. Each must be a "
+            f"number from {-MAX_WEIGHT:.0f} to {MAX_WEIGHT:.0f}."
+        )
+    if max(abs(w) for w in given) < MIN_WEIGHT:
+        raise SettingsError(
+            "α, β and γ are all zero, so no document is better than another. "
+            "Give at least one of them another value."
+        )
+    kept = tuple(
+        w if vector is not None else 0.0
+        for w, vector in zip(given, (vectors.v, vectors.v, vectors.t), strict=True)
+    )
+    if kept == given:
+        return weights, ()
+    absent = " and ".join(
+        name
+        for name, vector in (("an image", vectors.v), ("a question", vectors.t))
+        if vector is None
+    )
+    if max(abs(w) for w in kept) < MIN_WEIGHT:
+        raise SettingsError(
+            f"The query comes without {absent}, and the weights that are left are zero. "
+            f"Give {absent}, or raise another weight."
+        )
+    factor = math.fsum(map(abs, given)) / math.fsum(map(abs, kept))
+    dropped = " and ".join(
+        f"{name} = {w:.3g}" for name, w, left in zip("αβγ", given, kept, strict=True) if w != left
+    )
+    note = (
+        f"The query comes without {absent}: {dropped} took no part in the score, and what "
+        f"is left was multiplied by {factor:.3g}."
+    )
+    return Weights(*(w * factor for w in kept)), (note,)
+
+
+def fused_query(vectors: QueryVectors, weights: Weights) -> npt.NDArray[np.float64]:
+    """[α·v_q + γ·t_q ; β·v_q], float64 [2D], to be searched against [t_d ; v_d]."""
+    present = vectors.v if vectors.v is not None else vectors.t
+    if present is None:
+        raise SettingsError("There is nothing to search for. Give an image, a question or both.")
+    nothing = np.zeros(present.size)
+    v = nothing if vectors.v is None else vectors.v.astype(np.float64)
+    t = nothing if vectors.t is None else vectors.t.astype(np.float64)
+    return np.concatenate([weights.alpha * v + weights.gamma * t, weights.beta * v])
+
+
+def relevance(scores: Sequence[float]) -> tuple[float, ...]:
+    """IFA's λ before its strength: (s − min) / (max − min) over the documents together.
+
+    All zero where there is one score or all are equal: 0/0 has no value, and steering
+    towards all documents alike would be no steering.
+    """
+    low, high = min(scores, default=0.0), max(scores, default=0.0)
+    return tuple((s - low) / (high - low) if high > low else 0.0 for s in scores)
+
+
+def gaps(scores: Sequence[float], weights: Weights) -> tuple[float, ...]:
+    """(s − min) / (|α| + |β| + |γ|), in cosine; no scale of the weights changes it."""
+    low = min(scores, default=0.0)
+    scale = abs(weights.alpha) + abs(weights.beta) + abs(weights.gamma)
+    return tuple((s - low) / scale for s in scores)
+
+
+def lambdas(found: Sequence[Retrieved], form: str) -> tuple[float, ...]:
+    """λ of each document before its strength, in a form of :data:`mrrag.model.steering.FORMS`.
+
+    The paper's spreads from 0 to 1 however alike the documents are. Balanced, it is the
+    difference of the scores itself, so that documents nearly alike are read nearly alike.
+    """
+    return tuple(r.gap / GAP if form == "balanced" else r.relevance for r in found)
+
+
+def retrieve(
+    knowledge_base: KnowledgeBase,
+    vectors: QueryVectors,
+    weights: Weights,
+    k: int,
+    *,
+    exclude_patients: Collection[str] = (),
+    exclude_studies: Collection[str] = (),
+    exclude_ids: Collection[str] = (),
+    pinned_ids: Collection[str] = (),
+    noise: int = 0,
+    seed: int = 0,
+) -> tuple[Retrieved, ...]:
+    """The k documents with the highest MCR score, exactly, best first.
+
+    Parameters
+    ----------
+    vectors
+        Of :func:`encode_query`; keep them, and other weights cost one scan.
+    weights
+        :func:`effective_weights` is applied to them, which changes nothing the second
+        time.
+    k
+        From 1 to 50, and to as many as are left after exclusion.
+    exclude_patients, exclude_studies, exclude_ids
+        Documents of these never come (a query's own study, say).
+    pinned_ids
+        Documents that come whatever their score, within the k.
+    noise
+        How many of the k, from the lowest-ranked up and never a pinned one, are replaced
+        by documents drawn uniformly from those not retrieved. They keep their own
+        scores (the paper's experiment with irrelevant documents).
+    seed
+        Of that draw.
+
+    Raises
+    ------
+    SettingsError
+        Where a number is out of its range, or a pinned document is unknown or excluded.
+    """
+    weights, _ = effective_weights(weights, vectors)
+    excluded = set(
+        knowledge_base.positions(
+            patients=set(exclude_patients), studies=set(exclude_studies), ids=set(exclude_ids)
+        )
+    )
+    left = len(knowledge_base) - len(excluded)
+    if not 1 <= k <= min(MAX_K, left):
+        raise SettingsError(
+            f"{k} documents were asked for. From 1 to {min(MAX_K, left)} can be retrieved: the "
+            f"knowledge base has {len(knowledge_base)}, {len(excluded)} of them excluded."
+        )
+    pinned = _pinned(knowledge_base, set(pinned_ids), excluded, k)
+    candidates, _ = knowledge_base.search(fused_query(vectors, weights), k + _MARGIN, excluded)
+    scored = _score(knowledge_base, vectors, weights, sorted({*candidates.tolist(), *pinned}))
+    best = [i for i in _ranked(scored) if i not in pinned][: k - len(pinned)]
+
+    if not 0 <= noise <= min(len(best), left - k):
+        raise SettingsError(
+            f"{noise} irrelevant documents were asked for. From 0 to {min(len(best), left - k)} "
+            f"are possible with {k} documents, {len(pinned)} of them pinned, out of {left}."
+        )
+    drawn: list[int] = []
+    if noise:
+        retrieved = {*best, *pinned, *excluded}
+        others = np.array([i for i in range(len(knowledge_base)) if i not in retrieved])
+        drawn = np.random.default_rng(seed).choice(others, noise, replace=False).tolist()
+        scored.update(_score(knowledge_base, vectors, weights, sorted(drawn)))
+        best = best[: len(best) - noise] + drawn
+
+    final = {*best, *pinned}
+    chosen = [i for i in _ranked(scored) if i in final]
+    scores = [math.fsum(scored[i][1]) for i in chosen]
+    steered = zip(relevance(scores), gaps(scores, weights), strict=True)
+    return tuple(
+        Retrieved(knowledge_base.document(i), rank, score, *scored[i], *by, drawn=i in drawn)
+        for rank, (i, score, by) in enumerate(zip(chosen, scores, steered, strict=True), start=1)
+    )
+
+
+_Scored = dict[int, tuple[tuple[float, float, float], tuple[float, float, float]]]
+
+
+def _score(
+    knowledge_base: KnowledgeBase, vectors: QueryVectors, weights: Weights, ids: Sequence[int]
+) -> _Scored:
+    """Cosines and terms of documents, by number."""
+    t_ND, v_ND = knowledge_base.vectors(ids)
+    pairs = ((vectors.v, t_ND), (vectors.v, v_ND), (vectors.t, t_ND))
+    # Row by row in float64, so that equal documents score alike wherever they stand.
+    cosines_3N = [
+        np.full(len(ids), np.nan)
+        if query is None
+        else (documents.astype(np.float64) * query).sum(axis=1)
+        for query, documents in pairs
+    ]
+    scored: _Scored = {}
+    for n, i in enumerate(ids):
+        alpha, beta, gamma = (float(cosines[n]) for cosines in cosines_3N)
+        scored[i] = (
+            (alpha, beta, gamma),
+            (
+                _term(weights.alpha, alpha),
+                _term(weights.beta, beta),
+                _term(weights.gamma, gamma),
+            ),
+        )
+    return scored
+
+
+def _term(weight: float, cosine: float) -> float:
+    return 0.0 if math.isnan(cosine) else round(weight * cosine * _GRID) / _GRID
+
+
+def _ranked(scored: _Scored) -> list[int]:
+    """Numbers by descending score; equal scores in document order."""
+    return sorted(scored, key=lambda i: (-math.fsum(scored[i][1]), i))
+
+
+def _pinned(
+    knowledge_base: KnowledgeBase, pinned_ids: set[str], excluded: set[int], k: int
+) -> set[int]:
+    pinned = set(knowledge_base.positions(ids=pinned_ids)) if pinned_ids else set()
+    unknown = pinned_ids - {knowledge_base.document(i).id for i in pinned}
+    if unknown:
+        raise SettingsError(f"The knowledge base has no document {min(unknown)} to pin.")
+    both = sorted(knowledge_base.document(i).id for i in pinned & excluded)
+    if both:
+        raise SettingsError(
+            f"Document {both[0]} is both pinned and excluded. Unpin it or do not exclude it."
+        )
+    if len(pinned) > k:
+        raise SettingsError(
+            f"{len(pinned)} documents are pinned, and only {k} are to be retrieved. "
+            "Unpin some or ask for more."
+        )
+    return pinned

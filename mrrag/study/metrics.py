@@ -1,0 +1,129 @@
+"""Figures over yes/no answers, with their uncertainty; plain functions of arrays.
+
+Answers are 1 (yes), 0 (no) or -1 (could not be parsed), which always counts as wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mrrag.data.yes_no import UNPARSED
+
+Answers = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracy and its kin on one set of questions.
+
+    ``macro`` figures average those of the two classes; ``positive`` ones are those of
+    "yes". The paper's are macro (inferred: only that fits its class balance).
+    """
+
+    n: int
+    accuracy: float
+    balanced_accuracy: float
+    macro_precision: float
+    macro_recall: float
+    macro_f1: float
+    positive_precision: float
+    positive_recall: float
+    positive_f1: float
+    unparsed: int
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else 0.0
+
+
+def scores(gold: Answers, said: Answers) -> Scores:
+    """Score answers against gold (1 or 0); an absent class has precision and recall 0."""
+    per_class = []
+    for value in (0, 1):
+        hit = float(np.sum((gold == value) & (said == value)))
+        precision = _ratio(hit, float(np.sum(said == value)))
+        recall = _ratio(hit, float(np.sum(gold == value)))
+        per_class.append((precision, recall, _ratio(2 * precision * recall, precision + recall)))
+    macro = np.mean(per_class, axis=0)
+    present = [per_class[v][1] for v in (0, 1) if np.any(gold == v)]
+    return Scores(
+        n=len(gold),
+        accuracy=float(np.mean(gold == said)),
+        balanced_accuracy=float(np.mean(present)),
+        macro_precision=float(macro[0]),
+        macro_recall=float(macro[1]),
+        macro_f1=float(macro[2]),
+        positive_precision=per_class[1][0],
+        positive_recall=per_class[1][1],
+        positive_f1=per_class[1][2],
+        unparsed=int(np.sum(said == UNPARSED)),
+    )
+
+
+def _tallies(gold: Answers, said: Answers) -> npt.NDArray[np.float64]:
+    """What accuracy and macro F1 are made of, a row a question, [N, 6].
+
+    Right; one; hits of no, of yes; then how often each is gold plus how often it is said.
+    """
+    hits = [(gold == value) & (said == value) for value in (0, 1)]
+    sizes = [(gold == value).astype(float) + (said == value) for value in (0, 1)]
+    return np.stack([gold == said, np.ones(len(gold)), *hits, *sizes], axis=1).astype(np.float64)
+
+
+def bootstrap(
+    gold: Answers,
+    said: Answers,
+    groups: npt.NDArray[np.int64],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Percentile intervals of accuracy and macro F1, resampling whole patients.
+
+    Parameters
+    ----------
+    groups
+        Each question's patient: questions about one patient are not independent.
+    """
+    rng = np.random.default_rng(seed)
+    members, group_N = np.unique(groups, return_inverse=True)
+    tallies_G6 = np.zeros((len(members), 6))
+    np.add.at(tallies_G6, group_N, _tallies(gold, said))
+    accuracy, f1 = np.empty(resamples), np.empty(resamples)
+    for i in range(resamples):
+        chosen = rng.integers(len(members), size=len(members))
+        right, n, *rest = np.bincount(chosen, minlength=len(members)) @ tallies_G6
+        accuracy[i] = right / n
+        f1[i] = sum(_ratio(2 * rest[v], rest[2 + v]) for v in (0, 1)) / 2
+    tails = (50 * (1 - level), 100 - 50 * (1 - level))
+    low_a, high_a = (float(p) for p in np.percentile(accuracy, tails))
+    low_f, high_f = (float(p) for p in np.percentile(f1, tails))
+    return (low_a, high_a), (low_f, high_f)
+
+
+def mcnemar(gold: Answers, first: Answers, second: Answers) -> tuple[int, int, float]:
+    """McNemar's exact test of two methods on the same questions.
+
+    Returns
+    -------
+    only_first, only_second : int
+        Questions that only the one method answered rightly.
+    p : float
+        Two-sided exact binomial probability.
+    """
+    b = int(np.sum((first == gold) & (second != gold)))
+    c = int(np.sum((first != gold) & (second == gold)))
+    n, k = b + c, min(b, c)
+    if n == 0:
+        return b, c, 1.0
+    # Summed in logarithms: the binomial coefficients of a large n exceed a float.
+    terms = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2)
+        for i in range(k + 1)
+    ]
+    return b, c, min(1.0, 2 * math.fsum(math.exp(t) for t in terms))

@@ -1,0 +1,76 @@
+"""Answering on a lent device is answering, but for what cannot leave that device."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from mrrag.case import Case, Settings
+from mrrag.data.images import load_image
+from mrrag.errors import ModelError
+from mrrag.files import ASSETS
+from mrrag.pipeline import Pipeline, answer, find_evidence, load_pipeline
+from mrrag.types import Query
+
+SAMPLES = Path(ASSETS).parent / "sample_cases"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return load_pipeline()
+
+
+def test_a_lent_case_is_the_same_case_and_can_be_sent(pipeline: Pipeline) -> None:
+    pytest.importorskip("spaces")
+    from app.zero_gpu import lend, seconds_for
+
+    query = Query(load_image(SAMPLES / "case-1.dcm"), "Is there a pleural effusion?")
+    settings = Settings()
+    evidence = find_evidence(pipeline, query, settings)
+    *_, here = answer(pipeline, query, evidence, settings)
+    *_, lent = lend(pipeline)(pipeline, query, evidence, settings)
+    assert isinstance(here, Case)
+    assert isinstance(lent, Case)
+    assert here.kept is not None
+    assert lent.kept is None
+    assert {m: a.text for m, a in lent.answers.items()} == {
+        m: a.text for m, a in here.answers.items()
+    }
+    # What goes there and what comes back travel between processes.
+    pickle.loads(pickle.dumps((query, evidence, settings)))
+    assert pickle.loads(pickle.dumps(lent)).answers == lent.answers
+    assert 10 < seconds_for(query, evidence, settings) < 60
+
+
+def test_why_no_gpu_was_lent_is_said(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("spaces")
+    from spaces.zero.gradio import error
+
+    from app import zero_gpu
+
+    query = Query(None, "Is there a pleural effusion?")
+    evidence = find_evidence(pipeline, query, Settings())
+
+    def lent(raised: Exception) -> list[object]:
+        def fail(*_: object) -> None:
+            raise raised
+
+        monkeypatch.setattr(zero_gpu, "answer_case", fail)
+        return list(zero_gpu.lend(pipeline)(pipeline, query, evidence, Settings()))
+
+    with pytest.raises(ModelError, match=r"^No GPU could be borrowed .+ 3s left\)\. Try later\.$"):
+        lent(error("ZeroGPU quota exceeded", "60s against 3s left). <a href='x'>Try later</a>."))
+    with pytest.raises(ZeroDivisionError):
+        lent(ZeroDivisionError("of ours"))
+
+
+def test_stop_ends_the_lent_call(pipeline: Pipeline) -> None:
+    pytest.importorskip("spaces")
+    from app.zero_gpu import lend
+
+    query = Query(load_image(SAMPLES / "case-1.dcm"), "Is there a pleural effusion?")
+    evidence = find_evidence(pipeline, query, Settings())
+    steps = lend(pipeline)(pipeline, query, evidence, Settings(), cancelled=lambda: True)
+    assert list(steps) == []

@@ -1,0 +1,226 @@
+"""The three ways are measured on the same work; the figures' values are not tested."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from published import by_hand
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mrrag.bench import answers as module
+from mrrag.bench.answers import (
+    WAYS,
+    Bench,
+    BenchInputs,
+    bench,
+    bench_text,
+    load_case,
+    naive,
+    ours,
+    peak_bytes,
+    plain,
+    random_backbone,
+    step_bytes,
+)
+from mrrag.errors import ModelError, SettingsError
+from mrrag.model.attention import plan_pass
+from mrrag.model.backbone import (
+    Backbone,
+    embed,
+    layout,
+    read_prefixes,
+    run_suffixes,
+    stack,
+    token_step,
+)
+from mrrag.model.checkpoint import published_config
+from mrrag.model.prompt import build_prompt
+from mrrag.types import Image
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+
+
+@pytest.fixture(scope="module")
+def case(tiny_llava: Backbone) -> BenchInputs:
+    image = Image(torch.randint(0, 255, (40, 30), dtype=torch.uint8).numpy())
+    kind = {
+        "image_token_id": tiny_llava.image_token_id,
+        "image_tokens": tiny_llava.image_tokens,
+        "max_report_tokens": 20,
+    }
+    prompts = [
+        build_prompt(tiny_llava.tokenizer, module.QUESTION, [module.REPORT] * k, **kind)
+        for k in (0, 3)
+    ]
+    return BenchInputs(replace(tiny_llava, eos_ids=()), image, prompts[0], prompts[1], 5)
+
+
+def test_every_way_writes_as_many_tokens_and_leaves_the_attention_as_it_was(
+    case: BenchInputs,
+) -> None:
+    for way in (naive, plain, ours):
+        run = way(case)
+        assert len(run.ticks) == 5
+        assert list(run.ticks) == sorted(run.ticks)
+        assert case.backbone.model.config.text_config._attn_implementation == "mrrag"
+
+
+def test_our_trace_is_a_sliver_of_the_whole_attention(case: BenchInputs) -> None:
+    assert 0 < ours(case).trace_bytes < naive(case).trace_bytes / 10
+    assert plain(case).trace_bytes == 0
+
+
+def test_a_step_reads_the_text_weights_once_and_each_row_s_cache(case: BenchInputs) -> None:
+    text = case.backbone.model.model.language_model
+    weights = sum(p.nbytes for p in text.layers.parameters())
+    weights += case.backbone.model.lm_head.weight.nbytes
+    row = 3 * 2 * 2 * 12 * 4 * (len(case.rag.ids) + 2)  # layers, K and V, heads, width, bytes
+    assert step_bytes(case, 1) == weights + row
+    assert step_bytes(case, 3) == weights + 3 * row
+
+
+def test_random_weights_answer_in_the_type_asked_for() -> None:
+    backbone = random_backbone(by_hand().config, ASSETS / "llava", torch.bfloat16, "cpu", "tiny")
+    assert backbone.model.dtype == torch.bfloat16
+    assert backbone.image_tokens == 16
+    assert backbone.name == "tiny, random weights"
+
+
+def test_random_weights_that_do_not_fit_are_refused_before_they_are_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "room", lambda device: 12 * 10**9)
+    with pytest.raises(ModelError, match=r"7b takes 15\.1 GB of memory and 12\.0 GB are free"):
+        load_case(Bench(ASSETS, random_weights="7b"))
+
+
+def test_random_weights_of_a_checkpoint_are_refused() -> None:
+    with pytest.raises(SettingsError, match="leave out --random-weights"):
+        load_case(Bench(ASSETS, random_weights="7b", quantize="int4"))
+
+
+def test_the_7b_shape_is_the_published_one() -> None:
+    from published import FULL_SIZE
+
+    assert all(FULL_SIZE[name] == value for name, value in module.SHAPES["7b"].items())
+
+
+class Crossings(TorchDispatchMode):
+    """Notes every operation between the meta device and another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        devices = {t.device.type for t in (*args, out) if isinstance(t, torch.Tensor)}
+        if len(devices) > 1:
+            self.found.append(str(func))
+        return out
+
+
+@torch.inference_mode()
+def test_the_7b_is_read_and_written_without_a_look_at_a_value() -> None:
+    """Tensors on the meta device have shapes alone, so whatever would wait for a GPU fails.
+
+    A step that waits for the device, or takes anything to it, cannot be captured as a graph.
+    """
+    config = published_config("7b", module.SHAPES["7b"])
+    backbone = random_backbone(config, ASSETS / "llava", torch.bfloat16, "meta", "7b")
+    pixels = torch.empty(1, 3, 336, 336, dtype=torch.bfloat16, device="meta")
+    seen = backbone.model.get_image_features(pixel_values=pixels, return_dict=True)
+    features = torch.stack(tuple(seen.pooler_output))
+    prompts = [
+        build_prompt(
+            backbone.tokenizer,
+            module.QUESTION,
+            [module.REPORT] * reports,
+            image_token_id=backbone.image_token_id,
+            image_tokens=backbone.image_tokens,
+        )
+        for reports in (0, 15, 15)
+    ]
+    embeds = [embed(backbone, prompt, features) for prompt in prompts]
+    readings = read_prefixes(backbone, features, prompts, embeds)
+    cache = stack([reading.cache for reading in readings])
+    starts = [prompt.suffix_start for prompt in prompts]
+    mask = layout(starts, [len(p.ids) - p.suffix_start for p in prompts])
+    steering = plan_pass(
+        prompts,
+        [(), (), tuple(k / 14 for k in range(15))],
+        mask,
+        strength=1.0,
+        layers=range(32),
+        rows="question+cue",
+        trace=True,
+        device=backbone.device,
+    )
+    suffixes = [e[start:] for e, start in zip(embeds, starts, strict=True)]
+    logits = run_suffixes(backbone, suffixes, cache, mask, steering)
+    assert logits.shape == (3, 32000)
+    assert steering is not None
+    assert steering.probe is not None
+    assert len(steering.probe.mass_BHS) == 32
+    step = token_step(backbone, cache, mask, logits.argmax(-1, keepdim=True), room=2)
+    for _ in range(2):
+        with Crossings() as crossings:
+            step()
+        assert not crossings.found
+
+
+def test_reports_are_of_the_length_that_is_said() -> None:
+    case = load_case(Bench(ASSETS, reports=3))
+    assert [span.stop - span.start for span in case.rag.reports] == [module.REPORT_TOKENS] * 3
+
+
+@pytest.mark.timeout(900)  # three processes that each import torch
+def test_the_result_is_json_with_all_three_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COPIED_BYTES", 2**20)
+    result = json.loads(json.dumps(bench(Bench(ASSETS, reports=2, new_tokens=3, repeats=1))))
+    for way in WAYS:
+        row = result[way]
+        assert min(row["seconds"], row["tokens_per_second"], row["roofline"]) > 0
+        assert row["peak_bytes"] > 50e6
+        assert 0 < row["first_token_seconds"] < row["seconds"]
+    assert result["ours"]["answers"] == 3
+    table = bench_text(result)
+    assert all(f"\n{way}" in table for way in WAYS)
+    assert "x plain" in table
+
+
+def test_a_peak_is_the_process_s_own() -> None:
+    held = np.ones(2**30, np.uint8)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert 2**26 < pool.submit(peak_bytes).result() < held.nbytes
+    assert peak_bytes() > held.nbytes
+
+
+def die(*_: object) -> None:
+    os._exit(1)
+
+
+def test_a_peak_that_kills_its_process_costs_no_other_figure(
+    case: BenchInputs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_peak", die)
+    monkeypatch.setattr(module, "load_case", lambda _: case)
+    with caplog.at_level(logging.WARNING):
+        result = bench(Bench(ASSETS, repeats=1))
+    assert caplog.messages[0] == (
+        "The peak of naive is not known: its process was ended from outside."
+    )
+    assert result["ours"]["peak_bytes"] is None
+    assert result["ours"]["seconds"] > 0
+    assert bench_text(result).splitlines()[3].split()[-4] == "?"
+    assert "memory" not in bench_text(result)

@@ -1,0 +1,211 @@
+"""An experiment goes on where it was stopped, and ends as an undisturbed one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_experiment import LEARNT, MADE_OF, PLAN, experiment, make_pipeline, make_questions
+
+from mrrag.data.corpus import Question, Record
+from mrrag.errors import SettingsError
+from mrrag.pipeline import Pipeline
+from mrrag.study import experiment as module
+from mrrag.study.evaluation import below_mean
+from mrrag.study.experiment import (
+    ANSWERS,
+    choose_questions,
+    keys_of,
+    read_answers,
+)
+from mrrag.study.plan import Plan, ReadingPlan, cells_of
+from mrrag.types import PLAIN, Document, Retrieved
+
+ROOT = Path(__file__).resolve().parents[2]
+Made = tuple[Pipeline, list[Record], Path]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_llava_folder: Path) -> Made:
+    folder = tmp_path_factory.mktemp("experiment")
+    return *make_pipeline(folder, tiny_llava_folder), folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(made: Made) -> Path:
+    run = made[2] / "undisturbed"
+    experiment(made[0], made[1], run)
+    return run / ANSWERS
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_killed_experiment_ends_as_an_undisturbed_one(
+    made: Made, undisturbed: Path, tiny_llava_folder: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "tests/tiny_experiment.py"]
+    paths = map(str, (made[2], tiny_llava_folder, tmp_path))
+    done = subprocess.run(
+        [*command, *paths],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        timeout=280,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    half = lines(tmp_path / ANSWERS)
+    assert 1 < len(half) < len(lines(undisturbed))
+    experiment(made[0], made[1], tmp_path)
+    assert lines(tmp_path / ANSWERS)[: len(half)] == half
+    assert (tmp_path / ANSWERS).read_bytes() == undisturbed.read_bytes()
+
+
+@pytest.mark.parametrize("cut", [3, 4000])
+def test_a_file_cut_off_anywhere_is_made_whole(
+    made: Made, undisturbed: Path, tmp_path: Path, cut: int
+) -> None:
+    (tmp_path / ANSWERS).write_bytes(undisturbed.read_bytes()[:cut])
+    experiment(made[0], made[1], tmp_path)
+    assert sorted(lines(tmp_path / ANSWERS)) == sorted(lines(undisturbed))
+    assert read_answers(tmp_path) == read_answers(undisturbed.parent)
+
+
+def test_what_is_answered_is_not_asked_again(
+    made: Made, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: Any) -> Any:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(module, "encode_questions", never)
+    before = undisturbed.read_bytes()
+    experiment(made[0], made[1], undisturbed.parent)
+    assert undisturbed.read_bytes() == before
+
+
+def test_two_processes_share_the_questions_and_give_the_same_answers(
+    made: Made, undisturbed: Path, tmp_path: Path
+) -> None:
+    for part in range(2):
+        experiment(made[0], made[1], tmp_path, part=part, parts=2)
+    assert len(list(tmp_path.glob("answers*.csv"))) == 2
+    assert read_answers(tmp_path) == read_answers(undisturbed.parent)
+
+
+def test_a_second_experiment_in_the_same_folder_is_refused(made: Made, tmp_path: Path) -> None:
+    def within(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+        with pytest.raises(SettingsError, match="Another experiment"):
+            experiment(made[0], made[1], tmp_path)
+        return iter(())
+
+    experiment(made[0], made[1], tmp_path, ticker=within)
+
+
+def test_a_full_disk_is_said_and_loses_nothing(
+    made: Made, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def full(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(SettingsError, match="no room left"):
+        experiment(made[0], made[1], tmp_path)
+    experiment(made[0], made[1], tmp_path)
+    assert read_answers(tmp_path) == read_answers(undisturbed.parent)
+
+
+def test_the_own_study_and_patient_are_never_read(made: Made, undisturbed: Path) -> None:
+    questions = choose_questions(made[1], make_questions(made[1]))
+    answers = read_answers(undisturbed.parent)
+    patients = {c.document.id: c.document.patient for c in made[1]}
+    reading = ReadingPlan(LEARNT.weights, 3)
+    for key, posed in zip(
+        keys_of(questions, reading, PLAIN, PLAN, MADE_OF), questions.items, strict=True
+    ):
+        read = answers[key].documents
+        assert len(read) == 3
+        assert posed.case.document.patient not in {patients[i] for i in read}
+        assert answers[key].own_rank is not None
+
+
+def test_every_cell_has_an_answer_to_every_question(made: Made, undisturbed: Path) -> None:
+    questions = choose_questions(made[1], make_questions(made[1]))
+    answers = read_answers(undisturbed.parent)
+    cells = cells_of(PLAN, LEARNT, made[0].backbone.layers)
+    for cell in cells:
+        for key in keys_of(questions, cell.reading, cell.steering, PLAN, MADE_OF):
+            assert len(answers[key].documents) == cell.reading.k
+
+
+def test_the_order_of_reading_is_the_ranking_turned_round_or_shuffled() -> None:
+    found = tuple(ranked(1.0 - n / 9) for n in range(8))
+    assert module._ordered(found, "ranked", 3) == found
+    assert module._ordered(found, "reversed", 3) == found[::-1]
+    shuffled = module._ordered(found, "shuffled", 3)
+    assert shuffled != found
+    assert sorted(shuffled, key=lambda r: -r.score) == list(found)
+    assert module._ordered(found, "shuffled", 3) == shuffled
+
+
+def test_an_answer_is_known_by_all_that_made_it(made: Made) -> None:
+    questions = choose_questions(made[1], make_questions(made[1]))
+    reading = ReadingPlan(LEARNT.weights, 3)
+    seen = [
+        keys_of(questions, reading, PLAIN, PLAN, MADE_OF),
+        keys_of(questions, reading, PLAIN, PLAN, {"model": "other"}),
+        keys_of(questions, ReadingPlan(LEARNT.weights, 4), PLAIN, PLAN, MADE_OF),
+        keys_of(questions, reading, PLAIN, Plan(answer_tokens=9), MADE_OF),
+        keys_of(questions, ReadingPlan(LEARNT.weights, 3, 2), PLAIN, PLAN, MADE_OF),
+        keys_of(questions, ReadingPlan(LEARNT.weights, 3, 2), PLAIN, Plan(seed=1), MADE_OF),
+    ]
+    assert len({key for keys in seen for key in keys}) == 6 * len(questions.items)
+    # A draw that plays no part does not count.
+    assert keys_of(questions, reading, PLAIN, Plan(seed=1), MADE_OF) == seen[0]
+
+
+def test_questions_are_chosen_by_split_and_the_rest_counted(made: Made) -> None:
+    questions = make_questions(made[1])
+    odd = Question("odd", "d0", "Is it large ?", "Perhaps", "closed")
+    other = Question("other", "d0", "Is it large ?", "No", "closed", split="train")
+    posed = choose_questions(
+        made[1], [*questions, odd, other], "", 10, {"image file absent": ["a", "b"]}
+    )
+    assert len(posed.items) == 10
+    assert posed.split == "all"
+    assert posed.skipped["image file absent"] == 2
+    assert posed.skipped["open: the answer is not yes or no"] == 4
+    assert posed.skipped["closed, but the answer begins with neither yes nor no"] == 1
+    assert len(choose_questions(made[1], [*questions, other], "train").items) == 1
+    with pytest.raises(SettingsError, match="no yes/no question in the split test"):
+        choose_questions(made[1], questions, "test")
+
+
+def test_the_data_are_known_by_their_content(made: Made) -> None:
+    questions = make_questions(made[1])
+    first = choose_questions(made[1], questions).fingerprint
+    assert choose_questions(made[1], list(questions)).fingerprint == first
+    assert choose_questions(made[1], questions[1:]).fingerprint != first
+
+
+def ranked(score: float) -> Retrieved:
+    nothing = (0.0, 0.0, 0.0)
+    return Retrieved(Document("d", "", "p", "s"), 1, score, nothing, nothing, 0.0, 0.0)
+
+
+def test_the_hard_mask_takes_the_reports_below_the_mean() -> None:
+    found = [ranked(score) for score in (0.9, 0.5, 0.4, 0.1)]
+    assert below_mean(found) == (3, 4)
+    assert below_mean(found[:1]) == ()
+    assert below_mean([]) == ()

@@ -1,0 +1,77 @@
+"""What is compared differs in one thing only, and equal ways are answered once."""
+
+from dataclasses import replace
+
+import pytest
+
+from mrrag.errors import SettingsError
+from mrrag.learnt import Learnt
+from mrrag.study.plan import ABLATIONS, Plan, cells_of, random_layers
+from mrrag.types import PLAIN, Weights
+
+LEARNT = Learnt(Weights(0.5, 0.2, 0.3), layers=(0, 5), strength=0.1, rows="question+cue")
+
+
+def test_the_plain_plan_is_six_methods_and_four_shares_of_noise() -> None:
+    cells = cells_of(Plan(), LEARNT, 6)
+    assert [c.name for c in cells if c.table == "methods"] == [
+        *("rag_off", "image_report", "image_image", "question_report", "rag", "mr_rag")
+    ]
+    assert [c.reading.noise for c in cells if c.table == "noise"] == [0, 0, 2, 2, 4, 4, 6, 6]
+    assert len({(c.reading, c.steering) for c in cells}) == 12
+
+
+def test_every_k_is_planned_and_rag_off_is_asked_once() -> None:
+    cells = cells_of(Plan(ks=(8, 15), shares=()), LEARNT, 6)
+    assert {c.k for c in cells} == {8, 15}
+    assert len({c.reading for c in cells if c.name == "rag_off"}) == 1
+
+
+def test_an_ablation_is_tested_against_its_own_plain_line() -> None:
+    for cell in (cells := cells_of(Plan(ablations=ABLATIONS), LEARNT, 6)):
+        if cell.table in ABLATIONS:
+            same = [
+                c
+                for c in cells
+                if (c.table, c.name, c.k, c.reading.noise)
+                == (cell.table, cell.against, cell.k, cell.reading.noise)
+            ]
+            assert len(same) == 1
+
+
+def test_the_learnt_form_steers_everywhere_but_where_forms_are_compared() -> None:
+    learnt = replace(LEARNT, form="balanced")
+    for cell in cells_of(Plan(ablations=ABLATIONS), learnt, 6):
+        if cell.table != "form" and cell.steering.strength:
+            assert cell.steering.form == "balanced"
+    forms = {c.steering.form for c in cells_of(Plan(ablations=("form",)), learnt, 6)}
+    assert forms == {"ifa", "balanced"}
+
+
+def test_a_pair_keeps_the_learnt_ratio() -> None:
+    cells = cells_of(Plan(ablations=("similarities",)), LEARNT, 6)
+    pair = next(c for c in cells if c.name == "image_report + question_report")
+    assert pair.reading.weights == Weights(0.5, 0.0, 0.3)
+
+
+def test_without_critical_layers_ifa_is_plain_rag() -> None:
+    nowhere = Learnt(LEARNT.weights, (), 1.0, "question")
+    cells = cells_of(Plan(ablations=ABLATIONS), nowhere, 6)
+    assert all(c.steering == PLAIN for c in cells if c.name in ("mr_rag", "critical"))
+    assert not any(c.name.startswith("random") for c in cells)
+
+
+def test_random_layers_are_as_many_others_and_drawn_by_the_seed() -> None:
+    drawn = random_layers((0, 5), 6, seed=3)
+    assert drawn == random_layers((0, 5), 6, seed=3)
+    assert len(drawn) == len(set(drawn)) == 3
+    assert all(len(layers) == 2 and layers != (0, 5) for layers in drawn)
+    assert random_layers((0, 1), 2, seed=0) == []
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(methods=("magic",)), Plan(ablations=("magic",)), Plan(shares=(2.0,)), Plan(ks=())]
+)
+def test_a_plan_that_cannot_be_is_refused(plan: Plan) -> None:
+    with pytest.raises(SettingsError):
+        cells_of(plan, LEARNT, 6)
