@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mrrag.errors import ModelError, SettingsError
-from mrrag.types import BUNDLED, Weights
+from mrrag.types import BUNDLED, Steering, Weights
 
 FILE = "learnt.json"
 ALIKE = Weights(1 / 3, 1 / 3, 1 / 3)
+# Of a model whose layers were never searched: the paper's form and strength, nowhere.
+UNKNOWN = Steering(strength=1.0, rows="question", form="ifa")
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,8 @@ class Learnt:
 
     Attributes
     ----------
-    strength : float
-        In the form's own unit: the paper's multiplies λ, balanced counts tenths of cosine.
-    form : str
-        By what relevance steers, a key of :data:`mrrag.model.steering.FORMS`.
+    steering : Steering
+        The critical layers, and how strongly and in which form IFA acts there.
     model : str
         The name of the model whose layers these are.
     intervals : tuple
@@ -38,10 +38,7 @@ class Learnt:
     """
 
     weights: Weights
-    layers: tuple[int, ...]
-    strength: float
-    rows: str
-    form: str = "ifa"
+    steering: Steering
     model: str = BUNDLED
     intervals: tuple[tuple[float, float], ...] = ()
     studies: frozenset[str] = frozenset()
@@ -53,10 +50,12 @@ def load_learnt(path: Path) -> Learnt:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return Learnt(
             weights=Weights(**stored["weights"]),
-            layers=tuple(stored["layers"]),
-            strength=float(stored["strength"]),
-            rows=stored["rows"],
-            form=str(stored.get("form", "ifa")),
+            steering=Steering(
+                strength=float(stored["strength"]),
+                layers=tuple(stored["layers"]),
+                rows=stored["rows"],
+                form=str(stored.get("form", "ifa")),
+            ),
             model=str(stored.get("model", BUNDLED)),
             intervals=tuple(
                 (float(low), float(high))
@@ -117,10 +116,10 @@ def write_learnt(path: Path, learnt: Learnt, *, model: str, **found: Mapping[str
     used = {
         "model": model,
         "weights": asdict(learnt.weights),
-        "layers": learnt.layers,
-        "strength": learnt.strength,
-        "rows": learnt.rows,
-        "form": learnt.form,
+        "layers": learnt.steering.layers,
+        "strength": learnt.steering.strength,
+        "rows": learnt.steering.rows,
+        "form": learnt.steering.form,
     }
     text = json.dumps(stored | used | found, indent=2) + "\n"
     part = path.with_suffix(".part")
@@ -155,7 +154,7 @@ def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
                 learnt, weights=known.weights, intervals=known.intervals, studies=known.studies
             )
     if model != BUNDLED:
-        learnt = replace(learnt, layers=(), strength=1.0, rows="question", form="ifa")
+        learnt = replace(learnt, steering=UNKNOWN)
     return learnt
 
 

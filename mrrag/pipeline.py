@@ -148,10 +148,10 @@ def _base_parts(
     encoder = load_encoder_of(directory, assets / "encoder")
     base = KnowledgeBase.load(directory, encoder)
     learnt = learnt_for(model, knowledge_base, assets)
-    if learnt.form not in FORMS or learnt.rows not in ROWS:
+    if learnt.steering.form not in FORMS or learnt.steering.rows not in ROWS:
         raise ModelError(
-            f"What was learnt for this model names the form {learnt.form!r} and the rows "
-            f"{learnt.rows!r}; known are {', '.join(FORMS)} and {', '.join(ROWS)}. Run "
+            f"What was learnt for this model names the form {learnt.steering.form!r} and the rows "
+            f"{learnt.steering.rows!r}; known are {', '.join(FORMS)} and {', '.join(ROWS)}. Run "
             "`python -m mrrag find-layers` again."
         )
     return encoder, base, learnt, calibrate(base, learnt.weights)
@@ -192,9 +192,9 @@ def resolved(pipeline: Pipeline, settings: Settings) -> Settings:
     return replace(
         settings,
         weights=settings.weights or learnt.weights,
-        strength=learnt.strength if settings.strength is None else settings.strength,
-        layers=learnt.layers if settings.layers is None else settings.layers,
-        form=settings.form or learnt.form,
+        strength=learnt.steering.strength if settings.strength is None else settings.strength,
+        layers=learnt.steering.layers if settings.layers is None else settings.layers,
+        form=settings.form or learnt.steering.form,
     )
 
 
@@ -331,14 +331,14 @@ def answer(
         features = None if query.image is None else encode_image(backbone, query.image)
     encoded = time.perf_counter()
     reports = [r.document.report for r in evidence.retrieved]
-    form = settings.form or learnt.form
+    form = settings.form or learnt.steering.form
     relevance = lambdas(evidence.retrieved, form)
     if len(set(relevance)) == 1:
         notes.append(
             "All reports have the same score, so IFA has nothing to steer by: "
             "MR-RAG equals RAG here."
         )
-    layers = learnt.layers if settings.layers is None else settings.layers
+    layers = learnt.steering.layers if settings.layers is None else settings.layers
     if not layers:
         notes.append(
             f"No critical layers are known for {backbone.name} or chosen, so IFA acts nowhere: "
@@ -364,9 +364,9 @@ def answer(
         backbone,
         features,
         branches,
-        strength=learnt.strength if settings.strength is None else settings.strength,
+        strength=learnt.steering.strength if settings.strength is None else settings.strength,
         layers=layers,
-        rows=learnt.rows,
+        rows=learnt.steering.rows,
         transform=form,
         max_new_tokens=settings.max_new_tokens,
         known=known,
@@ -448,13 +448,13 @@ def same_state(pipeline: Pipeline, query: Query, case: Case) -> AttentionTrace |
     backbone, settings, learnt = pipeline.backbone, case.settings, pipeline.learnt
     features = None if query.image is None else encode_image(backbone, query.image)
     prompt = prompt_of(pipeline, query, [r.document.report for r in case.retrieved])
-    form = settings.form or learnt.form
+    form = settings.form or learnt.steering.form
     return same_state_trace(
         backbone,
         (features, prompt, lambdas(case.retrieved, form)),
-        strength=learnt.strength if settings.strength is None else settings.strength,
-        layers=learnt.layers if settings.layers is None else settings.layers,
-        rows=learnt.rows,
+        strength=learnt.steering.strength if settings.strength is None else settings.strength,
+        layers=learnt.steering.layers if settings.layers is None else settings.layers,
+        rows=learnt.steering.rows,
         transform=form,
     )
 
@@ -472,16 +472,16 @@ def influence(pipeline: Pipeline, query: Query, case: Case) -> Influence | None:
     backbone, settings, learnt = pipeline.backbone, case.settings, pipeline.learnt
     features = None if query.image is None else encode_image(backbone, query.image)
     prompt = prompt_of(pipeline, query, [r.document.report for r in case.retrieved])
-    form = settings.form or learnt.form
+    form = settings.form or learnt.steering.form
     relevance = lambdas(case.retrieved, form)
     blocked: list[tuple[int, ...]] = [(), *((k,) for k in range(1, len(relevance) + 1))]
     items: list[Item] = [(features, prompt, lam) for lam in ((), relevance) for _ in blocked]
     scores = answer_batch(
         backbone,
         items,
-        strength=learnt.strength if settings.strength is None else settings.strength,
-        layers=learnt.layers if settings.layers is None else settings.layers,
-        rows=learnt.rows,
+        strength=learnt.steering.strength if settings.strength is None else settings.strength,
+        layers=learnt.steering.layers if settings.layers is None else settings.layers,
+        rows=learnt.steering.rows,
         transform=form,
         block=Block(range(backbone.layers), blocked * 2, rows="question+cue"),
     )

@@ -54,7 +54,7 @@ def test_three_answers_come_with_their_attention(pipeline: Pipeline, query: Quer
     assert case.after is not None
     assert np.allclose(case.before.mass_LHS.sum(-1), 1, atol=1e-5)
     assert np.allclose(case.after.mass_LHS.sum(-1), 1, atol=1e-5)
-    assert case.after.layers == pipeline.learnt.layers
+    assert case.after.layers == pipeline.learnt.steering.layers
     assert len(case.retrieved) == 8
 
 
@@ -79,7 +79,7 @@ def test_steering_moves_attention_in_the_critical_layers_first(
     assert case.before is not None
     assert case.after is not None
     moved = np.abs(case.after.mass_LHS - case.before.mass_LHS).max((1, 2))
-    first = min(pipeline.learnt.layers)
+    first = min(pipeline.learnt.steering.layers)
     assert np.all(moved[:first] < 1e-6)
     assert moved[first] > 1e-3
 
@@ -381,7 +381,10 @@ def test_what_is_kept_is_small_and_shared_and_never_exported(
 
 
 def test_without_layers_mr_rag_says_that_it_is_rag(pipeline: Pipeline, query: Query) -> None:
-    unlearnt = replace(pipeline, learnt=replace(pipeline.learnt, layers=()))
+    unlearnt = replace(
+        pipeline,
+        learnt=replace(pipeline.learnt, steering=replace(pipeline.learnt.steering, layers=())),
+    )
     case = case_of(unlearnt, query, Settings())
     assert case.answers["mr_rag"].p_yes == case.answers["rag"].p_yes
     assert any("No critical layers are known" in note for note in case.notes)

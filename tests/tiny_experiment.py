@@ -23,9 +23,9 @@ from mrrag.retrieval.calibration import calibrate
 from mrrag.retrieval.knowledge_base import KnowledgeBase, build_knowledge_base
 from mrrag.study.experiment import answer_all, choose_questions
 from mrrag.study.plan import Plan, cells_of
-from mrrag.types import Weights
+from mrrag.types import Steering, Weights
 
-LEARNT = Learnt(Weights(0.5, 0.2, 0.3), layers=(1,), strength=1.0, rows="question+cue")
+LEARNT = Learnt(Weights(0.5, 0.2, 0.3), Steering(1.0, (1,), "question+cue"))
 PLAN = Plan((3,), (0.5,), ("rag_off", "rag", "mr_rag"), ablations=("masking",))
 MADE_OF = {"model": "tiny"}
 ASKED = (

@@ -84,11 +84,11 @@ class Cell:
     against: str = ""
 
 
-def ifa_steering(learnt: Learnt, strength: float, layers: tuple[int, ...]) -> Steering:
-    """IFA; where it does nothing, the very same as plain RAG."""
-    if not strength or not layers:
+def effective(steering: Steering) -> Steering:
+    """The same; where it does nothing, the very same as plain RAG."""
+    if not steering.strength or not steering.layers:
         return PLAIN
-    return Steering(strength, tuple(sorted(layers)), learnt.rows, form=learnt.form)
+    return replace(steering, layers=tuple(sorted(steering.layers)))
 
 
 def cells_of(plan: Plan, learnt: Learnt, layers: int) -> list[Cell]:
@@ -104,7 +104,7 @@ def cells_of(plan: Plan, learnt: Learnt, layers: int) -> list[Cell]:
         "rag_off": (None, PLAIN),
         **{name: (weights, PLAIN) for name, weights in SINGLE.items()},
         "rag": (learnt.weights, PLAIN),
-        "mr_rag": (learnt.weights, ifa_steering(learnt, learnt.strength, learnt.layers)),
+        "mr_rag": (learnt.weights, effective(learnt.steering)),
     }
     cells = []
     for k in plan.ks:
@@ -141,7 +141,8 @@ def _check(plan: Plan) -> None:
 
 def _ablation(group: str, learnt: Learnt, layers: int, k: int, noise: int, seed: int) -> list[Cell]:
     fused = ReadingPlan(learnt.weights, k, noise)
-    soft = ifa_steering(learnt, learnt.strength, learnt.layers)
+    steering = learnt.steering
+    soft = effective(steering)
     everywhere = tuple(range(layers))
     if group == "similarities":
         rows = {**SINGLE, **_pairs(learnt.weights), "rag": learnt.weights}
@@ -163,18 +164,16 @@ def _ablation(group: str, learnt: Learnt, layers: int, k: int, noise: int, seed:
         steers = {
             "none": PLAIN,
             "critical": soft,
-            "all": ifa_steering(learnt, learnt.strength, everywhere),
+            "all": effective(replace(steering, layers=everywhere)),
             **{
-                f"random: {', '.join(map(str, drawn))}": ifa_steering(
-                    learnt, learnt.strength, drawn
-                )
-                for drawn in random_layers(learnt.layers, layers, seed)
+                f"random: {', '.join(map(str, drawn))}": effective(replace(steering, layers=drawn))
+                for drawn in random_layers(steering.layers, layers, seed)
             },
         }
         return [Cell(group, name, k, fused, steering, "none") for name, steering in steers.items()]
     if group == "form":
         named = {"none": PLAIN} | {
-            f"{form}, {s:g}": ifa_steering(replace(learnt, form=form), s, learnt.layers)
+            f"{form}, {s:g}": effective(replace(steering, form=form, strength=s))
             for form, strengths in FORM_STRENGTHS.items()
             for s in strengths
         }
@@ -183,13 +182,13 @@ def _ablation(group: str, learnt: Learnt, layers: int, k: int, noise: int, seed:
         steers = {
             "none": PLAIN,
             "soft (IFA)": soft,
-            "hard, critical layers": Steering(masked=learnt.layers),
+            "hard, critical layers": Steering(masked=steering.layers),
             "hard, all layers": Steering(masked=everywhere),
         }
         return [Cell(group, name, k, fused, steering, "none") for name, steering in steers.items()]
     return [
-        Cell(group, f"{s:g}", k, fused, ifa_steering(learnt, s, learnt.layers), "0")
-        for s in sorted({*STRENGTHS, learnt.strength})
+        Cell(group, f"{s:g}", k, fused, effective(replace(steering, strength=s)), "0")
+        for s in sorted({*STRENGTHS, steering.strength})
     ]
 
 

@@ -33,7 +33,7 @@ from mrrag.training.adapter import (
 from mrrag.training.data import held_out_share
 from mrrag.training.layers import STRENGTHS, sweep_layers, try_steering
 from mrrag.training.loop import record_run
-from mrrag.types import PLAIN
+from mrrag.types import PLAIN, Steering
 
 FEWEST = 5  # questions to learn from, and to choose by
 Posed = tuple[tuple[Record, tuple[Question, ...]], ...]
@@ -289,8 +289,8 @@ def learn_layers(
         "studies": study_digests(items),
         **made_of,
     }
-    setting = {name: getattr(best, name) for name in ("layers", "strength", "rows", "form")}
-    kept = replace(pipeline.learnt, **setting)
+    steering = Steering(best.strength, best.layers, best.rows, form=best.form)
+    kept = replace(pipeline.learnt, steering=steering)
     write_learnt(path, kept, model=model, sweep=found)
     record_run(
         folder,

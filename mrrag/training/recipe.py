@@ -32,7 +32,7 @@ from mrrag.training.llava import Vectors, build_llava, train_reading, train_weig
 from mrrag.training.retriever import build_tower, record_stages, train_retriever
 from mrrag.training.tokenizer import train_tokenizer
 from mrrag.training.vision import labels_of, model_pixels, patch_features, train_vision
-from mrrag.types import BUNDLED, Image
+from mrrag.types import BUNDLED, Image, Steering
 
 logger = logging.getLogger(__name__)
 
@@ -227,5 +227,5 @@ def bundled_pipeline(assets: Path) -> Pipeline:
     """The pipeline, before anything has been learnt too: equal weights, no layers."""
     path = assets / "learnt.json"
     if not path.exists():
-        write_learnt(path, Learnt(ALIKE, (), 1.0, "question+cue"), model=BUNDLED)
+        write_learnt(path, Learnt(ALIKE, Steering(1.0, rows="question+cue")), model=BUNDLED)
     return load_pipeline(assets)

@@ -21,7 +21,7 @@ from mrrag.phantom.render import render
 from mrrag.phantom.world import Study
 from mrrag.pipeline import Pipeline
 from mrrag.study.evaluation import EncodedItem, Ticker, no_ticker, run
-from mrrag.study.plan import ANSWER_TOKENS, ifa_steering
+from mrrag.study.plan import ANSWER_TOKENS, effective
 from mrrag.types import PLAIN
 
 SIZE = 512
@@ -43,7 +43,7 @@ def choose(
 ) -> list[SampleCase]:
     """Pick one case for each behaviour worth showing; a behaviour not found is left out."""
     learnt = pipeline.learnt
-    steered = ifa_steering(learnt, learnt.strength, learnt.layers)
+    steered = effective(learnt.steering)
     ask = partial(run, pipeline, k=k, max_new_tokens=ANSWER_TOKENS)
     noise = k // 2
     (off,) = ask(items, None, [PLAIN], label="samples", ticker=ticker)

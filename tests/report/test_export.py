@@ -89,9 +89,9 @@ def test_the_export_holds_all_that_was_shown(case: Case, exported: dict[str, Any
 def test_what_was_learnt_is_written_out(pipeline: Pipeline, image: Image) -> None:
     exported = case_to_json(case_of(pipeline, image, "Is there a nodule?", Settings(k=2)), image)
     assert exported["settings"]["weights"]["alpha"] == pipeline.learnt.weights.alpha
-    assert exported["settings"]["strength"] == pipeline.learnt.strength
-    assert tuple(exported["settings"]["layers"]) == pipeline.learnt.layers
-    assert exported["settings"]["form"] == pipeline.learnt.form
+    assert exported["settings"]["strength"] == pipeline.learnt.steering.strength
+    assert tuple(exported["settings"]["layers"]) == pipeline.learnt.steering.layers
+    assert exported["settings"]["form"] == pipeline.learnt.steering.form
 
 
 def test_a_case_of_the_first_format_was_steered_as_in_the_paper(exported: dict[str, Any]) -> None:

@@ -7,9 +7,9 @@ import pytest
 from mrrag.errors import SettingsError
 from mrrag.learnt import Learnt
 from mrrag.study.plan import ABLATIONS, Plan, cells_of, random_layers
-from mrrag.types import PLAIN, Weights
+from mrrag.types import PLAIN, Steering, Weights
 
-LEARNT = Learnt(Weights(0.5, 0.2, 0.3), layers=(0, 5), strength=0.1, rows="question+cue")
+LEARNT = Learnt(Weights(0.5, 0.2, 0.3), Steering(0.1, (0, 5), "question+cue"))
 
 
 def test_the_plain_plan_is_six_methods_and_four_shares_of_noise() -> None:
@@ -40,7 +40,7 @@ def test_an_ablation_is_tested_against_its_own_plain_line() -> None:
 
 
 def test_the_learnt_form_steers_everywhere_but_where_forms_are_compared() -> None:
-    learnt = replace(LEARNT, form="balanced")
+    learnt = replace(LEARNT, steering=replace(LEARNT.steering, form="balanced"))
     for cell in cells_of(Plan(ablations=ABLATIONS), learnt, 6):
         if cell.table != "form" and cell.steering.strength:
             assert cell.steering.form == "balanced"
@@ -55,7 +55,7 @@ def test_a_pair_keeps_the_learnt_ratio() -> None:
 
 
 def test_without_critical_layers_ifa_is_plain_rag() -> None:
-    nowhere = Learnt(LEARNT.weights, (), 1.0, "question")
+    nowhere = Learnt(LEARNT.weights, Steering(1.0, (), "question"))
     cells = cells_of(Plan(ablations=ABLATIONS), nowhere, 6)
     assert all(c.steering == PLAIN for c in cells if c.name in ("mr_rag", "critical"))
     assert not any(c.name.startswith("random") for c in cells)

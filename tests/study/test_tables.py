@@ -32,9 +32,9 @@ from mrrag.study.tables import (
     text,
     write_csv,
 )
-from mrrag.types import Document, Weights
+from mrrag.types import Document, Steering, Weights
 
-LEARNT = Learnt(Weights(0.5, 0.2, 0.3), layers=(1,), strength=0.5, rows="question+cue")
+LEARNT = Learnt(Weights(0.5, 0.2, 0.3), Steering(0.5, (1,), "question+cue"))
 PLAN = Plan((4, 2), (0.0, 0.5), ablations=ABLATIONS)
 REPORTS = {
     "a": "There is a large pleural effusion.",

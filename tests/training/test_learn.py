@@ -175,15 +175,15 @@ def test_what_was_learnt_serves_its_model_and_only_the_weights_another(
     said = learn_layers(pipeline, lessons, tmp_path / "layers", path, **options)
     assert "flattered" in said
     learnt = learnt_for(MODEL, tmp_path, ASSETS)
-    assert learnt.layers
-    assert learnt.strength > 0
+    assert learnt.steering.layers
+    assert learnt.steering.strength > 0
     seen = patients(lessons.train) | patients(lessons.validation)
     studies = {c.document.study for c in cases if c.document.patient in seen}
     assert learnt.studies == {study_digest(s) for s in studies}
     other = learnt_for("another/model", tmp_path, ASSETS)
-    assert (other.weights, other.layers) == (learnt.weights, ())
+    assert (other.weights, other.steering.layers) == (learnt.weights, ())
     bundled = learnt_for(BUNDLED, tmp_path, ASSETS)
-    assert bundled.layers == learnt_for(BUNDLED, None, ASSETS).layers
+    assert bundled.steering == learnt_for(BUNDLED, None, ASSETS).steering
 
 
 def test_another_model_learns_on_a_knowledge_base_of_its_own() -> None:
