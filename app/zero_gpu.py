@@ -42,7 +42,7 @@ def lend(pipeline: Pipeline) -> Callable[..., Iterator[Progress | Case]]:
     @spaces.GPU(duration=seconds_for)  # type: ignore[untyped-decorator,unused-ignore]
     def on_gpu(query: Query, evidence: Evidence, settings: Settings) -> Iterator[Progress | Case]:
         for step in answer_case(pipeline, query, evidence, settings):
-            yield replace(step, kept=None) if isinstance(step, Case) else step
+            yield replace(step, cache=None) if isinstance(step, Case) else step
 
     def answer(
         _: Pipeline,
@@ -50,7 +50,7 @@ def lend(pipeline: Pipeline) -> Callable[..., Iterator[Progress | Case]]:
         evidence: Evidence,
         settings: Settings,
         *,
-        kept: CaseCache | None = None,
+        cache: CaseCache | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Progress | Case]:
         steps = on_gpu(query, evidence, settings)

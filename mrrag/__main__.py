@@ -53,7 +53,7 @@ def chosen_pipeline(args: argparse.Namespace, device: str | None = None) -> Pipe
         knowledge_base=args.kb,
         revision=args.revision,
         device=device or device_for(args.model != BUNDLED),
-        tower=args.tower,
+        vision_tower=args.tower,
         quantize=args.quantize,
     )
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mrrag.types import Answer, AttentionTrace, QueryVectors, Retrieved, Weights
+from mrrag.types import Answer, AttentionTrace, Familiarity, QueryVectors, Retrieved, Weights
 
 if TYPE_CHECKING:
-    from mrrag.model.backbone import PrefixCache
+    from mrrag.model.prefill import PrefixCache
 
 MAX_QUESTION_CHARACTERS = 1000
+MAX_STRENGTH = 10.0
+MAX_NEW_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a person may set; None means what was learnt for this checkpoint.
+    """Everything that a person may set; None means the value learnt for this checkpoint.
 
     Attributes
     ----------
@@ -31,15 +33,15 @@ class Settings:
     layers : tuple of int or None
         The critical layers, counted from 0.
     form : str or None
-        By what relevance steers, a key of :data:`mrrag.model.steering.FORMS`.
+        How relevance steers, a key of :data:`mrrag.model.steering.FORMS`.
     noise : int
-        How many of the k are replaced by reports drawn at random.
+        Number of the k reports that are replaced by reports drawn at random.
     max_new_tokens : int
-        Where an answer is cut.
+        Longest answer, in tokens.
     seed : int
-        Of the noise.
+        Of the random draw.
     pinned, excluded : tuple of str
-        Ids of documents that come whatever their score, and of those that never come.
+        Ids of documents that are always retrieved, and of those that never are.
     """
 
     k: int = 8
@@ -56,7 +58,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What MCR found, before any answer: enough to re-rank without encoding again.
+    """What MCR retrieved, before any answer; enough to rank again without encoding.
 
     Attributes
     ----------
@@ -75,31 +77,23 @@ class Evidence:
     seconds: float
     percentiles: tuple[float, ...] = ()
     warnings: dict[str, str] = field(default_factory=dict)
-    familiar: Familiarity | None = None
-
-
-@dataclass(frozen=True)
-class Familiarity:
-    """Whether a query's image is unlike the knowledge base, or the id of its twin there."""
-
-    unlike: bool
-    twin: str | None
+    familiarity: Familiarity | None = None
 
 
 @dataclass(frozen=True)
 class Influence:
-    """What each report does to the answer: it is cut off, and P(yes), P(no) are read again.
+    """What each report does to the answer, measured by blocking it.
 
-    The report is cut off from the question and the answer cue in every layer. Later
-    reports may still have read it, so this is the report's direct influence.
+    The report is cut off from the question and the answer cue in every layer, and P(yes) and
+    P(no) are read again. Later reports may still have read it: this is its direct influence.
 
     Attributes
     ----------
     word : str
-        "yes" or "no": what RAG answers first, and so whose probability is followed.
+        "yes" or "no": RAG's first word, whose probability is followed.
     before, after : tuple of float
-        For each report, P(word) with all reports − P(word) without this one: RAG's and
-        MR-RAG's. Positive where the report speaks for the word.
+        For each report, P(word) with all reports minus P(word) without this one, for RAG and
+        for MR-RAG. Positive where the report supports the word.
     whole_before, whole_after : float
         P(word) with all reports.
     """
@@ -113,7 +107,7 @@ class Influence:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the answers have come: the text so far of each method."""
+    """The text so far of each method's answer."""
 
     texts: dict[str, str]
 
@@ -122,11 +116,18 @@ class Progress:
 class CaseCache:
     """What was read of an image and its reports, for the next question about that image.
 
-    It is handed in and handed back, and goes when its holder does.
+    The caller holds it and hands it back; it is freed with its holder.
+
+    Attributes
+    ----------
+    image_sha256 : bytes
+        Of the displayed pixels; empty without an image.
+    prefix : PrefixCache
+        The image's features, and the keys and values of the longest prefix.
     """
 
-    picture: bytes
-    reading: PrefixCache = field(repr=False)
+    image_sha256: bytes
+    prefix: PrefixCache = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -151,4 +152,4 @@ class Case:
     warnings: dict[str, str] = field(default_factory=dict)
     influence: Influence | None = None
     same_state: AttentionTrace | None = None
-    kept: CaseCache | None = field(default=None, repr=False, compare=False)
+    cache: CaseCache | None = field(default=None, repr=False, compare=False)

@@ -139,11 +139,31 @@ class Retrieved:
 
 
 @dataclass(frozen=True)
-class Steering:
-    """How reading is steered: IFA in ``layers``, or a hard mask in ``masked``.
+class Familiarity:
+    """Whether a query's image is unlike the knowledge base, and the id of its twin there."""
 
-    ``form`` is a key of :data:`mrrag.model.steering.FORMS`. The hard mask hides the reports whose
-    score is below the mean from the question.
+    unlike: bool
+    twin: str | None
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How the question's attention on the reports is steered.
+
+    Attributes
+    ----------
+    strength : float
+        Multiplies λ. The paper has none, which is 1.
+    layers : tuple of int
+        The critical layers, counted from 0, in which λ acts.
+    rows : str
+        The tokens that count as the question, a key of :data:`mrrag.model.steering.ROWS`;
+        empty means its default.
+    masked : tuple of int
+        Layers in which the reports of a relevance below the mean are hidden from the question
+        (a hard mask, for comparison).
+    form : str
+        How relevance steers, a key of :data:`mrrag.model.steering.FORMS`.
     """
 
     strength: float = 0.0

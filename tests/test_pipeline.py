@@ -20,8 +20,10 @@ from mrrag.data.images import load_image, read_image
 from mrrag.errors import KnowledgeBaseError, ModelError, SettingsError
 from mrrag.files import ASSETS
 from mrrag.learnt import load_learnt
-from mrrag.pipeline import Pipeline, answer, find_evidence, influence, load_pipeline, warn
+from mrrag.model.backbone import encode_images
+from mrrag.pipeline import Pipeline, answer, explain, find_evidence, load_pipeline
 from mrrag.report.export import case_to_json
+from mrrag.retrieval.doubts import warnings_of
 from mrrag.retrieval.encoders import paper_tower
 from mrrag.types import METHODS, Document, Image, Query, Retrieved, Weights
 
@@ -110,12 +112,12 @@ def test_one_report_leaves_nothing_to_steer_by_and_says_so(
 def test_a_prompt_longer_than_the_model_was_taught_on_says_so(
     pipeline: Pipeline, query: Query
 ) -> None:
-    assert not any("was taught on" in note for note in case_of(pipeline, query, Settings()).notes)
+    assert not any("was trained on" in note for note in case_of(pipeline, query, Settings()).notes)
     tokenizer = copy.copy(pipeline.backbone.tokenizer)
     tokenizer.model_max_length = 100
     short = replace(pipeline, backbone=replace(pipeline.backbone, tokenizer=tokenizer))
     case = case_of(short, query, Settings())
-    assert sum("was taught on 100 at most" in note for note in case.notes) == 1
+    assert sum("was trained on 100 at most" in note for note in case.notes) == 1
 
 
 def test_the_terms_shown_sum_to_the_score(pipeline: Pipeline, query: Query) -> None:
@@ -235,7 +237,7 @@ def test_the_influence_of_a_report_is_what_blocking_it_changes(
     pipeline: Pipeline, query: Query
 ) -> None:
     case = case_of(pipeline, query, Settings(strength=1.0))
-    found = influence(pipeline, query, case)
+    found = explain(pipeline, query, case).influence
     assert found is not None
     said = {m: getattr(case.answers[m], f"p_{found.word}") for m in ("rag", "mr_rag")}
     assert found.whole_before == pytest.approx(said["rag"], abs=1e-4)
@@ -248,7 +250,7 @@ def test_without_steering_influence_is_the_same_before_and_after(
     pipeline: Pipeline, query: Query
 ) -> None:
     case = case_of(pipeline, query, Settings(strength=0.0))
-    found = influence(pipeline, query, case)
+    found = explain(pipeline, query, case).influence
     assert found is not None
     assert found.before == pytest.approx(found.after, abs=1e-5)
 
@@ -257,7 +259,7 @@ def test_an_answer_that_is_not_yes_or_no_has_no_influence_to_follow(
     pipeline: Pipeline, query: Query
 ) -> None:
     case = case_of(pipeline, replace(query, question="What is the blood type?"), Settings())
-    assert influence(pipeline, query, case) is None
+    assert explain(pipeline, query, case).influence is None
 
 
 def test_reports_that_contradict_each_other_are_pointed_out(pipeline: Pipeline) -> None:
@@ -267,10 +269,10 @@ def test_reports_that_contradict_each_other_are_pointed_out(pipeline: Pipeline) 
         )
 
     reports = (said(1, "No effusion."), said(2, "Clear."), said(3, "Large left effusion."))
-    found = warn("Is there pleural fluid?", reports, (99.0, 98.0, 97.0), 95.0, None)
+    found = warnings_of("Is there pleural fluid?", reports, (99.0, 98.0, 97.0), 95.0, None)
     assert set(found) == {"contradiction"}
     assert "affirmed by 3 and denied by 1" in found["contradiction"]
-    weak = warn("Is there a nodule?", reports, (90.0, 80.0, 70.0), 95.0, None)
+    weak = warnings_of("Is there a nodule?", reports, (90.0, 80.0, 70.0), 95.0, None)
     assert set(weak) == {"weak"}
 
 
@@ -311,11 +313,11 @@ def tokens_read(pipeline: Pipeline, run: Callable[[], Case]) -> tuple[Case, int]
 
 
 def asked(
-    pipeline: Pipeline, query: Query, settings: Settings, kept: CaseCache | None
+    pipeline: Pipeline, query: Query, settings: Settings, cache: CaseCache | None
 ) -> tuple[Case, int]:
     def run() -> Case:
         evidence = find_evidence(pipeline, query, settings)
-        *_, case = answer(pipeline, query, evidence, settings, kept=kept)
+        *_, case = answer(pipeline, query, evidence, settings, cache=cache)
         assert isinstance(case, Case)
         return case
 
@@ -338,7 +340,7 @@ def test_the_next_question_about_an_image_does_not_read_it_again(
     first, _ = asked(pipeline, query, Settings(), None)
     again = Query(query.image, question)
     fresh, all_read = asked(pipeline, again, settings, None)
-    saved, read = asked(pipeline, again, settings, first.kept)
+    saved, read = asked(pipeline, again, settings, first.cache)
     image = pipeline.backbone.image_tokens
     assert read <= all_read - image
     if not new_reports:
@@ -347,14 +349,14 @@ def test_the_next_question_about_an_image_does_not_read_it_again(
     for method, plain in fresh.answers.items():
         assert saved.answers[method].text == plain.text
         assert saved.answers[method].p_yes == pytest.approx(plain.p_yes, abs=1e-5)
-    assert saved.kept is not None
+    assert saved.cache is not None
 
 
 def test_another_image_takes_nothing_from_the_one_before(pipeline: Pipeline, query: Query) -> None:
     first, _ = asked(pipeline, query, Settings(), None)
     other = Query(load_image(SAMPLES / "case-2.dcm"), QUESTION)
     fresh, all_read = asked(pipeline, other, Settings(), None)
-    saved, read = asked(pipeline, other, Settings(), first.kept)
+    saved, read = asked(pipeline, other, Settings(), first.cache)
     assert read == all_read
     assert {m: a.p_yes for m, a in saved.answers.items()} == {
         m: a.p_yes for m, a in fresh.answers.items()
@@ -365,19 +367,44 @@ def test_what_is_kept_is_small_and_shared_and_never_exported(
     pipeline: Pipeline, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, _ = asked(pipeline, query, Settings(), None)
-    assert case.kept is not None
-    length = len(case.kept.reading.ids)
-    before = [layer.keys.clone() for layer in case.kept.reading.cache.layers]
-    assert case.kept.reading.nbytes < 10e6
-    assert "kept" not in case_to_json(case)
-    asked(pipeline, query, Settings(k=12), case.kept)
-    assert len(case.kept.reading.ids) == length
+    assert case.cache is not None
+    length = len(case.cache.prefix.ids)
+    before = [layer.keys.clone() for layer in case.cache.prefix.cache.layers]
+    assert case.cache.prefix.nbytes < 10e6
+    assert "cache" not in case_to_json(case)
+    asked(pipeline, query, Settings(k=12), case.cache)
+    assert len(case.cache.prefix.ids) == length
     assert all(
         bool((old == layer.keys).all())
-        for old, layer in zip(before, case.kept.reading.cache.layers, strict=True)
+        for old, layer in zip(before, case.cache.prefix.cache.layers, strict=True)
     )
-    monkeypatch.setattr("mrrag.model.backbone.MAX_KEPT_BYTES", 1000)
-    assert asked(pipeline, query, Settings(), None)[0].kept is None
+    monkeypatch.setattr("mrrag.model.prefill.MAX_CACHE_BYTES", 1000)
+    assert asked(pipeline, query, Settings(), None)[0].cache is None
+
+
+def test_explaining_reads_the_image_once_at_most(
+    pipeline: Pipeline, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, _ = asked(pipeline, query, Settings(), None)
+    calls: list[int] = []
+    monkeypatch.setattr(
+        "mrrag.pipeline.encode_images",
+        lambda backbone, images: calls.append(len(images)) or encode_images(backbone, images),
+    )
+    from_cache = explain(pipeline, query, case)
+    assert calls == []
+    alone = explain(pipeline, query, replace(case, cache=None))
+    assert calls == [1]
+    assert from_cache.influence == alone.influence
+
+
+def test_each_answer_has_its_own_seconds(pipeline: Pipeline, query: Query) -> None:
+    case = case_of(pipeline, query, Settings())
+    longest = max(case.answers.values(), key=lambda answer: answer.tokens)
+    for method, answered in case.answers.items():
+        assert 0 < answered.seconds <= longest.seconds
+        if answered.tokens < longest.tokens:
+            assert answered.seconds < longest.seconds, method
 
 
 def test_without_layers_mr_rag_says_that_it_is_rag(pipeline: Pipeline, query: Query) -> None:

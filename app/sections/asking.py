@@ -100,9 +100,9 @@ def ask(
         settings = settings_from(about, *controls, pinned=pinned, excluded=excluded)
         order = tuple(random.SystemRandom().sample(range(len(METHODS)), len(METHODS)))
         reading = ReaderState(reader_first is True, blind is True, order)
-        kept = shown.kept if isinstance(shown, CaseState) else None
+        cache = shown.cache if isinstance(shown, CaseState) else None
         yield from _answer(
-            engine.result(), about, visit, moment, image, question, settings, reading, kept, answer
+            engine.result(), about, visit, moment, image, question, settings, reading, cache, answer
         )
     except Exception as error:
         yield refuse(error)
@@ -127,7 +127,7 @@ def _answer(
     question: str,
     settings: Settings,
     reading: ReaderState,
-    kept: CaseCache | None,
+    cache: CaseCache | None,
     answer: Answering | None,
 ) -> Iterator[Update]:
     from mrrag.pipeline import answer as answer_case
@@ -154,7 +154,7 @@ def _answer(
     try:
         last = -math.inf
         steps = (answer or answer_case)(
-            pipeline, query, evidence, settings, kept=kept, cancelled=overtaken
+            pipeline, query, evidence, settings, cache=cache, cancelled=overtaken
         )
         for step in steps:
             if isinstance(step, Progress):
@@ -164,14 +164,14 @@ def _answer(
                     yield {"answers": _so_far(question, step.texts, evidence.warnings, reading)}
             elif not overtaken():
                 taken = time.perf_counter() - clicked
-                case, number = replace(step, kept=None), about.base.number
-                shown = CaseState(image, evidence, case, reading, step.kept, number)
+                case, number = replace(step, cache=None), about.base.number
+                shown = CaseState(image, evidence, case, reading, step.cache, number)
                 yield {
                     "shown": shown,
                     "status": cards.status("Weighing each report", kind="busy"),
                 } | present(about, shown)
                 if not overtaken():
-                    shown = replace(shown, result=explain(pipeline, query, shown.result))
+                    shown = replace(shown, result=explain(pipeline, query, shown.result, cache=shown.cache))
                 yield {
                     "shown": shown,
                     "status": cards.status(f"Done in {taken:.1f} s.", kind="done"),

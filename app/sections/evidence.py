@@ -189,7 +189,7 @@ def report_tints(
     trace = traces.get(tint)
     if trace is None:
         return None
-    from mrrag.pipeline import report_places
+    from mrrag.pipeline import report_tokens
 
     names = {f"report {r.rank}": r.document.report for r in shown.result.retrieved}
     spans = [s for s in trace.spans if s.name in names]
@@ -204,7 +204,7 @@ def report_tints(
     )
     tints: list[cards.Tokens] = []
     for span in spans:
-        words, places = report_places(pipeline, names[span.name])
+        words, places = report_tokens(pipeline, names[span.name])
         share = trace.keys_LX[layer, span.start : span.stop] / (top or 1.0)
         # A report that was cut for the model has more tokens than were read.
         tints.append((words, places[: len(share)], share.tolist()))

@@ -81,7 +81,7 @@ class CaseState:
     evidence: Evidence
     result: Case
     reading: ReaderState = ReaderState()
-    kept: CaseCache | None = field(
+    cache: CaseCache | None = field(
         default=None, repr=False
     )  # what the model read, for the next question
     base: int = 0  # as of Found

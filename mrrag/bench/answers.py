@@ -35,11 +35,10 @@ from transformers import LlavaForConditionalGeneration
 from transformers.generation.streamers import BaseStreamer
 
 from mrrag.errors import ModelError, SettingsError
+from mrrag.model.answering import answer_branches
 from mrrag.model.backbone import (
     Backbone,
-    Branch,
-    answer_branches,
-    encode_image,
+    encode_images,
     load_backbone,
     make_backbone,
     pixel_values,
@@ -51,8 +50,9 @@ from mrrag.model.checkpoint import (
     read_config,
     room,
 )
-from mrrag.model.prompt import Prompt, build_prompt
-from mrrag.types import BUNDLED, Image
+from mrrag.model.prefill import Branch
+from mrrag.model.prompt import Prompt
+from mrrag.types import BUNDLED, Image, Steering
 
 logger = logging.getLogger(__name__)
 
@@ -217,15 +217,7 @@ def load_case(options: Bench) -> BenchInputs:
     rng = np.random.default_rng(0)
 
     def prompt(reports: int) -> Prompt:
-        return build_prompt(
-            backbone.tokenizer,
-            QUESTION,
-            [REPORT] * reports,
-            image_token_id=backbone.image_token_id,
-            image_tokens=backbone.image_tokens,
-            template=backbone.template,
-            max_report_tokens=REPORT_TOKENS,
-        )
+        return backbone.prompt(QUESTION, [REPORT] * reports, max_report_tokens=REPORT_TOKENS)
 
     return BenchInputs(
         # An answer that ended early would be measured as a quick one.
@@ -338,19 +330,18 @@ def ours(case: BenchInputs) -> Run:
     """Three answers as one batch, MR-RAG's steered in every layer, and the trace."""
     reports = len(case.rag.reports)
     relevance = tuple(np.linspace(1.0, 0.0, reports).tolist())
+    features = encode_images(case.backbone, [case.image])
     branches = (
-        Branch("rag_off", case.off),
-        Branch("rag", case.rag),
-        Branch("mr_rag", case.rag, relevance),
+        Branch(case.off, features),
+        Branch(case.rag, features),
+        Branch(case.rag, features, relevance),
     )
     ticks: list[float] = []
     step = None
     for step in answer_branches(  # noqa: B007 (the last one is wanted)
         case.backbone,
-        encode_image(case.backbone, case.image),
         branches,
-        strength=1.0,
-        layers=range(case.backbone.layers),
+        Steering(1.0, tuple(range(case.backbone.layers))),
         max_new_tokens=case.new_tokens,
     ):
         ticks.append(time.perf_counter())

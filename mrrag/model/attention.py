@@ -1,13 +1,13 @@
-"""The text model's attention: stock SDPA, and the question rows once more by hand.
+"""The text model's attention: stock SDPA, with the question rows recomputed in float32.
 
-Registered with transformers under :data:`NAME`. What a pass shall do travels with the
-call, as the keyword ``steering`` of ``model(...)``; nothing is global and nothing is
-patched. Without it, or in a layer where it has nothing to do, this is stock SDPA.
+Registered with transformers under :data:`NAME`. The options of a pass travel with the call,
+as the keyword ``steered`` of ``model(...)``: nothing is global and nothing is patched.
+Without the keyword, or in a layer where it has no effect, this is stock SDPA.
 
 SDPA gives neither logits to transform nor probabilities to show, and an additive mask
-cannot express |Ã|. The question rows are few, so they alone are recomputed in float32:
-edited before the mask (afterwards, finfo.min + |finfo.min| = 0 would show the future),
-put back where edited, and reduced at once to what is shown.
+cannot express |Ã|. The question rows are few, so only they are recomputed: edited before
+the mask (after it, finfo.min + |finfo.min| = 0 would reveal the future), put back where
+they were edited, and reduced at once to what is shown.
 
 It does not know what a report is worth, nor how the model was loaded.
 Shape suffixes: B batch row, H head, G query heads per key head, Q trailing query row,
@@ -16,7 +16,7 @@ X key column, S span name, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,23 +26,34 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from mrrag.errors import SettingsError
 from mrrag.model.prompt import Prompt
-from mrrag.model.steering import Block, Edit, align, make_edit, question_rows
-from mrrag.types import AttentionTrace
+from mrrag.model.steering import (
+    DEFAULT_ROWS,
+    FORMS,
+    Block,
+    Edit,
+    align,
+    below_mean,
+    block,
+    make_edit,
+    question_rows,
+)
+from mrrag.types import AttentionTrace, Steering
 
 NAME = "mrrag"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Collects, layer by layer, where the question rows looked."""
+    """Record, layer by layer, where the question rows look."""
 
     spans_BXS: Tensor
     mass_BHS: list[Tensor] = field(default_factory=list)
     keys_BX: list[Tensor] = field(default_factory=list)
 
     def record(self, weights_BHQX: Tensor, question_BQ: Tensor) -> None:
-        """Reduce one layer's probabilities; no synchronisation with the device."""
+        """Reduce one layer's probabilities, without synchronising with the device."""
         share_BQ = question_BQ / question_BQ.sum(-1, keepdim=True)
         mean_BHX = torch.einsum("bhqx,bq->bhx", weights_BHQX, share_BQ)
         self.mass_BHS.append(mean_BHX @ self.spans_BXS.to(mean_BHX.device))
@@ -51,11 +62,19 @@ class Probe:
 
 @dataclass(frozen=True)
 class SteeredPass:
-    """What one forward pass does to its question rows, and what it notes about them.
+    """What one forward pass does to its question rows, and what it records of them.
 
-    ``question_BQ`` marks the question rows among the last Q query rows of the pass. Where
-    ``acts`` is False the probe sees the edits and the pass does not: what they would do
-    to the plain run's own states.
+    Attributes
+    ----------
+    question_BQ : bool [B, Q]
+        The question rows among the last Q query rows of the pass.
+    edits : tuple of Edit
+        The transforms of the logits, in order.
+    probe : Probe or None
+        Records the attention of the question rows.
+    acts : bool
+        Where False, the probe sees the edits and the pass does not: the effect that they
+        would have on the plain run's own states.
     """
 
     question_BQ: Tensor
@@ -72,10 +91,10 @@ def attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    steering: SteeredPass | None = None,
+    steered: SteeredPass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer, in the form that transformers calls.
+    """Compute the attention of one layer, with the signature that transformers calls.
 
     Parameters
     ----------
@@ -83,49 +102,49 @@ def attention(
         [B, H, queries, D], [B, heads of keys, X, D] twice; rotary positions applied.
     attention_mask
         Bool [B, 1, queries, X], True where a query may look, or None for plain causality. For
-        one query it may also be of numbers, to be added to the logits.
+        one query it may also hold numbers, which are added to the logits.
 
     Returns
     -------
     (Tensor [B, queries, H, D], None)
     """
-    if steering is None and query.shape[2] == 1 and not kwargs.get("dropout"):
+    if steered is None and query.shape[2] == 1 and not kwargs.get("dropout"):
         return one_row(query, key, value, attention_mask, scaling), None
     output, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **kwargs
     )
-    if steering is None:
+    if steered is None:
         return output, None
     layer = module.layer_idx
-    edits = [edit for edit in steering.edits if layer in edit.layers]
-    if not edits and steering.probe is None:
+    edits = [edit for edit in steered.edits if layer in edit.layers]
+    if not edits and steered.probe is None:
         return output, None
 
-    rows = steering.question_BQ.shape[1]
+    rows = steered.question_BQ.shape[1]
     logits_BHQX = row_logits(query[:, :, -rows:], key, scaling)
     # A layer may live on another device than the one the pass began on.
     device = query.device
     for edit in edits:
         logits_BHQX = edit.apply(logits_BHQX)
     weights_BHQX = masked_softmax(logits_BHQX, attention_mask)
-    if edits and steering.acts:
+    if edits and steered.acts:
         lam_BQ = torch.stack([edit.lam_BQX.amax((1, 3)) for edit in edits]).amax(0).to(device)
         edited_BQHD = row_values(weights_BHQX, value).to(output.dtype)
         output[:, -rows:] = torch.where(
             (lam_BQ > 0)[:, :, None, None], edited_BQHD, output[:, -rows:]
         )
-    if steering.probe is not None:
-        steering.probe.record(weights_BHQX, steering.question_BQ.to(device))
+    if steered.probe is not None:
+        steered.probe.record(weights_BHQX, steered.question_BQ.to(device))
     return output, None
 
 
 def one_row(
     query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float
 ) -> Tensor:
-    """Stock SDPA of a token being decoded; [B, 1, H, D].
+    """Return stock SDPA for one token of decoding; [B, 1, H, D].
 
-    The query heads of a key head are its rows, so that keys and values are not copied once
-    per query head at every step, which takes longer than attending to them does.
+    The query heads of a key head become its rows. Otherwise keys and values are copied once
+    per query head at each step, which takes longer than the attention itself.
     """
     B, H, _, D = query.shape
     folded = query.reshape(B, key.shape[1], -1, D)
@@ -136,14 +155,14 @@ def one_row(
 
 
 def row_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Float32 logits [B, H, Q, X]; the query heads of a key head are folded into its rows."""
+    """Return float32 logits [B, H, Q, X]; query heads are folded into the rows of their key head."""
     B, H, Q, D = query.shape
     folded = query.float().reshape(B, key.shape[1], -1, D)
     return (folded @ key.float().mT * scaling).view(B, H, Q, -1)
 
 
 def masked_softmax(logits_BHQX: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Probabilities of the last Q rows, with the future and the padding at exactly zero."""
+    """Return probabilities of the last Q rows, exactly zero on the future and the padding."""
     Q, X = logits_BHQX.shape[-2:]
     if attention_mask is None:
         # The last Q of X positions: row q may look at keys up to X - Q + q.
@@ -155,7 +174,7 @@ def masked_softmax(logits_BHQX: Tensor, attention_mask: Tensor | None) -> Tensor
 
 
 def row_values(weights_BHQX: Tensor, value: Tensor) -> Tensor:
-    """Weighted values [B, Q, H, D] in float32, folded as in :func:`row_logits`."""
+    """Return weighted values [B, Q, H, D] in float32, folded as in :func:`row_logits`."""
     B, H, Q, X = weights_BHQX.shape
     folded = weights_BHQX.reshape(B, value.shape[1], -1, X) @ value.float()
     return folded.view(B, H, Q, -1).transpose(1, 2)
@@ -170,11 +189,8 @@ def plan_pass(
     prompts: Sequence[Prompt],
     relevance: Sequence[Sequence[float]],
     mask_BX: Tensor,
+    steering: Steering,
     *,
-    strength: float,
-    layers: Collection[int],
-    rows: str,
-    transform: str = "ifa",
     blocked: Block | None = None,
     trace: bool = False,
     acts: bool = True,
@@ -185,42 +201,52 @@ def plan_pass(
     Parameters
     ----------
     relevance
-        For each prompt, λ of each of its reports before ``strength``; empty for plain.
+        For each prompt, λ of each of its reports before the strength; empty for plain.
     mask_BX
-        True where a key column of the batch holds a token; every row ends at the last.
+        True where a key column of the batch holds a token. Every row ends at the last column.
     blocked
-        Reports whose flow to the question is cut.
+        Reports whose flow to the question is cut, beside what ``steering`` hides.
     trace
-        Whether to note where the question rows look, in every layer.
+        Whether to record, in every layer, where the question rows look.
     acts
-        Whether the edits change the pass, or only what is noted.
+        Whether the edits change the pass, or only what is recorded.
 
     Returns
     -------
-    Steering or None
+    SteeredPass or None
         None where the pass is stock attention throughout.
+
+    Raises
+    ------
+    SettingsError
+        Where the form or the rows are unknown, or λ times strength is negative or not finite.
     """
+    if steering.form not in FORMS:
+        raise SettingsError(
+            f"There is no steering called {steering.form!r}. Choose one of: {', '.join(FORMS)}."
+        )
+    rows = steering.rows or DEFAULT_ROWS
     Q = max(len(p.ids) - p.span("question").start for p in prompts)
-    question_BQ = align([question_rows(p, rows) for p in prompts], mask_BX)[:, -Q:]
+
+    def rows_BQ(name: str) -> Tensor:
+        return align([question_rows(p, name) for p in prompts], mask_BX)[:, -Q:]
+
+    question_BQ = rows_BQ(rows)
+    amounts = [[steering.strength * lam for lam in row] for row in relevance]
     edits = [
         make_edit(
-            transform,
-            prompts,
-            [[strength * r for r in row] for row in relevance],
-            question_BQ,
-            mask_BX,
-            layers,
+            FORMS[steering.form].transform, prompts, amounts, question_BQ, mask_BX, steering.layers
         )
     ]
-    if blocked is not None:
-        amounts = [
-            [float(not blocked.reports or k in blocked.reports[b]) for k in _numbers(prompt)]
-            for b, prompt in enumerate(prompts)
-        ]
-        blocked_BQ = align([question_rows(p, blocked.rows or rows) for p in prompts], mask_BX)
-        edits.append(
-            make_edit("block", prompts, amounts, blocked_BQ[:, -Q:], mask_BX, blocked.layers)
-        )
+    hidden = Block(steering.masked, [below_mean(row) for row in relevance], DEFAULT_ROWS)
+    for cut in (hidden, blocked):
+        if cut is not None and cut.layers:
+            cut_off = [
+                [float(not cut.reports or k in cut.reports[b]) for k in _numbers(prompt)]
+                for b, prompt in enumerate(prompts)
+            ]
+            cut_BQ = rows_BQ(cut.rows or rows)
+            edits.append(make_edit(block, prompts, cut_off, cut_BQ, mask_BX, cut.layers))
     moved = tuple(edit.to(device) for edit in edits if edit)
     probe = Probe(_span_columns(prompts, mask_BX).to(device)) if trace else None
     if not moved and probe is None:
@@ -229,20 +255,20 @@ def plan_pass(
 
 
 def traces(
-    steering: SteeredPass,
+    steered: SteeredPass,
     prompts: Sequence[Prompt],
     mask_BX: Tensor,
     grid: tuple[int, int],
 ) -> tuple[AttentionTrace, ...]:
-    """What a probed pass saw, one trace per prompt, free of padding and on the CPU."""
-    if steering.probe is None:
+    """Return what a probed pass recorded: a trace per prompt, without padding, on the CPU."""
+    if steered.probe is None:
         raise ValueError("This pass was not probed.")
-    mass_BLHS = _stacked(steering.probe.mass_BHS)
-    keys_BLX = _stacked(steering.probe.keys_BX)
+    mass_BLHS = _stacked(steered.probe.mass_BHS)
+    keys_BLX = _stacked(steered.probe.keys_BX)
     result = []
     for b, prompt in enumerate(prompts):
         names = span_names(prompt)
-        steered = {i for e in steering.edits if e.lam_BQX[b].any() for i in e.layers}
+        layers = {i for e in steered.edits if e.lam_BQX[b].any() for i in e.layers}
         result.append(
             AttentionTrace(
                 spans=prompt.spans,
@@ -250,20 +276,20 @@ def traces(
                 mass_LHS=mass_BLHS[b, :, :, : len(names)].numpy().copy(),
                 keys_LX=keys_BLX[b][:, mask_BX[b]].numpy(),
                 grid=grid,
-                layers=tuple(sorted(steered)),
+                layers=tuple(sorted(layers)),
             )
         )
     return tuple(result)
 
 
 def _stacked(layers: Sequence[Tensor]) -> Tensor:
-    """One tensor [B, L, ...] on the CPU, wherever the layers live; one copy a device."""
+    """Return one tensor [B, L, ...] on the CPU, wherever the layers live."""
     first = layers[0].device
     return torch.stack([layer.to(first) for layer in layers], 1).cpu()
 
 
 def span_names(prompt: Prompt) -> tuple[str, ...]:
-    """The distinct span names of a prompt, in the order of :class:`AttentionTrace`."""
+    """Return the distinct span names of a prompt, in the order of :class:`AttentionTrace`."""
     present = {span.name for span in prompt.spans}
     ordered = ("image", *(s.name for s in prompt.reports), "question", "cue", "other")
     return tuple(name for name in ordered if name in present)
@@ -274,7 +300,7 @@ def _numbers(prompt: Prompt) -> range:
 
 
 def _span_columns(prompts: Sequence[Prompt], mask_BX: Tensor) -> Tensor:
-    """One-hot float32 [B, X, S]: the span name that each key column belongs to."""
+    """Return one-hot float32 [B, X, S]: the span name of each key column."""
     indices = []
     for prompt in prompts:
         names = span_names(prompt)

@@ -445,7 +445,7 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: str,
-    tower: str = "checkpoint",
+    vision_tower: str = "checkpoint",
     quantize: str | None = None,
 ) -> Any:
     """The model, frozen, placed, and checked name by name.
@@ -457,7 +457,7 @@ def load_model(
     device
         As torch names it, or "auto": accelerate spreads it over the GPUs there are and,
         where those are too small, the CPU.
-    tower
+    vision_tower
         Whose vision tower: the "checkpoint"'s own; "stock", the CLIP that the checkpoint
         began from, which is what Microsoft's own loader takes; or a folder or hub name.
     quantize
@@ -501,9 +501,9 @@ def load_model(
         raise ModelError(
             f"{name} could not be loaded: {_line(error)} Download the checkpoint again."
         ) from error
-    _check_names(name, info, own_tower=tower == "checkpoint")
-    if tower != "checkpoint":
-        _replace_tower(model, _stock_tower(folder) if tower == "stock" else tower)
+    _check_names(name, info, own_tower=vision_tower == "checkpoint")
+    if vision_tower != "checkpoint":
+        _replace_tower(model, _stock_tower(folder) if vision_tower == "stock" else vision_tower)
     model.eval().requires_grad_(False)
     return model
 
@@ -548,7 +548,7 @@ def _check_names(name: str, info: Mapping[str, Any], own_tower: bool) -> None:
     if found:
         tower = all(key.startswith("model.vision_tower.") for key in wrong["missing"])
         advice = (
-            "It has no vision tower of its own: use --tower stock."
+            "It has no vision tower of its own: use --vision-tower stock."
             if wrong["missing"] and tower and not wrong["unexpected"]
             else "Its files and its config.json do not belong together. Download it again."
         )
@@ -575,7 +575,7 @@ def _replace_tower(model: Any, name: str) -> None:
         model.model.vision_tower.load_state_dict(stock.state_dict())
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
-            f"{name} cannot serve as the vision tower: {_line(error)} Choose another --tower, or "
+            f"{name} cannot serve as the vision tower: {_line(error)} Choose another --vision-tower, or "
             "leave it out."
         ) from error
 

@@ -21,6 +21,7 @@ from mrrag.types import Span
 
 REPORTS_HEADING = "Reports of similar cases:\n"
 IMAGE = "<image>"
+MAX_REPORT_TOKENS = 256
 SPACE = "▁"  # how SentencePiece writes a space
 
 
@@ -126,7 +127,7 @@ def build_prompt(
     image_token_id: int,
     image_tokens: int,
     template: Template = MISTRAL_INSTRUCT,
-    max_report_tokens: int = 256,
+    max_report_tokens: int = MAX_REPORT_TOKENS,
 ) -> Prompt:
     """Build the ids of one branch.
 

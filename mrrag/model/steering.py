@@ -1,10 +1,11 @@
-"""Transforms of pre-softmax attention logits, and where in a prompt they act.
+"""IFA and its kin: transforms of attention logits before the softmax, and where they act.
 
-A transform takes logits, a non-negative λ that broadcasts onto them, and where question
-rows meet report columns, the one place where Reports→Question exists in a causal decoder;
-λ is zero everywhere else. Where all of λ is zero a transform changes nothing.
+A transform takes the logits, λ (zero or more, broadcast onto them) and the mask of the
+places where question rows meet report columns. In a causal decoder that is the only place
+where Reports→Question exists, so λ is zero everywhere else. Where λ is zero throughout, a
+transform changes nothing.
 
-This module knows prompts and tensors; it does not know models, layers' code or caches.
+This module knows prompts and tensors. It does not know models, layers or caches.
 Shape suffixes: B batch row, H head, Q question row, X key column.
 """
 
@@ -18,26 +19,29 @@ from torch import Tensor
 
 from mrrag.errors import SettingsError
 from mrrag.model.prompt import Prompt
+from mrrag.types import Retrieved
 
 Transform = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+GAP = 0.1  # of cosine: the unit in which the balanced form counts differences of scores
+
 
 def ifa(logits: Tensor, lam: Tensor, _reports: Tensor) -> Tensor:
-    """Importance-aware information flow augmentation: Ã' = Ã + λ·|Ã| (MR-RAG, section IFA).
+    """Apply importance-aware information flow augmentation: Ã' = Ã + λ·|Ã| (MR-RAG, IFA).
 
-    No logit is ever lowered: what is not a report loses in the softmax, by normalisation.
+    No logit is lowered. What is not a report loses attention in the softmax alone, which
+    normalises.
     """
     return logits + lam * logits.abs()
 
 
 def balanced(logits: Tensor, lam: Tensor, reports: Tensor) -> Tensor:
-    """Relevance as a prior over the reports: Ã' = Ã + λ − c, with Σ exp Ã' = Σ exp Ã (ours).
+    """Use relevance as a prior over the reports: Ã' = Ã + λ − c, Σ exp Ã' = Σ exp Ã (ours).
 
-    λ is the strength times the difference of fused scores, in tenths of cosine
-    (:func:`mrrag.retrieval.mcr.lambdas`). The sums are over a row's report columns. After the
-    softmax a report's share of what is read from reports is multiplied by e^λ and divided by
-    the same for all; how much is read from reports together, and how that is shared among a
-    report's words, stay as they were.
+    The sums run over a row's report columns, and c is one number per row. After the
+    softmax, report k has a share of the attention on reports that is proportional to e^λ_k
+    times its share before. The attention on all reports together, and its distribution
+    over the words of one report, stay as they were.
     """
     raised = logits + lam
     change = _total(raised, reports) - _total(logits, reports)
@@ -45,30 +49,63 @@ def balanced(logits: Tensor, lam: Tensor, reports: Tensor) -> Tensor:
 
 
 def _total(logits: Tensor, reports: Tensor) -> Tensor:
-    """ln Σ exp over each row's report columns."""
+    """Return ln Σ exp over each row's report columns."""
     least = torch.finfo(logits.dtype).min
     return logits.masked_fill(~reports, least).logsumexp(-1, keepdim=True)
 
 
 def block(logits: Tensor, lam: Tensor, _reports: Tensor) -> Tensor:
-    """Attention blocking: no flow at all where λ > 0 (MR-RAG, choice of critical layers)."""
+    """Block attention wherever λ > 0 (MR-RAG, choice of the critical layers)."""
     return logits.masked_fill(lam > 0, -torch.inf)
 
 
-# By what relevance steers: as in the paper, or as a prior.
-FORMS: dict[str, Transform] = {"ifa": ifa, "balanced": balanced}
-TRANSFORMS: dict[str, Transform] = {**FORMS, "block": block}
+@dataclass(frozen=True)
+class Form:
+    """One way to steer by relevance.
 
-# Which spans count as the question. The answer is read at the end of the cue.
+    Attributes
+    ----------
+    transform : Transform
+        What happens to the logits.
+    lam : callable
+        λ of a retrieved document, before the strength; zero or more.
+    """
+
+    transform: Transform
+    lam: Callable[[Retrieved], float]
+
+
+# The paper's λ spreads from 0 to 1 however alike the documents are. The balanced form's is
+# the difference of the scores itself, so that documents nearly alike are read nearly alike.
+FORMS: dict[str, Form] = {
+    "ifa": Form(ifa, lambda document: document.relevance),
+    "balanced": Form(balanced, lambda document: document.gap / GAP),
+}
+
+
+def lambdas(documents: Sequence[Retrieved], form: str) -> tuple[float, ...]:
+    """Return λ of each document before the strength; ``form`` is a key of :data:`FORMS`."""
+    return tuple(FORMS[form].lam(document) for document in documents)
+
+
+def below_mean(relevance: Sequence[float]) -> tuple[int, ...]:
+    """Return the numbers, from 1, of the reports whose λ is below their mean."""
+    mean = sum(relevance) / max(1, len(relevance))
+    return tuple(k for k, lam in enumerate(relevance, start=1) if lam < mean)
+
+
+# The spans that count as the question. The answer is read at the end of the cue.
 ROWS: dict[str, tuple[str, ...]] = {
     "question": ("question",),
     "question+cue": ("question", "cue"),
 }
+# Every token that can carry a report's content to the answer.
+DEFAULT_ROWS = "question+cue"
 
 
 @dataclass(frozen=True)
 class Block:
-    """Reports to cut off from the question, and the layers in which to do so.
+    """Reports to cut off from the question, and the layers in which to cut them off.
 
     Attributes
     ----------
@@ -78,7 +115,7 @@ class Block:
         For each prompt of the batch, the reports to block, counted from 1 as in the
         span names. Empty means every report of every prompt.
     rows : str or None
-        Which tokens are cut off, a key of :data:`ROWS`; None means those of the pass.
+        The tokens that are cut off, a key of :data:`ROWS`; None means those of the pass.
     """
 
     layers: Collection[int]
@@ -88,10 +125,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Edit:
-    """One transform in some layers: λ for every question row and key of a batch.
+    """One transform in some layers, with λ for every question row and key of a batch.
 
-    ``lam_BQX`` is float32 and ``reports_BQX`` bool, where question rows meet report columns;
-    both [B, 1, Q, X]. The Q rows are the last of the pass.
+    Attributes
+    ----------
+    lam_BQX : float32 [B, 1, Q, X]
+        λ times the strength. The Q rows are the last of the pass.
+    reports_BQX : bool [B, 1, Q, X]
+        True where a question row meets a report column.
     """
 
     transform: Transform
@@ -100,18 +141,18 @@ class Edit:
     layers: frozenset[int]
 
     def to(self, device: torch.device | str) -> Edit:
-        """The same on a device."""
+        """Return the same edit on a device."""
         lam, reports = self.lam_BQX.to(device), self.reports_BQX.to(device)
         return Edit(self.transform, lam, reports, self.layers)
 
     def apply(self, logits_BHQX: Tensor) -> Tensor:
-        """The logits, transformed."""
+        """Return the transformed logits."""
         moved = self.to(logits_BHQX.device)  # no copy where they are on one device
         return self.transform(logits_BHQX, moved.lam_BQX, moved.reports_BQX)
 
 
 def align(values: Sequence[Tensor], mask_BX: Tensor) -> Tensor:
-    """Per-token values of several prompts, moved onto the columns of their padded batch.
+    """Move per-token values of several prompts onto the columns of their padded batch.
 
     The n-th attended column of a row is its prompt's n-th token, wherever the padding is.
 
@@ -132,7 +173,7 @@ def align(values: Sequence[Tensor], mask_BX: Tensor) -> Tensor:
 
 
 def question_rows(prompt: Prompt, rows: str) -> Tensor:
-    """True for the prompt tokens that count as the question; bool [tokens].
+    """Mark the prompt tokens that count as the question; bool [tokens].
 
     Raises
     ------
@@ -152,7 +193,7 @@ def question_rows(prompt: Prompt, rows: str) -> Tensor:
 
 
 def report_keys(prompt: Prompt, amounts: Sequence[float]) -> Tensor:
-    """One amount per report, spread over its tokens; float32 [tokens], else zero."""
+    """Spread one amount per report over its tokens; float32 [tokens], zero elsewhere."""
     if amounts and len(amounts) != len(prompt.reports):
         raise ValueError(f"{len(amounts)} amounts for {len(prompt.reports)} reports.")
     spread = torch.zeros(len(prompt.ids))
@@ -162,7 +203,7 @@ def report_keys(prompt: Prompt, amounts: Sequence[float]) -> Tensor:
 
 
 def make_edit(
-    transform: str,
+    transform: Transform,
     prompts: Sequence[Prompt],
     amounts: Sequence[Sequence[float]],
     question_BQ: Tensor,
@@ -173,10 +214,8 @@ def make_edit(
 
     Parameters
     ----------
-    transform
-        A key of :data:`TRANSFORMS`.
     amounts
-        For each prompt, λ of each of its reports; empty for none.
+        For each prompt, λ times strength of each of its reports; empty for none.
     question_BQ
         True for the question rows among the last Q rows of the pass.
     mask_BX
@@ -192,12 +231,8 @@ def make_edit(
     Raises
     ------
     SettingsError
-        Where the transform is not known or an amount is negative or not finite.
+        Where an amount is negative or not finite.
     """
-    if transform not in TRANSFORMS:
-        raise SettingsError(
-            f"There is no steering called {transform!r}. Choose one of: {', '.join(TRANSFORMS)}."
-        )
     lam_BX = align([report_keys(p, a) for p, a in zip(prompts, amounts, strict=True)], mask_BX)
     if not (torch.isfinite(lam_BX) & (lam_BX >= 0)).all():
         raise SettingsError(
@@ -211,4 +246,4 @@ def make_edit(
     def meet(columns_BX: Tensor) -> Tensor:
         return (question_BQ[:, :, None] * columns_BX[:, None, :])[:, None]
 
-    return Edit(TRANSFORMS[transform], meet(lam_BX), meet(reports_BX), frozenset(layers))
+    return Edit(transform, meet(lam_BX), meet(reports_BX), frozenset(layers))

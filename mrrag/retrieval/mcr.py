@@ -31,13 +31,11 @@ __all__ = [
     "encode_query",
     "fused_query",
     "gaps",
-    "lambdas",
     "relevance",
     "retrieve",
 ]
 
 MAX_K = 50
-GAP = 0.1  # of cosine, what the balanced form's strength is counted by
 MAX_WEIGHT, MIN_WEIGHT = 1e3, 1e-6
 # Terms are multiples of 2^-40. With weights of at most 1000, a sum of three then has at
 # most 52 bits: it is exact, in any order, and so the terms sum to the score exactly.
@@ -139,15 +137,6 @@ def gaps(scores: Sequence[float], weights: Weights) -> tuple[float, ...]:
     low = min(scores, default=0.0)
     scale = abs(weights.alpha) + abs(weights.beta) + abs(weights.gamma)
     return tuple((s - low) / scale for s in scores)
-
-
-def lambdas(found: Sequence[Retrieved], form: str) -> tuple[float, ...]:
-    """λ of each document before its strength, in a form of :data:`mrrag.model.steering.FORMS`.
-
-    The paper's spreads from 0 to 1 however alike the documents are. Balanced, it is the
-    difference of the scores itself, so that documents nearly alike are read nearly alike.
-    """
-    return tuple(r.gap / GAP if form == "balanced" else r.relevance for r in found)
 
 
 def retrieve(

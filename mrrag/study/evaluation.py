@@ -8,7 +8,7 @@ not decided here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,16 @@ from torch import Tensor
 from mrrag.data.corpus import Question, Record
 from mrrag.data.images import load_image
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
-from mrrag.model.backbone import Item, answer_batch, encode_images, prefill_batch
-from mrrag.model.prompt import Prompt, build_prompt
-from mrrag.model.steering import Block
+from mrrag.model.answering import answer_batch
+from mrrag.model.backbone import encode_images
+from mrrag.model.prefill import Branch, prefill_batch
+from mrrag.model.steering import lambdas
 from mrrag.pipeline import Pipeline
-from mrrag.retrieval.mcr import lambdas, retrieve
+from mrrag.retrieval.mcr import retrieve
 from mrrag.study.metrics import Answers
 from mrrag.types import QueryVectors, Retrieved, Steering, Weights
 
 BATCH = 32
-ROWS = "question+cue"  # every token that could carry a report's content to the answer
 
 Ticker = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -129,25 +129,9 @@ def evidence_for(
     )
 
 
-def prompt_for(pipeline: Pipeline, item: EncodedItem, reports: Sequence[str]) -> Prompt:
-    """The prompt that the page would build for this question and these reports."""
-    backbone = pipeline.backbone
-    return build_prompt(
-        backbone.tokenizer,
-        item.question.question,
-        reports,
-        image_token_id=backbone.image_token_id,
-        image_tokens=backbone.image_tokens,
-        template=backbone.template,
-    )
-
-
-def below_mean(found: Sequence[Retrieved]) -> tuple[int, ...]:
-    """Numbers, from 1, of the documents whose score is below their mean."""
-    if not found:
-        return ()
-    mean = float(np.mean([r.score for r in found]))
-    return tuple(n for n, r in enumerate(found, start=1) if r.score < mean)
+def branch_of(pipeline: Pipeline, item: EncodedItem, reports: Sequence[str]) -> Branch:
+    """Return the branch that the page would run for this question and these reports."""
+    return Branch(pipeline.backbone.prompt(item.question.question, reports), item.features)
 
 
 def answer_ways(
@@ -167,32 +151,19 @@ def answer_ways(
         first token is taken for the answer's first word, which is all that a sweep needs.
     """
     backbone = pipeline.backbone
-    batch: list[Item] = [
-        (
-            item.features,
-            prompt_for(pipeline, item, [r.document.report for r in found]),
-            (),
-        )
+    branches = [
+        branch_of(pipeline, item, [r.document.report for r in found])
         for item, found in zip(items, evidence, strict=True)
     ]
-    cache = prefill_batch(backbone, batch)
+    cache = prefill_batch(backbone, branches)
     outcomes = []
     for steering in steers:
-        hidden = [below_mean(found) for found in evidence] if steering.masked else []
-        steered: list[Item] = [
-            (features, prompt, lambdas(found, steering.form))
-            for (features, prompt, _), found in zip(batch, evidence, strict=True)
+        steered = [
+            replace(branch, relevance=lambdas(found, steering.form))
+            for branch, found in zip(branches, evidence, strict=True)
         ]
         first = answer_batch(
-            backbone,
-            steered,
-            strength=steering.strength,
-            layers=steering.layers,
-            rows=steering.rows or ROWS,
-            transform=steering.form,
-            block=Block(steering.masked, hidden, ROWS) if any(hidden) else None,
-            cache=cache,
-            max_new_tokens=max_new_tokens,
+            backbone, steered, steering, cache=cache, max_new_tokens=max_new_tokens
         )
         yes = np.isin(first.next_id, backbone.yes_ids)
         no = np.isin(first.next_id, backbone.no_ids)

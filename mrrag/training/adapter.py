@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mrrag.model.backbone import answer_batch
+from mrrag.model.answering import answer_batch
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.mcr import retrieve
-from mrrag.study.evaluation import EncodedItem, Ticker, evidence_for, no_ticker, prompt_for
+from mrrag.study.evaluation import EncodedItem, Ticker, branch_of, evidence_for, no_ticker
 from mrrag.study.plan import SINGLE
 from mrrag.training.loop import cached
 from mrrag.types import Retrieved, Weights
@@ -134,8 +134,8 @@ def _scored(
     confidence_QN = np.full((len(items), width), np.nan)
     for q, (item, seed) in enumerate(zip(items, seeds, strict=True)):
         pool = candidates(pipeline, item, seed)
-        batch = [(item.features, prompt_for(pipeline, item, [r.document.report]), ()) for r in pool]
-        score = answer_batch(pipeline.backbone, batch, strength=0.0, layers=())
+        branches = [branch_of(pipeline, item, [r.document.report]) for r in pool]
+        score = answer_batch(pipeline.backbone, branches)
         right = score.p_yes if item.gold else score.p_no
         both = score.p_yes + score.p_no
         # Where the model says neither, the document is of no use.

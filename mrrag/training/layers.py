@@ -18,16 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from mrrag.errors import SettingsError
-from mrrag.model.backbone import answer_batch, prefill_batch
+from mrrag.model.answering import answer_batch
+from mrrag.model.prefill import prefill_batch
 from mrrag.model.steering import FORMS, ROWS, Block
 from mrrag.pipeline import Pipeline
 from mrrag.study.evaluation import (
     BATCH,
     EncodedItem,
     Ticker,
+    branch_of,
     evidence_for,
     no_ticker,
-    prompt_for,
     run,
 )
 from mrrag.study.metrics import Answers
@@ -120,24 +121,19 @@ def _drops(
     pipeline: Pipeline, items: Sequence[EncodedItem], weights: Weights, k: int, sweep: Sweep
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Relative drops [centres, N] of the N questions that plain RAG answers rightly."""
-    batch = []
+    branches = []
     for item in items:
         reports = [r.document.report for r in evidence_for(pipeline, item, weights, k)]
-        batch.append((item.features, prompt_for(pipeline, item, reports), ()))
-    cache = prefill_batch(pipeline.backbone, batch)
+        branches.append(branch_of(pipeline, item, reports))
+    cache = prefill_batch(pipeline.backbone, branches)
     gold = np.array([item.gold for item in items])
-    whole = answer_batch(pipeline.backbone, batch, strength=0.0, layers=(), cache=cache)
+    whole = answer_batch(pipeline.backbone, branches, cache=cache)
     p_right = np.where(gold == 1, whole.p_yes, whole.p_no)
     right = (whole.p_yes > whole.p_no) == (gold == 1)
     drops = []
     for n in range(len(sweep.centres)):
         cut = answer_batch(
-            pipeline.backbone,
-            batch,
-            strength=0.0,
-            layers=(),
-            block=Block(layers=sweep.blocked(n)),
-            cache=cache,
+            pipeline.backbone, branches, block=Block(layers=sweep.blocked(n)), cache=cache
         )
         p_cut = np.where(gold == 1, cut.p_yes, cut.p_no)
         drops.append(((p_right - p_cut) / p_right)[right].astype(np.float64))

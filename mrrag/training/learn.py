@@ -21,7 +21,7 @@ from mrrag.errors import CorpusError
 from mrrag.learnt import study_digest, write_learnt
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.knowledge_base import KnowledgeBase
-from mrrag.retrieval.mcr import GAP
+from mrrag.model.steering import GAP
 from mrrag.study.evaluation import EncodedItem, Ticker, read_questions_of, run
 from mrrag.training.adapter import (
     NEGATIVES,

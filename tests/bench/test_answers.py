@@ -34,18 +34,11 @@ from mrrag.bench.answers import (
 )
 from mrrag.errors import ModelError, SettingsError
 from mrrag.model.attention import plan_pass
-from mrrag.model.backbone import (
-    Backbone,
-    embed,
-    layout,
-    read_prefixes,
-    run_suffixes,
-    stack,
-    token_step,
-)
+from mrrag.model.backbone import Backbone, embed
 from mrrag.model.checkpoint import published_config
-from mrrag.model.prompt import build_prompt
-from mrrag.types import Image
+from mrrag.model.decoding import token_step
+from mrrag.model.prefill import Branch, layout, read_prefixes, run_batch, stack
+from mrrag.types import Image, Steering
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
@@ -53,13 +46,8 @@ ASSETS = Path(__file__).resolve().parents[2] / "assets"
 @pytest.fixture(scope="module")
 def case(tiny_llava: Backbone) -> BenchInputs:
     image = Image(torch.randint(0, 255, (40, 30), dtype=torch.uint8).numpy())
-    kind = {
-        "image_token_id": tiny_llava.image_token_id,
-        "image_tokens": tiny_llava.image_tokens,
-        "max_report_tokens": 20,
-    }
     prompts = [
-        build_prompt(tiny_llava.tokenizer, module.QUESTION, [module.REPORT] * k, **kind)
+        tiny_llava.prompt(module.QUESTION, [module.REPORT] * k, max_report_tokens=20)
         for k in (0, 3)
     ]
     return BenchInputs(replace(tiny_llava, eos_ids=()), image, prompts[0], prompts[1], 5)
@@ -142,36 +130,27 @@ def test_the_7b_is_read_and_written_without_a_look_at_a_value() -> None:
     seen = backbone.model.get_image_features(pixel_values=pixels, return_dict=True)
     features = torch.stack(tuple(seen.pooler_output))
     prompts = [
-        build_prompt(
-            backbone.tokenizer,
-            module.QUESTION,
-            [module.REPORT] * reports,
-            image_token_id=backbone.image_token_id,
-            image_tokens=backbone.image_tokens,
-        )
-        for reports in (0, 15, 15)
+        backbone.prompt(module.QUESTION, [module.REPORT] * reports) for reports in (0, 15, 15)
     ]
+    branches = [Branch(prompt, features) for prompt in prompts]
     embeds = [embed(backbone, prompt, features) for prompt in prompts]
-    readings = read_prefixes(backbone, features, prompts, embeds)
-    cache = stack([reading.cache for reading in readings])
-    starts = [prompt.suffix_start for prompt in prompts]
-    mask = layout(starts, [len(p.ids) - p.suffix_start for p in prompts])
-    steering = plan_pass(
+    prefixes = read_prefixes(backbone, branches, embeds)
+    cache = stack([prefix.cache for prefix in prefixes])
+    mask = layout(prompts)
+    steered = plan_pass(
         prompts,
         [(), (), tuple(k / 14 for k in range(15))],
         mask,
-        strength=1.0,
-        layers=range(32),
-        rows="question+cue",
+        Steering(1.0, tuple(range(32)), "question+cue"),
         trace=True,
         device=backbone.device,
     )
-    suffixes = [e[start:] for e, start in zip(embeds, starts, strict=True)]
-    logits = run_suffixes(backbone, suffixes, cache, mask, steering)
+    suffixes = [b.suffix(rows) for b, rows in zip(branches, embeds, strict=True)]
+    logits = run_batch(backbone, suffixes, cache, mask, steered)
     assert logits.shape == (3, 32000)
-    assert steering is not None
-    assert steering.probe is not None
-    assert len(steering.probe.mass_BHS) == 32
+    assert steered is not None
+    assert steered.probe is not None
+    assert len(steered.probe.mass_BHS) == 32
     step = token_step(backbone, cache, mask, logits.argmax(-1, keepdim=True), room=2)
     for _ in range(2):
         with Crossings() as crossings:

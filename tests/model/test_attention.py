@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,18 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_llava import LAMBDAS, make
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from mrrag.errors import SettingsError
 from mrrag.model.attention import SteeredPass, attention, plan_pass, traces
-from mrrag.model.backbone import Backbone, embed, encode_image, layout
-from mrrag.model.prompt import Prompt, build_prompt
+from mrrag.model.backbone import Backbone, embed
+from mrrag.model.prefill import layout
+from mrrag.model.prompt import Prompt
 from mrrag.model.steering import Block, Edit, ifa
-from mrrag.types import Image
+from mrrag.types import Steering
 
-REPORTS = ("The heart is enlarged.", "The lungs are clear.", "There is no pneumothorax.")
-LAMBDAS = (0.0, 0.4, 1.0)
+FIELDS = [field.name for field in fields(Steering)]
 B, H, HKV, D, X, Q = 2, 4, 2, 12, 9, 4
 
 
@@ -80,7 +83,7 @@ def test_edited_rows_equal_a_dense_float64_reference(queries: int, masked: bool)
         **tensors,
         attention_mask=given,
         scaling=0.3,
-        steering=SteeredPass(question_BQ, (edit,)),
+        steered=SteeredPass(question_BQ, (edit,)),
     )
     lam = torch.zeros(B, 1, queries, X)
     lam[:, :, -Q:] = edit.lam_BQX
@@ -100,7 +103,7 @@ def test_other_layers_and_plain_calls_are_stock_bit_for_bit() -> None:
     stock, _ = sdpa_attention_forward(layer(), **tensors, attention_mask=None, scaling=0.3)
     for index, steering in ((0, None), (1, SteeredPass(question_BQ, (edit,)))):
         output, _ = attention(
-            layer(index), **tensors, attention_mask=None, scaling=0.3, steering=steering
+            layer(index), **tensors, attention_mask=None, scaling=0.3, steered=steering
         )
         assert torch.equal(output, stock)
 
@@ -122,7 +125,7 @@ def test_the_future_stays_masked_under_any_bias() -> None:
             question_BQ, (Edit(ifa, everywhere, everywhere > 0, frozenset({0})),)
         )
         output, _ = attention(
-            layer(), **changed, attention_mask=None, scaling=0.3, steering=steering
+            layer(), **changed, attention_mask=None, scaling=0.3, steered=steering
         )
         outputs.append(output[:, -Q])
     assert outputs[0].isfinite().all()
@@ -133,7 +136,7 @@ def test_half_precision_goes_in_and_comes_out() -> None:
     question_BQ, edit = an_edit()
     tensors = {name: tensor.bfloat16() for name, tensor in heads().items()}
     steering = SteeredPass(question_BQ, (edit,))
-    output, _ = attention(layer(), **tensors, attention_mask=None, scaling=0.3, steering=steering)
+    output, _ = attention(layer(), **tensors, attention_mask=None, scaling=0.3, steered=steering)
     lam = torch.zeros(B, 1, X, X)
     lam[:, :, -Q:] = edit.lam_BQX
     mask = torch.ones(X, X, dtype=torch.bool).tril()
@@ -144,43 +147,28 @@ def test_half_precision_goes_in_and_comes_out() -> None:
 # Through the model
 
 
-@pytest.fixture(scope="module")
-def features(tiny_llava: Backbone) -> Tensor:
-    display = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
-    return encode_image(tiny_llava, Image(display=display))
-
-
-def make(backbone: Backbone, question: str, reports: tuple[str, ...] = REPORTS) -> Prompt:
-    return build_prompt(
-        backbone.tokenizer,
-        question,
-        reports,
-        image_token_id=backbone.image_token_id,
-        image_tokens=backbone.image_tokens,
-    )
-
-
 def run(
-    backbone: Backbone, features: Tensor, prompt: Prompt, steering: SteeredPass | None
+    backbone: Backbone, features: Tensor, prompt: Prompt, steered: SteeredPass | None
 ) -> tuple[Tensor, ...]:
     """Hidden states of every layer, then logits; each [tokens, ...]."""
     with torch.inference_mode():
         output = backbone.model(
             inputs_embeds=embed(backbone, prompt, features)[None],
             output_hidden_states=True,
-            steering=steering,
+            steered=steered,
         )
     return (*(states[0] for states in output.hidden_states), output.logits[0])
 
 
 def plan(prompt: Prompt, **options: Any) -> SteeredPass | None:
-    settings: dict[str, Any] = {"strength": 1.0, "layers": (0, 1, 2), "rows": "question+cue"}
+    steering = Steering(1.0, (0, 1, 2), "question+cue")
+    steering = replace(steering, **{n: options.pop(n) for n in FIELDS if n in options})
     relevance = options.pop("relevance", LAMBDAS)
-    return plan_pass([prompt], [relevance], layout([0], [len(prompt.ids)]), **(settings | options))
+    return plan_pass([prompt], [relevance], layout([prompt]), steering, **options)
 
 
 def test_zero_lambda_is_plain_attention_bit_for_bit(tiny_llava: Backbone, features: Tensor) -> None:
-    prompt = make(tiny_llava, "Is the heart normal?")
+    prompt = make(tiny_llava, question="Is the heart normal?")
     assert plan(prompt, relevance=(0.0, 0.0, 0.0)) is None
     assert plan(prompt, strength=0.0) is None
     assert plan(prompt, layers=()) is None
@@ -194,7 +182,7 @@ def test_zero_lambda_is_plain_attention_bit_for_bit(tiny_llava: Backbone, featur
 def test_only_the_question_s_rows_change_and_only_from_the_steered_layer_on(
     tiny_llava: Backbone, features: Tensor
 ) -> None:
-    prompt = make(tiny_llava, "Is the heart normal?")
+    prompt = make(tiny_llava, question="Is the heart normal?")
     start = prompt.span("question").start
     plain = run(tiny_llava, features, prompt, None)
     steered = run(tiny_llava, features, prompt, plan(prompt, layers=(1,)))
@@ -207,7 +195,7 @@ def test_only_the_question_s_rows_change_and_only_from_the_steered_layer_on(
 def test_a_prompt_with_the_question_first_would_make_it_a_no_op(
     tiny_llava: Backbone, features: Tensor
 ) -> None:
-    prompt = make(tiny_llava, "Is the heart normal?")
+    prompt = make(tiny_llava, question="Is the heart normal?")
     head, start = prompt.span("image").stop, prompt.suffix_start
     cue = prompt.span("cue").start
     # image | question | reports | cue, with the spans moved along.
@@ -228,11 +216,11 @@ def test_a_prompt_with_the_question_first_would_make_it_a_no_op(
 def test_the_trace_is_eager_attention(
     tiny_llava: Backbone, tiny_llava_folder: Path, features: Tensor
 ) -> None:
-    prompt = make(tiny_llava, "Is the heart normal?")
+    prompt = make(tiny_llava, question="Is the heart normal?")
     steering = plan(prompt, relevance=(), trace=True)
     assert steering is not None
     run(tiny_llava, features, prompt, steering)
-    (trace,) = traces(steering, [prompt], layout([0], [len(prompt.ids)]), tiny_llava.grid)
+    (trace,) = traces(steering, [prompt], layout([prompt]), tiny_llava.grid)
     eager = LlavaForConditionalGeneration.from_pretrained(
         tiny_llava_folder, attn_implementation={"text_config": "eager"}
     )
@@ -254,13 +242,13 @@ def test_the_trace_is_eager_attention(
 def test_mass_sums_to_one_and_ifa_takes_it_from_the_rest(
     tiny_llava: Backbone, features: Tensor
 ) -> None:
-    prompt = make(tiny_llava, "Is the heart normal?")
+    prompt = make(tiny_llava, question="Is the heart normal?")
     found = []
     for relevance in ((), (0.0, 0.0, 1.0)):
         steering = plan(prompt, relevance=relevance, layers=(0,), trace=True)
         assert steering is not None
         run(tiny_llava, features, prompt, steering)
-        found += traces(steering, [prompt], layout([0], [len(prompt.ids)]), tiny_llava.grid)
+        found += traces(steering, [prompt], layout([prompt]), tiny_llava.grid)
     plain, steered = found
     for trace in found:
         assert np.abs(trace.mass_LHS.sum(-1) - 1).max() < 1e-5
@@ -278,11 +266,11 @@ def test_mass_sums_to_one_and_ifa_takes_it_from_the_rest(
 def test_blocking_a_report_removes_its_flow_in_those_layers_only(
     tiny_llava: Backbone, features: Tensor
 ) -> None:
-    prompt = make(tiny_llava, "Is the heart normal?")
+    prompt = make(tiny_llava, question="Is the heart normal?")
     steering = plan(prompt, relevance=(), trace=True, blocked=Block(layers=(1, 2), reports=((2,),)))
     assert steering is not None
     run(tiny_llava, features, prompt, steering)
-    (trace,) = traces(steering, [prompt], layout([0], [len(prompt.ids)]), tiny_llava.grid)
+    (trace,) = traces(steering, [prompt], layout([prompt]), tiny_llava.grid)
     on_2 = trace.mass_LHS[:, :, trace.names.index("report 2")]
     on_1 = trace.mass_LHS[:, :, trace.names.index("report 1")]
     assert (on_2[1:] == 0).all()
@@ -291,7 +279,7 @@ def test_blocking_a_report_removes_its_flow_in_those_layers_only(
 
 
 def test_blocking_every_report_is_the_default_of_a_block(tiny_llava: Backbone) -> None:
-    prompt = make(tiny_llava, "Is the heart normal?")
+    prompt = make(tiny_llava, question="Is the heart normal?")
     implicit = plan(prompt, relevance=(), blocked=Block(layers=(1,)))
     explicit = plan(prompt, relevance=(), blocked=Block(layers=(1,), reports=((1, 2, 3),)))
     assert implicit is not None
@@ -300,23 +288,23 @@ def test_blocking_every_report_is_the_default_of_a_block(tiny_llava: Backbone) -
 
 
 def test_an_unprobed_pass_has_no_trace(tiny_llava: Backbone) -> None:
-    prompt = make(tiny_llava, "Is the heart normal?")
+    prompt = make(tiny_llava, question="Is the heart normal?")
     steering = plan(prompt)
     assert steering is not None
     with pytest.raises(ValueError, match="not probed"):
-        traces(steering, [prompt], layout([0], [len(prompt.ids)]), (4, 4))
+        traces(steering, [prompt], layout([prompt]), (4, 4))
 
 
 def test_edits_that_do_not_act_are_seen_and_change_nothing(
     tiny_llava: Backbone, features: Tensor
 ) -> None:
-    prompt = make(tiny_llava, "Is the heart normal?")
+    prompt = make(tiny_llava, question="Is the heart normal?")
     outputs, found = [], []
     for relevance, acts in (((), True), ((0.0, 0.5, 1.0), False), ((0.0, 0.5, 1.0), True)):
         steering = plan(prompt, relevance=relevance, layers=(0, 1), trace=True, acts=acts)
         assert steering is not None
         outputs.append(run(tiny_llava, features, prompt, steering)[-1])
-        found += traces(steering, [prompt], layout([0], [len(prompt.ids)]), tiny_llava.grid)
+        found += traces(steering, [prompt], layout([prompt]), tiny_llava.grid)
     plain, same_state, steered = found
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
@@ -324,3 +312,22 @@ def test_edits_that_do_not_act_are_seen_and_change_nothing(
     np.testing.assert_allclose(same_state.mass_LHS[0], steered.mass_LHS[0], atol=1e-6)
     assert np.abs(same_state.mass_LHS[1] - steered.mass_LHS[1]).max() > 1e-6
     np.testing.assert_allclose(same_state.mass_LHS[2], plain.mass_LHS[2], atol=1e-6)
+
+
+def test_a_hard_mask_hides_the_reports_below_the_mean(
+    tiny_llava: Backbone, features: Tensor
+) -> None:
+    prompt = make(tiny_llava, question="Is the heart normal?")
+    steered = plan(prompt, strength=0.0, masked=(1,), trace=True)
+    assert steered is not None
+    run(tiny_llava, features, prompt, steered)
+    (trace,) = traces(steered, [prompt], layout([prompt]), tiny_llava.grid)
+    hidden = {n: trace.mass_LHS[1, :, trace.names.index(f"report {n}")].max() for n in (1, 2, 3)}
+    assert hidden[1] == hidden[2] == 0.0  # λ 0 and 0.4, below the mean of 0.47
+    assert hidden[3] > 0.0
+    assert (trace.mass_LHS[[0, 2]][:, :, trace.names.index("report 1")] > 0).all()
+
+
+def test_an_unknown_form_is_refused(tiny_llava: Backbone) -> None:
+    with pytest.raises(SettingsError, match="ifa, balanced"):
+        plan(make(tiny_llava), form="pasta")

@@ -37,11 +37,10 @@ from transformers import (
 
 from mrrag.errors import ModelError, SettingsError
 from mrrag.model import checkpoint
+from mrrag.model.answering import answer_branches
 from mrrag.model.backbone import (
     Backbone,
-    Branch,
-    answer_branches,
-    encode_image,
+    encode_images,
     load_backbone,
     pixel_values,
 )
@@ -55,8 +54,9 @@ from mrrag.model.checkpoint import (
     room,
     tensor_sizes,
 )
-from mrrag.model.prompt import MISTRAL_INSTRUCT, Prompt, build_prompt, prompt_text
-from mrrag.types import LLAVA_MED, Image
+from mrrag.model.prefill import Branch
+from mrrag.model.prompt import MISTRAL_INSTRUCT, Prompt, prompt_text
+from mrrag.types import LLAVA_MED, Image, Steering
 
 REPORTS = ("The heart is enlarged.", "The lungs are clear.", "There is no pneumothorax.")
 QUESTION = "Is there a pleural effusion?"
@@ -84,13 +84,7 @@ def copied(published: Path, tmp_path: Path) -> Path:
 
 
 def prompt_of(backbone: Backbone) -> Prompt:
-    return build_prompt(
-        backbone.tokenizer,
-        QUESTION,
-        REPORTS,
-        image_token_id=backbone.image_token_id,
-        image_tokens=backbone.image_tokens,
-    )
+    return backbone.prompt(QUESTION, REPORTS)
 
 
 @torch.inference_mode()
@@ -104,15 +98,9 @@ def logits(model: Any, backbone: Backbone) -> Tensor:
 
 def answers(backbone: Backbone, strength: float = 1.0) -> Any:
     prompt = prompt_of(backbone)
-    branches = [Branch("rag", prompt), Branch("mr_rag", prompt, (1.0, 0.5, 0.0))]
-    *_, step = answer_branches(
-        backbone,
-        encode_image(backbone, PICTURE),
-        branches,
-        strength=strength,
-        layers=(0, 1),
-        max_new_tokens=3,
-    )
+    features = encode_images(backbone, [PICTURE])
+    branches = [Branch(prompt, features), Branch(prompt, features, (1.0, 0.5, 0.0))]
+    *_, step = answer_branches(backbone, branches, Steering(strength, (0, 1)), max_new_tokens=3)
     return step
 
 
@@ -219,9 +207,7 @@ def test_the_published_shape_is_read_and_not_the_class_default() -> None:
 
 
 def test_the_prompt_is_the_published_template(backbone: Backbone) -> None:
-    prompt = build_prompt(
-        backbone.tokenizer, QUESTION, (), image_token_id=0, image_tokens=backbone.image_tokens
-    )
+    prompt = backbone.prompt(QUESTION, ())
     image = prompt.span("image")
     joint = backbone.tokenizer.encode
     # Microsoft's own code cuts at <image>, encodes the pieces and keeps one BOS.
@@ -250,12 +236,8 @@ def test_a_prompt_is_shown_without_the_token_that_is_lent_to_the_image(backbone:
 
 
 def test_no_text_can_ask_for_the_placeholder(backbone: Backbone) -> None:
-    prompt = build_prompt(
-        backbone.tokenizer,
-        "Is <unk> there <image> a</s> nodule <s>?",
-        ["An <un<unk>k> effusion."],
-        image_token_id=0,
-        image_tokens=16,
+    prompt = backbone.prompt(
+        "Is <unk> there <image> a</s> nodule <s>?", ["An <un<unk>k> effusion."]
     )
     assert prompt.ids.count(0) == 16
     assert prompt.ids.count(1) == 1
@@ -283,35 +265,35 @@ def test_an_image_is_padded_with_the_mean_colour(backbone: Backbone) -> None:
 def test_the_tower_is_the_checkpoint_s_unless_another_is_asked_for(
     published: Path, tower: Path, tmp_path: Path
 ) -> None:
-    own, stock = load_backbone(published), load_backbone(published, tower="stock")
-    other = load_backbone(published, tower=str(write_tower(tmp_path / "other", seed=5)))
+    own, stock = load_backbone(published), load_backbone(published, vision_tower="stock")
+    other = load_backbone(published, vision_tower=str(write_tower(tmp_path / "other", seed=5)))
     hand = by_hand()
     pixels = pixel_values(own, [PICTURE])
-    ours = encode_image(own, PICTURE)
+    ours = encode_images(own, [PICTURE])
     assert torch.equal(ours[0], hand.get_image_features(pixels).pooler_output[0])
     weights = load_file(tower / "model.safetensors")
     hand.model.vision_tower.load_state_dict(
         {name.removeprefix("vision_model."): tensor for name, tensor in weights.items()}
     )
     theirs = hand.get_image_features(pixels).pooler_output[0]
-    assert torch.equal(encode_image(stock, PICTURE)[0], theirs)
+    assert torch.equal(encode_images(stock, [PICTURE])[0], theirs)
     assert not torch.allclose(ours[0], theirs)
-    assert not torch.allclose(encode_image(other, PICTURE)[0], theirs)
+    assert not torch.allclose(encode_images(other, [PICTURE])[0], theirs)
 
 
 def test_a_checkpoint_without_a_tower_takes_the_stock_one(copied: Path, published: Path) -> None:
     for file in copied.glob("*.safetensors"):
         kept = {n: t for n, t in load_file(file).items() if "vision_tower" not in n}
         save_file(kept, file, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="--tower stock"):
+    with pytest.raises(ModelError, match="--vision-tower stock"):
         load_backbone(copied)
-    bare, whole = (load_backbone(folder, tower="stock") for folder in (copied, published))
-    assert torch.equal(encode_image(bare, PICTURE), encode_image(whole, PICTURE))
+    bare, whole = (load_backbone(folder, vision_tower="stock") for folder in (copied, published))
+    assert torch.equal(encode_images(bare, [PICTURE]), encode_images(whole, [PICTURE]))
 
 
 def test_a_tower_of_another_shape_is_refused(published: Path, tiny_llava_folder: Path) -> None:
     with pytest.raises(ModelError, match="vision tower"):
-        load_backbone(published, tower=str(tiny_llava_folder))
+        load_backbone(published, vision_tower=str(tiny_llava_folder))
 
 
 # Other families
@@ -392,14 +374,7 @@ def test_the_prompt_is_the_checkpoint_s_own_chat_template(
     (folder / file).write_text(stored, encoding="utf-8")
     backbone = load_backbone(folder)
     assert backbone.fingerprint != fingerprint(tiny_llava_folder)
-    prompt = build_prompt(
-        backbone.tokenizer,
-        "USER: " + QUESTION,
-        (),
-        image_token_id=backbone.image_token_id,
-        image_tokens=backbone.image_tokens,
-        template=backbone.template,
-    )
+    prompt = backbone.prompt("USER: " + QUESTION, ())
     image = prompt.span("image")
     decode = backbone.tokenizer.decode
     before, after = decode(prompt.ids[: image.start]), decode(prompt.ids[image.stop :])
@@ -470,7 +445,7 @@ def test_another_vision_tower_is_read_patch_by_patch(siglip: Path) -> None:
     backbone = load_backbone(siglip)
     assert backbone.image_tokens == 16
     assert backbone.grid == (4, 4)
-    assert encode_image(backbone, PICTURE).shape == (1, 16, 32)
+    assert encode_images(backbone, [PICTURE]).shape == (1, 16, 32)
     # 0 and 255 become -1 and 1, and the sides of a tall picture are the mean colour.
     pixels = pixel_values(backbone, [Image(np.full((28, 14), 255, np.uint8))])[0]
     assert pixels[:, :, 14].min() > 0.99
@@ -538,7 +513,7 @@ def test_a_model_spread_over_devices_answers_alike(
 def test_a_quantized_model_keeps_its_eye_and_our_attention(published: Path, kind: str) -> None:
     pytest.importorskip("bitsandbytes")
     whole, small = load_backbone(published), load_backbone(published, quantize=kind)
-    assert torch.equal(encode_image(whole, PICTURE), encode_image(small, PICTURE))
+    assert torch.equal(encode_images(whole, [PICTURE]), encode_images(small, [PICTURE]))
     assert small.model.get_memory_footprint() < 0.75 * whole.model.get_memory_footprint()
     a, b = (logits(bb.model, bb).flatten() for bb in (whole, small))
     assert torch.corrcoef(torch.stack([a, b]))[0, 1] > {"int8": 0.98, "int4": 0.6}[kind]

@@ -10,10 +10,12 @@ import torch
 from mrrag.errors import SettingsError
 from mrrag.model.prompt import Prompt
 from mrrag.model.steering import (
+    FORMS,
     ROWS,
-    TRANSFORMS,
+    Transform,
     align,
     balanced,
+    below_mean,
     block,
     ifa,
     make_edit,
@@ -85,11 +87,11 @@ def test_balanced_changes_nothing_where_all_reports_are_alike() -> None:
     torch.testing.assert_close(balanced(logits, reports * 1.5, reports), logits)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_every_transform_is_the_identity_at_zero(name: str) -> None:
+@pytest.mark.parametrize("transform", [block, *(form.transform for form in FORMS.values())])
+def test_every_transform_is_the_identity_at_zero(transform: Transform) -> None:
     logits = torch.tensor([1.5, -2.5, 0.0, -1e30])
     reports = torch.tensor([True, False, True, True])
-    assert torch.equal(TRANSFORMS[name](logits, torch.zeros(4), reports), logits)
+    assert torch.equal(transform(logits, torch.zeros(4), reports), logits)
 
 
 def test_question_rows_are_the_chosen_spans() -> None:
@@ -118,7 +120,7 @@ def test_lambda_is_on_question_rows_and_report_columns_only(rows: str) -> None:
     mask[0, :2] = False
     mask[1, :8] = False
     question = align([question_rows(p, rows) for p in (PROMPT, PLAIN)], mask)[:, -3:]
-    edit = make_edit("ifa", (PROMPT, PLAIN), ((0.5, 1.0), ()), question, mask, (1,))
+    edit = make_edit(ifa, (PROMPT, PLAIN), ((0.5, 1.0), ()), question, mask, (1,))
     assert edit is not None
     expected = torch.zeros(2, 1, 3, 12)
     for row in range(3 if rows == "question+cue" else 2):
@@ -131,10 +133,10 @@ def test_lambda_is_on_question_rows_and_report_columns_only(rows: str) -> None:
 def test_nothing_to_do_is_no_edit() -> None:
     mask = torch.ones(1, 10, dtype=torch.bool)
     question = question_rows(PROMPT, "question")[None, -3:]
-    assert make_edit("ifa", (PROMPT,), ((0.0, 0.0),), question, mask, (0,)) is None
-    assert make_edit("ifa", (PROMPT,), ((),), question, mask, (0,)) is None
-    assert make_edit("ifa", (PROMPT,), ((0.0, 1.0),), question, mask, ()) is None
-    assert make_edit("ifa", (PROMPT,), ((0.0, 1.0),), question, mask, (0,)) is not None
+    assert make_edit(ifa, (PROMPT,), ((0.0, 0.0),), question, mask, (0,)) is None
+    assert make_edit(ifa, (PROMPT,), ((),), question, mask, (0,)) is None
+    assert make_edit(ifa, (PROMPT,), ((0.0, 1.0),), question, mask, ()) is None
+    assert make_edit(ifa, (PROMPT,), ((0.0, 1.0),), question, mask, (0,)) is not None
 
 
 @pytest.mark.parametrize("amount", [-0.5, math.nan, math.inf])
@@ -142,11 +144,10 @@ def test_an_amount_outside_what_is_allowed_is_refused(amount: float) -> None:
     mask = torch.ones(1, 10, dtype=torch.bool)
     question = question_rows(PROMPT, "question")[None, -3:]
     with pytest.raises(SettingsError, match="strength"):
-        make_edit("ifa", (PROMPT,), ((0.0, amount),), question, mask, (0,))
+        make_edit(ifa, (PROMPT,), ((0.0, amount),), question, mask, (0,))
 
 
-def test_an_unknown_transform_is_refused() -> None:
-    mask = torch.ones(1, 10, dtype=torch.bool)
-    question = question_rows(PROMPT, "question")[None, -3:]
-    with pytest.raises(SettingsError, match="ifa"):
-        make_edit("pasta", (PROMPT,), ((0.0, 1.0),), question, mask, (0,))
+def test_the_hard_mask_takes_the_reports_below_the_mean() -> None:
+    assert below_mean((0.9, 0.5, 0.4, 0.1)) == (3, 4)
+    assert below_mean((0.3, 0.3)) == ()
+    assert below_mean(()) == ()

@@ -17,7 +17,6 @@ from mrrag.data.corpus import Question, Record
 from mrrag.errors import SettingsError
 from mrrag.pipeline import Pipeline
 from mrrag.study import experiment as module
-from mrrag.study.evaluation import below_mean
 from mrrag.study.experiment import (
     ANSWERS,
     choose_questions,
@@ -149,6 +148,11 @@ def test_every_cell_has_an_answer_to_every_question(made: Made, undisturbed: Pat
             assert len(answers[key].documents) == cell.reading.k
 
 
+def ranked(score: float) -> Retrieved:
+    nothing = (0.0, 0.0, 0.0)
+    return Retrieved(Document("d", "", "p", "s"), 1, score, nothing, nothing, 0.0, 0.0)
+
+
 def test_the_order_of_reading_is_the_ranking_turned_round_or_shuffled() -> None:
     found = tuple(ranked(1.0 - n / 9) for n in range(8))
     assert module._ordered(found, "ranked", 3) == found
@@ -197,15 +201,3 @@ def test_the_data_are_known_by_their_content(made: Made) -> None:
     first = choose_questions(made[1], questions).fingerprint
     assert choose_questions(made[1], list(questions)).fingerprint == first
     assert choose_questions(made[1], questions[1:]).fingerprint != first
-
-
-def ranked(score: float) -> Retrieved:
-    nothing = (0.0, 0.0, 0.0)
-    return Retrieved(Document("d", "", "p", "s"), 1, score, nothing, nothing, 0.0, 0.0)
-
-
-def test_the_hard_mask_takes_the_reports_below_the_mean() -> None:
-    found = [ranked(score) for score in (0.9, 0.5, 0.4, 0.1)]
-    assert below_mean(found) == (3, 4)
-    assert below_mean(found[:1]) == ()
-    assert below_mean([]) == ()

@@ -1,0 +1,66 @@
+"""Doubts about the evidence, in sentences: what a reader must know before trusting it.
+
+It knows scores, percentiles and the words of reports; it computes no score.
+"""
+
+from __future__ import annotations
+
+import math
+
+from mrrag.data.findings import contradictions
+from mrrag.types import Familiarity, Retrieved
+
+
+def warnings_of(
+    question: str,
+    retrieved: tuple[Retrieved, ...],
+    percentiles: tuple[float, ...],
+    weak: float,
+    familiarity: Familiarity | None,
+) -> dict[str, str]:
+    """Return what a reader must know before trusting the evidence: kind → sentence.
+
+    "unlike"
+        The image is unlike those of the knowledge base, so the answer means nothing.
+    "known"
+        The image is in the knowledge base, and its own report was retrieved.
+    "weak"
+        The best report's score stands lower among random pairs than for 99 of 100 of
+        the knowledge base's own images.
+    "contradiction"
+        Reports affirm and deny a finding that the question names.
+    """
+    warnings = {}
+    if familiarity is not None and familiarity.unlike:
+        warnings["unlike"] = (
+            "This picture is unlike those in the knowledge base; 99 in 100 of its own lie closer "
+            "to the rest. The evidence does not apply to it, and the answer means nothing."
+        )
+    if familiarity is not None and familiarity.twin in {r.document.id for r in retrieved}:
+        warnings["known"] = (
+            f"This very picture is in the knowledge base, as document {familiarity.twin}, and its "
+            "own report is among these. Exclude it for a fair look."
+        )
+    if max(percentiles, default=math.nan) < weak:
+        warnings["weak"] = (
+            f"The evidence is weak: the best report scores higher than {max(percentiles):.1f} % of "
+            f"random pairs, and the knowledge base’s own pictures nearly all reach {weak:.1f} %."
+        )
+    sides = contradictions(question, [r.document.report for r in retrieved])
+    if sides:
+        warnings["contradiction"] = (
+            "The reports contradict each other: "
+            + "; ".join(
+                f"{finding} is affirmed by {_ranks(retrieved, yes)} and denied by "
+                f"{_ranks(retrieved, no)}"
+                for finding, (yes, no) in sides.items()
+            )
+            + "."
+        )
+    return warnings
+
+
+def _ranks(retrieved: tuple[Retrieved, ...], places: tuple[int, ...]) -> str:
+    """Return the ranks of documents as words: "1, 2 and 5"."""
+    ranks = [str(retrieved[i].rank) for i in places]
+    return " and ".join(filter(None, (", ".join(ranks[:-1]), ranks[-1])))

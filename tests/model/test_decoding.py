@@ -1,0 +1,84 @@
+"""Decoding in place, and captured, gives the tokens of a growing cache."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_llava import make, three
+from torch import Tensor
+
+from mrrag.model.backbone import (
+    Backbone,
+    embed,
+)
+from mrrag.model.decoding import captured, decode, token_step
+from mrrag.model.prefill import (
+    fork,
+    prefill,
+    right_aligned,
+    run_batch,
+)
+
+
+def test_decoding_in_place_is_decoding_with_a_growing_cache(
+    tiny_llava: Backbone, features: Tensor
+) -> None:
+    embeds = [embed(tiny_llava, branch.prompt, features) for branch in three(tiny_llava, features)]
+    mask = right_aligned([len(e) for e in embeds])
+    cache = prefill(tiny_llava, embeds[0][:0])
+    logits = run_batch(tiny_llava, embeds, cache, mask)
+    length = cache.get_seq_length()
+    unending = replace(tiny_llava, eos_ids=())
+    tokens = list(decode(unending, fork(cache), mask, logits, max_new_tokens=9))
+    assert cache.get_seq_length() == length
+    for _ in range(9):
+        ids = logits.argmax(-1)
+        assert ids.tolist() == tokens.pop(0)
+        token = tiny_llava.model.get_input_embeddings()(ids)[:, None]
+        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
+        logits = run_batch(tiny_llava, list(token), cache, mask)
+
+
+def test_a_captured_step_starts_where_the_trial_run_started(
+    tiny_llava: Backbone, features: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is stood in for by the step itself: what is tested is what surrounds it."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: torch.cuda.Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    for works in (True, False):
+
+        class Graph:
+            step: Any = None
+
+            def replay(self) -> None:
+                type(self).step()
+
+        @contextlib.contextmanager
+        def capturing(graph: Graph, works: bool = works, **_: object) -> Any:
+            if not works:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            yield
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph", capturing)
+        prompt = make(tiny_llava)
+        embeds = embed(tiny_llava, prompt, features)
+        with torch.inference_mode():
+            cache = prefill(tiny_llava, embeds)
+            mask = right_aligned([len(embeds)])
+            plain, replayed = torch.tensor([[5]]), torch.tensor([[5]])
+            step = token_step(tiny_llava, fork(cache), mask, plain, room=4)
+            inner = token_step(tiny_llava, fork(cache), mask, replayed, room=4)
+            state = [c.cell_contents for c in inner.__closure__ if torch.is_tensor(c.cell_contents)]
+            Graph.step = staticmethod(inner)
+            again = captured(inner, state)
+            for _ in range(4):
+                step()
+                again()
+                assert plain.tolist() == replayed.tolist()
