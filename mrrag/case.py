@@ -1,6 +1,6 @@
-"""A case: what a person sets and asks, what was found for it, and what was answered.
+"""A case: its settings, the evidence retrieved for it, and the answers.
 
-Plain values, read without torch, so that a page can be laid out before the model is there.
+Plain values that need no torch, so that a page can be laid out before the model is loaded.
 """
 
 from __future__ import annotations
@@ -62,15 +62,26 @@ class Evidence:
 
     Attributes
     ----------
+    vectors : QueryVectors
+        Of the query.
+    retrieved : tuple of Retrieved
+        The documents, best first.
+    weights : Weights
+        As used: an absent image's or question's weights are shared out.
+    notes : tuple of str
+        What was done otherwise than asked, in sentences.
+    seconds : float
+        For encoding and search.
     percentiles : tuple of float
-        For each document, the per cent of random pairs whose score is below its own.
+        For each document, the percentage of random pairs whose score is below its own.
     warnings : dict
-        Kind → sentence: "unlike", "known", "weak", "contradiction". See :func:`warn`.
-    familiar : Familiar
-        What was found about the image, which no setting changes.
+        Kind → sentence: "unlike", "known", "weak", "contradiction"; see
+        :func:`mrrag.retrieval.doubts.warnings_of`.
+    familiarity : Familiarity or None
+        What is known of the image, whatever the settings.
     """
 
-    vectors: QueryVectors
+    vectors: QueryVectors = field(repr=False)
     retrieved: tuple[Retrieved, ...]
     weights: Weights
     notes: tuple[str, ...]
@@ -132,11 +143,34 @@ class CaseCache:
 
 @dataclass(frozen=True)
 class Case:
-    """One finished case. ``before`` is plain RAG's attention, ``after`` MR-RAG's.
+    """One finished case.
 
-    ``settings`` hold what was used, with what was learnt filled in. ``same_state`` is IFA's
-    transform applied to plain RAG's own states (a counterfactual). It and ``influence``
-    are there once :func:`explain` has added them.
+    Attributes
+    ----------
+    question : str
+        As asked.
+    retrieved : tuple of Retrieved
+        The reports that RAG and MR-RAG read, best first.
+    answers : dict
+        By method, in the order of :data:`mrrag.types.METHODS`.
+    before, after : AttentionTrace or None
+        The attention of RAG and of MR-RAG; None where the question was declined.
+    settings : Settings
+        As used, with learnt values filled in.
+    notes, warnings
+        As in :class:`Evidence`, and what to know about the answers.
+    seconds : dict
+        For "evidence", "image" and "answers".
+    versions : dict
+        What produced the case: packages, model, encoder, knowledge base.
+    percentiles : tuple of float
+        As in :class:`Evidence`.
+    influence : Influence or None
+        What each report does to the answer; added by :func:`mrrag.pipeline.explain`.
+    same_state : AttentionTrace or None
+        IFA's transform applied to plain RAG's own states, a counterfactual; added with it.
+    cache : CaseCache or None
+        For the next question about the image, where memory allows.
     """
 
     question: str

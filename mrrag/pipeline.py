@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mrrag.case import (
@@ -82,7 +83,7 @@ def load_pipeline(
     model: str = BUNDLED,
     knowledge_base: Path | None = None,
     revision: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     vision_tower: str = "checkpoint",
     quantize: str | None = None,
 ) -> Pipeline:
@@ -91,9 +92,10 @@ def load_pipeline(
     Parameters
     ----------
     model
-        ``"bundled"``, a folder, or a name on the hub. ``revision``, ``device``,
-        ``vision_tower`` and ``quantize`` are those of
-        :func:`mrrag.model.backbone.load_backbone`.
+        ``"bundled"``, a folder, or a name on the hub. ``revision``, ``vision_tower`` and
+        ``quantize`` are those of :func:`mrrag.model.backbone.load_backbone`.
+    device
+        As there; None for :func:`best_device`.
     knowledge_base
         A folder; None for the bundled one.
 
@@ -107,7 +109,7 @@ def load_pipeline(
         backbone=load_backbone(
             assets / "llava" if model == BUNDLED else model,
             revision=revision,
-            device=device,
+            device=device or best_device(model),
             vision_tower=vision_tower,
             quantize=quantize,
         ),
@@ -118,6 +120,11 @@ def load_pipeline(
         scope=load_scope(assets / "llava") if model == BUNDLED else None,
         calibration=calibration,
     )
+
+
+def best_device(model: str) -> str:
+    """Return "auto", which is every GPU there is, or "cpu" for the bundled model."""
+    return "auto" if model != BUNDLED and torch.cuda.is_available() else "cpu"
 
 
 def with_knowledge_base(

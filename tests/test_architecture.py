@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "case": GROUND,
     "pipeline": GROUND | {"case", "data", "retrieval", "model"},
     "study": GROUND | {"case", "data", "retrieval", "model", "pipeline"},
+    "api": GROUND | {"case", "data", "retrieval", "pipeline", "report"},
     "report": GROUND | {"case", "data", "retrieval", "study"},
     "phantom": GROUND,
     "training": GROUND | {"case", "data", "retrieval", "model", "pipeline", "study", "phantom"},

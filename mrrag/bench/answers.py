@@ -1,16 +1,15 @@
-"""Side by side in one process: three answers and the full trace, and what they cost.
+"""Three answers with the whole trace, timed beside transformers' own ``generate()``.
 
 naive
-    What one would write first: three ``generate()`` calls under eager attention, with
+    The obvious way: three ``generate()`` calls under eager attention, with
     ``output_attentions``.
 plain
-    One ``generate()`` under SDPA: one answer, no trace. The floor.
+    One ``generate()`` call under SDPA: one answer, no trace. The floor.
 ours
     Three answers, streamed, and the trace.
 
-The same prompts and the same number of new tokens; ends of answers are not heeded, so
-that each way writes as many. The ways take turns, so that whatever else the machine does
-falls on all of them alike.
+All have the same prompts and write the same number of new tokens; end tokens are ignored.
+They take turns in one process, so that other load on the machine affects all alike.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -31,24 +30,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlavaForConditionalGeneration
 from transformers.generation.streamers import BaseStreamer
 
-from mrrag.errors import ModelError, SettingsError
+from mrrag.bench.random_weights import SHAPES, random_backbone
+from mrrag.errors import SettingsError
 from mrrag.model.answering import answer_branches
-from mrrag.model.backbone import (
-    Backbone,
-    encode_images,
-    load_backbone,
-    make_backbone,
-    pixel_values,
-)
+from mrrag.model.backbone import Backbone, encode_images, load_backbone, pixel_values
 from mrrag.model.checkpoint import (
-    load_image_processor,
-    load_tokenizer,
     published_config,
-    read_config,
-    room,
 )
 from mrrag.model.prefill import Branch
 from mrrag.model.prompt import Prompt
@@ -66,30 +55,10 @@ WAYS = ("naive", "plain", "ours")
 ANSWERS = {"naive": 3, "plain": 1, "ours": 3}
 COPIED_BYTES = 2**28
 
-# Of published models, by name, for weights drawn at random: nothing need be downloaded.
-SHAPES: dict[str, dict[str, Any]] = {
-    "7b": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 1e6,
-        "max_position_embeddings": 32768,
-        "sliding_window": None,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "mm_vision_select_layer": -2,
-    }
-}
-
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured; the fields are the command's options."""
+    """The options of the measurement, which are those of the command."""
 
     assets: Path
     model: str = BUNDLED
@@ -104,7 +73,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class BenchInputs:
-    """A loaded model with the prompts that all ways answer."""
+    """A loaded model, with the prompts that all ways answer."""
 
     backbone: Backbone
     image: Image
@@ -115,7 +84,7 @@ class BenchInputs:
 
 @dataclass(frozen=True)
 class Run:
-    """One answer's tokens, by when each came, and the trace's size."""
+    """The times at which one answer's tokens came, and the size of the trace."""
 
     ticks: tuple[float, ...]
     trace_bytes: int
@@ -127,17 +96,53 @@ def bench(options: Bench) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``naive``, ``plain`` and ``ours`` with seconds (medians over the repeats after one
-        warm-up), tokens per second, peak bytes, trace bytes, and the share of the
-        memory-bandwidth roofline that a step of decoding reaches: the bytes that it has
-        to read (the text model's weights and its rows of the cache) over the measured
-        copy bandwidth, over the seconds that it takes.
+        ``naive``, ``plain`` and ``ours``, each with seconds (median over the repeats after
+        one warm-up), tokens per second, peak bytes, trace bytes, and the share of the
+        memory-bandwidth roofline that a decoding step reaches: the bytes that the step must
+        read (the text model's weights and its rows of the cache), over the measured copy
+        bandwidth, over the seconds that the step takes.
     """
-    case = load_case(options)
-    on_cuda = case.backbone.device.type == "cuda"
+    case = load_inputs(options)
+    device = case.backbone.device
+    runs, peaks = _take_turns(case, options.repeats)
+    bandwidth = copy_bandwidth(device)
+    result: dict[str, Any] = {
+        "device": _device_name(device),
+        "model": case.backbone.name,
+        "dtype": str(case.backbone.model.dtype).removeprefix("torch."),
+        "quantize": options.quantize,
+        "reports": options.reports,
+        "prompt_tokens": len(case.rag.ids),
+        "new_tokens": options.new_tokens,
+        "repeats": options.repeats,
+        "copy_bytes_per_second": bandwidth,
+        # naive decodes its three answers one by one.
+        "step_bytes": {way: step_bytes(case, 3 if way == "ours" else 1) for way in WAYS},
+        "torch": torch.__version__,
+    }
+    if device.type != "cuda":
+        del case  # a large model fits into memory once
+        peaks = {way: peak_in_own_process(options, way) for way in WAYS}
+    for way in WAYS:
+        roofline = result["step_bytes"][way] / bandwidth
+        result[way] = _row(runs[way], peaks[way], ANSWERS[way], options.new_tokens, roofline)
+    for way in ("naive", "plain"):
+        # Turn by turn, since a machine's speed changes more over a run than within a turn.
+        pairs = zip(runs["ours"], runs[way], strict=True)
+        result[f"ours_over_{way}"] = statistics.median(a / b for (a, _), (b, _) in pairs)
+    peak, floor = peaks["ours"], peaks["plain"]
+    result["ours_peak_over_plain"] = peak / floor if peak and floor else None
+    return result
+
+
+def _take_turns(
+    case: BenchInputs, repeats: int
+) -> tuple[dict[str, list[tuple[float, Run]]], dict[str, int | None]]:
+    """Run each way in turn; seconds with the run, and on CUDA the peak bytes, by way."""
     runs: dict[str, list[tuple[float, Run]]] = {way: [] for way in WAYS}
     peaks: dict[str, int | None] = {}
-    for repeat in range(options.repeats + 1):
+    on_cuda = case.backbone.device.type == "cuda"
+    for repeat in range(repeats + 1):  # the first is the warm-up
         for way in WAYS:
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats()
@@ -150,51 +155,36 @@ def bench(options: Bench) -> dict[str, Any]:
             if repeat:
                 ticks = tuple(tick - start for tick in run.ticks)
                 runs[way].append((seconds, replace(run, ticks=ticks)))
-    bandwidth = copy_bandwidth(case.backbone.device)
-    result: dict[str, Any] = {
-        "device": _device_name(case.backbone.device),
-        "model": case.backbone.name,
-        "dtype": str(case.backbone.model.dtype).removeprefix("torch."),
-        "quantize": options.quantize,
-        "reports": options.reports,
-        "prompt_tokens": len(case.rag.ids),
-        "new_tokens": options.new_tokens,
-        "repeats": options.repeats,
-        "copy_bytes_per_second": bandwidth,
-        "step_bytes": {way: step_bytes(case, 3 if way == "ours" else 1) for way in WAYS},
-        "torch": torch.__version__,
+    return runs, peaks
+
+
+def _row(
+    runs: Sequence[tuple[float, Run]],
+    peak: int | None,
+    answers: int,
+    new_tokens: int,
+    roofline_seconds: float,
+) -> dict[str, Any]:
+    """One way's figures."""
+    median = statistics.median(seconds for seconds, _ in runs)
+    step = statistics.median(_step_seconds(run) for _, run in runs)
+    together = answers * new_tokens / median
+    return {
+        "answers": answers,
+        "seconds": median,
+        "all_seconds": [seconds for seconds, _ in runs],
+        "first_token_seconds": statistics.median(run.ticks[0] for _, run in runs),
+        "step_seconds": step,
+        "tokens_per_second": together,
+        "tokens_per_second_per_answer": together / answers,
+        "peak_bytes": peak,
+        "trace_bytes": runs[0][1].trace_bytes,
+        "roofline": roofline_seconds / step if step else None,
     }
-    if not on_cuda:
-        del case  # for a large model there is room once
-        peaks = {way: peak_in_own_process(options, way) for way in WAYS}
-    for way in WAYS:
-        median = statistics.median(seconds for seconds, _ in runs[way])
-        first = statistics.median(run.ticks[0] for _, run in runs[way])
-        step = statistics.median(_step_seconds(run) for _, run in runs[way])
-        together = ANSWERS[way] * options.new_tokens / median
-        result[way] = {
-            "answers": ANSWERS[way],
-            "seconds": median,
-            "all_seconds": [seconds for seconds, _ in runs[way]],
-            "first_token_seconds": first,
-            "step_seconds": step,
-            "tokens_per_second": together,
-            "tokens_per_second_per_answer": together / ANSWERS[way],
-            "peak_bytes": peaks[way],
-            "trace_bytes": runs[way][0][1].trace_bytes,
-            "roofline": result["step_bytes"][way] / bandwidth / step if step else None,
-        }
-    for way in ("naive", "plain"):
-        # Turn by turn, since a machine's speed changes more from one to the next than within.
-        pairs = zip(runs["ours"], runs[way], strict=True)
-        result[f"ours_over_{way}"] = statistics.median(a / b for (a, _), (b, _) in pairs)
-    peak, floor = peaks["ours"], peaks["plain"]
-    result["ours_peak_over_plain"] = peak / floor if peak and floor else None
-    return result
 
 
-def load_case(options: Bench) -> BenchInputs:
-    """Load the model, or draw one at random, and build the prompts."""
+def load_inputs(options: Bench) -> BenchInputs:
+    """Load the model, or draw its weights at random, and build the prompts."""
     if options.random_weights and (options.quantize or options.model != BUNDLED):
         raise SettingsError(
             "Weights drawn at random belong to no checkpoint and are not quantized: leave out "
@@ -220,7 +210,7 @@ def load_case(options: Bench) -> BenchInputs:
         return backbone.prompt(QUESTION, [REPORT] * reports, max_report_tokens=REPORT_TOKENS)
 
     return BenchInputs(
-        # An answer that ended early would be measured as a quick one.
+        # An answer that ended early would be measured as a fast one.
         replace(backbone, eos_ids=()),
         Image(rng.integers(0, 255, (512, 512), dtype=np.uint8)),
         prompt(0),
@@ -229,44 +219,11 @@ def load_case(options: Bench) -> BenchInputs:
     )
 
 
-def random_backbone(
-    config: Any, bundled: Path, dtype: torch.dtype, device: str, name: str
-) -> Backbone:
-    """A model of a published shape with weights drawn at random, on the bundled tokenizer.
-
-    Which tokens are read costs nothing or anything alike; how many is what counts.
-
-    Raises
-    ------
-    ModelError
-        Where there is no room for it.
-    """
-    place = "cuda" if device == "auto" else device
-    build: Any = LlavaForConditionalGeneration._from_config
-    with torch.device("meta"):
-        needed = sum(p.nbytes for p in build(config, dtype=dtype).parameters())
-    if place != "meta" and needed > room(place):
-        raise ModelError(
-            f"A model of the shape {name} takes {needed / 1e9:.1f} GB of memory and "
-            f"{room(place) / 1e9:.1f} GB are free. Close other programs, or take a larger machine."
-        )
-    with torch.device(place):
-        model = build(config, dtype=dtype)
-    return make_backbone(
-        model.eval().requires_grad_(False),
-        load_tokenizer(bundled, read_config(bundled)),
-        load_image_processor(Path("nowhere"), config),
-        name=f"{name}, random weights",
-        fingerprint="",
-        capture=place.startswith("cuda"),
-    )
-
-
 # The three ways
 
 
 class Ticks(BaseStreamer):  # type: ignore[misc,unused-ignore]
-    """Notes when each token came; the first that is put is the prompt."""
+    """Record when each token came; the first value put is the prompt."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -276,7 +233,7 @@ class Ticks(BaseStreamer):  # type: ignore[misc,unused-ignore]
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing remains to be done."""
+        """Called by ``generate()`` at the end; nothing to do."""
 
 
 def _generate(case: BenchInputs, prompt: Prompt, attentions: bool) -> tuple[Run, Any]:
@@ -307,7 +264,7 @@ def _with_attention(case: BenchInputs, name: str, run: Callable[[], Run]) -> Run
 
 
 def naive(case: BenchInputs) -> Run:
-    """Three answers, one after another, with the whole of the attention kept."""
+    """Answer three times, one after another, keeping all attention."""
 
     def run() -> Run:
         first, held = None, 0
@@ -322,12 +279,12 @@ def naive(case: BenchInputs) -> Run:
 
 
 def plain(case: BenchInputs) -> Run:
-    """One answer."""
+    """Answer once."""
     return _with_attention(case, "sdpa", lambda: _generate(case, case.rag, attentions=False)[0])
 
 
 def ours(case: BenchInputs) -> Run:
-    """Three answers as one batch, MR-RAG's steered in every layer, and the trace."""
+    """Answer three times as one batch, MR-RAG steered in every layer, with the trace."""
     reports = len(case.rag.reports)
     relevance = tuple(np.linspace(1.0, 0.0, reports).tolist())
     features = encode_images(case.backbone, [case.image])
@@ -354,7 +311,7 @@ def ours(case: BenchInputs) -> Run:
 RUN: dict[str, Callable[[BenchInputs], Run]] = {"naive": naive, "plain": plain, "ours": ours}
 
 
-# What it is held against
+# References
 
 
 def _step_seconds(run: Run) -> float:
@@ -362,7 +319,7 @@ def _step_seconds(run: Run) -> float:
 
 
 def step_bytes(case: BenchInputs, rows: int) -> int:
-    """What a step of decoding has to read, on average over the answer."""
+    """Return the bytes that a decoding step must read, on average over the answer."""
     text = case.backbone.model.config.text_config
     modules = (case.backbone.model.model.language_model.layers, case.backbone.model.lm_head)
     weights: int = sum(p.nbytes for module in modules for p in module.parameters())
@@ -373,7 +330,7 @@ def step_bytes(case: BenchInputs, rows: int) -> int:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second of a large copy, read and written; the best of ten."""
+    """Return bytes per second of a large copy, read and written; the best of ten."""
     source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = float("inf")
@@ -387,25 +344,25 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def peak_in_own_process(options: Bench, way: str) -> int | None:
-    """Peak bytes of a process that loads the model and goes one way once; None where it died."""
-    # Not a Pool, which kills its process in the end, with what that still had to put away.
+    """Return the peak bytes of a process that runs one way once; None if it died."""
+    # Not a Pool, which kills its process at the end, before it can clean up.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(_peak, options, way).result()
         except BrokenProcessPool:
-            logger.warning("The peak of %s is not known: its process was ended from outside.", way)
+            logger.warning("The peak of %s is unknown: its process was killed.", way)
             return None
 
 
 def _peak(options: Bench, way: str) -> int:
-    case = load_case(options)
+    case = load_inputs(options)
     RUN[way](case)
     return peak_bytes()
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held so far."""
-    # Linux's ru_maxrss begins with what the parent process held.
+    """Return the most memory that this process has held so far, in bytes."""
+    # On Linux, ru_maxrss starts with the parent's value.
     status = Path("/proc/self/status")
     for line in status.read_text("ascii").splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
@@ -426,7 +383,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def bench_text(result: dict[str, Any]) -> str:
-    """The figures as a table."""
+    """Return the figures as a table."""
     quantized = f" {result['quantize']}" if result["quantize"] else ""
     lines = [
         f"{result['model']}, {result['dtype']}{quantized}, {result['device']}",

@@ -155,7 +155,7 @@ def one_row(
 
 
 def row_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Return float32 logits [B, H, Q, X]; query heads are folded into the rows of their key head."""
+    """Return float32 logits [B, H, Q, X]; query heads are folded into their key head's rows."""
     B, H, Q, D = query.shape
     folded = query.float().reshape(B, key.shape[1], -1, D)
     return (folded @ key.float().mT * scaling).view(B, H, Q, -1)

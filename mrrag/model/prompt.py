@@ -1,12 +1,14 @@
-"""Query and documents → token ids, with the spans known by construction.
+"""Question and reports → token ids, with spans that are known by construction.
 
-The reports come before the question: in a causal decoder only then can question rows
-read report columns, and IFA (which acts on that flow) would otherwise do nothing. Ids
-are built segment by segment, so a span is where its segment landed and never searched
-for, and every branch shares the very same ids for what it has in common.
+The reports come before the question. In a causal decoder only then do question rows read
+report columns, the flow on which IFA acts. Ids are built segment by segment: a span is
+where its segment landed, nothing is searched for, and branches share the same ids for what
+they have in common.
 
 The template is the checkpoint's own chat template or, where it has none, LLaVA-Med 1.5's
 ``mistral_instruct``: ``[INST] <image>\\n{text} [/INST]``, one BOS, no system prompt.
+
+This module knows no model and no tensor.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from mrrag.types import Span
 REPORTS_HEADING = "Reports of similar cases:\n"
 IMAGE = "<image>"
 MAX_REPORT_TOKENS = 256
-SPACE = "▁"  # how SentencePiece writes a space
+SPACE = "▁"  # the space of SentencePiece
 
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around one question about one image, without BOS."""
+    """The text around one question about one image, without BOS."""
 
     opening: str = "[INST] "
     after_image: str = "\n"
@@ -35,7 +37,7 @@ class Template:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """What nobody may type, for the model would take it for the template's own."""
+        """Template markers, which are removed from what a person types."""
         around = (text.strip() for text in (self.opening, self.cue))
         return (IMAGE, *(text for text in around if text))
 
@@ -48,22 +50,27 @@ class Tokenizer(Protocol):
 
     @property
     def bos_token_id(self) -> int | None:
-        """What begins a sequence, where anything does."""
+        """The id that begins a sequence, if there is one."""
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The strings that the tokenizer takes for control."""
+        """The strings that the tokenizer treats as control tokens."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Text to ids."""
+        """Return the ids of a text."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with spans that tile them.
+    """Token ids, with spans that tile them.
 
-    ``ids[:suffix_start]`` is the prefix (image and reports), which does not depend on
-    the question and so can be prefilled once; the rest is the question and its cue.
+    Attributes
+    ----------
+    suffix_start : int
+        ``ids[:suffix_start]`` is the prefix (image and reports). It does not depend on the
+        question, so it is read once; the rest is the question and its cue.
+    notes : tuple of str
+        Which reports were shortened.
     """
 
     ids: tuple[int, ...]
@@ -72,7 +79,7 @@ class Prompt:
     notes: tuple[str, ...] = ()
 
     def span(self, name: str) -> Span:
-        """The first span of that name; KeyError where there is none."""
+        """Return the first span of that name; KeyError if there is none."""
         for span in self.spans:
             if span.name == name:
                 return span
@@ -80,14 +87,14 @@ class Prompt:
 
     @property
     def reports(self) -> tuple[Span, ...]:
-        """The report spans, in the order of the documents."""
+        """The spans of the reports, in the order of the documents."""
         return tuple(s for s in self.spans if s.name.startswith("report "))
 
 
 def plain_text(text: str, tokenizer: Tokenizer, template: Template = MISTRAL_INSTRUCT) -> str:
-    """Text without the strings that the tokenizer or the template would take for control.
+    """Return a text without the control strings of tokenizer and template.
 
-    Repeated until nothing changes, since removing one may put another together.
+    Repeated until nothing changes, since removing one string may form another.
     """
     # Longest first, so that "</s>" is not left as "</" by a shorter token inside it.
     control = {*tokenizer.all_special_tokens, *template.markers}
@@ -101,12 +108,12 @@ def plain_text(text: str, tokenizer: Tokenizer, template: Template = MISTRAL_INS
 
 
 def continuing(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """How to encode text that goes on after other text.
+    """Return a function that encodes text which continues other text.
 
-    A SentencePiece tokenizer takes whatever it is given for the start of a sentence and
-    puts a space before it, which models taught on whole prompts never saw there. Behind a
-    line break, which joins with nothing, it does not. (The bundled model was taught piece
-    by piece, on a byte-level tokenizer.)
+    A SentencePiece tokenizer treats any text as the start of a sentence and puts a space
+    before it, which models trained on whole prompts never saw there. After a line break,
+    which merges with nothing, it does not. (The bundled model was trained piece by piece, on
+    a byte-level tokenizer.)
     """
 
     def encode(text: str) -> list[int]:
@@ -134,19 +141,19 @@ def build_prompt(
     Parameters
     ----------
     reports
-        In the order in which the model shall read them; empty for RAG off.
+        In the order of reading; empty for RAG off.
     image_tokens
-        How many placeholders the checkpoint's vision tower fills (576 for LLaVA-Med
-        1.5); 0 where there is no image.
+        Placeholders that the vision tower's features fill (576 for LLaVA-Med 1.5); 0 without
+        an image.
     template
         From :func:`mrrag.model.checkpoint.load_template`.
     max_report_tokens
-        A longer report is cut there, and a note says so.
+        Longer reports are cut to this length, and a note says so.
 
     Raises
     ------
     SettingsError
-        Where nothing is left of the question.
+        Where the question is empty once control strings are removed.
     """
     question = plain_text(question, tokenizer, template)
     if not question:
@@ -170,7 +177,7 @@ def build_prompt(
     opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     add("other", opening + begin(template.opening))
     add("image", [image_token_id] * image_tokens)
-    # LLaVA cuts its text at the image, so what follows begins anew there, too.
+    # LLaVA splits its text at the image, so the text after it starts anew.
     add("other", begin(template.after_image + (REPORTS_HEADING if reports else "")))
     for k, report in enumerate(reports, start=1):
         tokens = go_on(plain_text(report, tokenizer, template))
@@ -187,9 +194,9 @@ def build_prompt(
 
 
 def prompt_text(decode: Callable[[list[int]], str], prompt: Prompt) -> str:
-    """A prompt as a person reads it, ``<image>`` in each place that an image fills.
+    """Return a prompt as text, with ``<image>`` for each of the image's tokens.
 
-    The token there may be one that a checkpoint lends: ``<unk>``, for LLaVA-Med.
+    The token there may be another's: LLaVA-Med has no ``<image>`` and uses ``<unk>``.
     """
     start = stop = 0
     for span in prompt.spans:

@@ -24,14 +24,14 @@ from mrrag.bench.answers import (
     BenchInputs,
     bench,
     bench_text,
-    load_case,
+    load_inputs,
     naive,
     ours,
     peak_bytes,
     plain,
-    random_backbone,
     step_bytes,
 )
+from mrrag.bench.random_weights import SHAPES, random_backbone
 from mrrag.errors import ModelError, SettingsError
 from mrrag.model.attention import plan_pass
 from mrrag.model.backbone import Backbone, embed
@@ -87,20 +87,20 @@ def test_random_weights_answer_in_the_type_asked_for() -> None:
 def test_random_weights_that_do_not_fit_are_refused_before_they_are_drawn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "room", lambda device: 12 * 10**9)
+    monkeypatch.setattr("mrrag.bench.random_weights.room", lambda device: 12 * 10**9)
     with pytest.raises(ModelError, match=r"7b takes 15\.1 GB of memory and 12\.0 GB are free"):
-        load_case(Bench(ASSETS, random_weights="7b"))
+        load_inputs(Bench(ASSETS, random_weights="7b"))
 
 
 def test_random_weights_of_a_checkpoint_are_refused() -> None:
     with pytest.raises(SettingsError, match="leave out --random-weights"):
-        load_case(Bench(ASSETS, random_weights="7b", quantize="int4"))
+        load_inputs(Bench(ASSETS, random_weights="7b", quantize="int4"))
 
 
 def test_the_7b_shape_is_the_published_one() -> None:
     from published import FULL_SIZE
 
-    assert all(FULL_SIZE[name] == value for name, value in module.SHAPES["7b"].items())
+    assert all(FULL_SIZE[name] == value for name, value in SHAPES["7b"].items())
 
 
 class Crossings(TorchDispatchMode):
@@ -124,7 +124,7 @@ def test_the_7b_is_read_and_written_without_a_look_at_a_value() -> None:
 
     A step that waits for the device, or takes anything to it, cannot be captured as a graph.
     """
-    config = published_config("7b", module.SHAPES["7b"])
+    config = published_config("7b", SHAPES["7b"])
     backbone = random_backbone(config, ASSETS / "llava", torch.bfloat16, "meta", "7b")
     pixels = torch.empty(1, 3, 336, 336, dtype=torch.bfloat16, device="meta")
     seen = backbone.model.get_image_features(pixel_values=pixels, return_dict=True)
@@ -159,7 +159,7 @@ def test_the_7b_is_read_and_written_without_a_look_at_a_value() -> None:
 
 
 def test_reports_are_of_the_length_that_is_said() -> None:
-    case = load_case(Bench(ASSETS, reports=3))
+    case = load_inputs(Bench(ASSETS, reports=3))
     assert [span.stop - span.start for span in case.rag.reports] == [module.REPORT_TOKENS] * 3
 
 
@@ -193,12 +193,10 @@ def test_a_peak_that_kills_its_process_costs_no_other_figure(
     case: BenchInputs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "_peak", die)
-    monkeypatch.setattr(module, "load_case", lambda _: case)
+    monkeypatch.setattr(module, "load_inputs", lambda _: case)
     with caplog.at_level(logging.WARNING):
         result = bench(Bench(ASSETS, repeats=1))
-    assert caplog.messages[0] == (
-        "The peak of naive is not known: its process was ended from outside."
-    )
+    assert caplog.messages[0] == ("The peak of naive is unknown: its process was killed.")
     assert result["ours"]["peak_bytes"] is None
     assert result["ours"]["seconds"] > 0
     assert bench_text(result).splitlines()[3].split()[-4] == "?"
