@@ -66,7 +66,8 @@ def ask(args: argparse.Namespace) -> None:
     from mrrag.case import Case, Settings
     from mrrag.data.images import load_image
     from mrrag.errors import SettingsError
-    from mrrag.pipeline import answer, explain, find_evidence
+    from mrrag.explain import explain
+    from mrrag.pipeline import answer, find_evidence
     from mrrag.report.export import case_to_json, differences, read_case
 
     saved = None

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,19 +26,18 @@ from mrrag.case import (
     Case,
     CaseCache,
     Evidence,
-    Influence,
     Progress,
     Settings,
 )
 from mrrag.errors import ModelError, SettingsError
 from mrrag.files import ASSETS
 from mrrag.learnt import Learnt, learnt_for
-from mrrag.model.answering import Step, answer_batch, answer_branches, same_state_trace
+from mrrag.model.answering import Step, answer_branches
 from mrrag.model.backbone import Backbone, encode_images, load_backbone
 from mrrag.model.prefill import Branch, PrefixCache, fits_in_memory
-from mrrag.model.prompt import plain_text, prompt_text
+from mrrag.model.prompt import prompt_text
 from mrrag.model.scope import Scope, load_scope
-from mrrag.model.steering import DEFAULT_ROWS, FORMS, ROWS, Block, lambdas
+from mrrag.model.steering import FORMS, ROWS, lambdas
 from mrrag.retrieval.calibration import (
     Calibration,
     calibrate,
@@ -57,7 +55,6 @@ from mrrag.types import (
     METHODS,
     Answer,
     Familiarity,
-    FloatArray,
     Query,
     Steering,
 )
@@ -290,8 +287,8 @@ def answer(
         yield declined(pipeline, query, evidence, settings, notes)
         return
     start = time.perf_counter()
-    known = _known_prefix(query, cache)
-    features = known.features if known else _features(pipeline, query)
+    known = known_prefix(query, cache)
+    features = known.features if known else image_features(pipeline, query)
     encoded = time.perf_counter()
     steering = steering_of(pipeline, settings)
     branches = branches_of(pipeline, query, evidence, steering, features)
@@ -317,7 +314,7 @@ def answer(
     yield _case_of(pipeline, query, evidence, settings, branches, step, notes, seconds)
 
 
-def _known_prefix(query: Query, cache: CaseCache | None) -> PrefixCache | None:
+def known_prefix(query: Query, cache: CaseCache | None) -> PrefixCache | None:
     """Return what a cache holds of this query's image; None where it is of another."""
     if cache is None or cache.image_sha256 != _image_sha256(query):
         return None
@@ -332,7 +329,8 @@ def _image_sha256(query: Query) -> bytes:
     return digest.digest()
 
 
-def _features(pipeline: Pipeline, query: Query) -> Tensor | None:
+def image_features(pipeline: Pipeline, query: Query) -> Tensor | None:
+    """Encode the query's image for the language model; None without an image."""
     return None if query.image is None else encode_images(pipeline.backbone, [query.image])
 
 
@@ -442,68 +440,6 @@ def declined(
         percentiles=evidence.percentiles,
         warnings=evidence.warnings,
     )
-
-
-# Explanations
-
-
-def explain(
-    pipeline: Pipeline, query: Query, case: Case, *, cache: CaseCache | None = None
-) -> Case:
-    """Return the case with what each report does to its answer, and IFA's direct effect.
-
-    ``cache`` is the case's own, where it was taken out of it; it saves reading the image.
-    """
-    if case.before is None:
-        return case
-    steering = steering_of(pipeline, case.settings)
-    known = _known_prefix(query, cache or case.cache)
-    features = known.features if known else _features(pipeline, query)
-    branch = branches_of(pipeline, query, case, steering, features)["mr_rag"]
-    return replace(
-        case,
-        influence=influence(pipeline, branch, case.answers["rag"], steering),
-        same_state=same_state_trace(pipeline.backbone, branch, steering),
-    )
-
-
-def influence(
-    pipeline: Pipeline, branch: Branch, rag: Answer, steering: Steering
-) -> Influence | None:
-    """Measure what each report does to the answer, causally (attention does not tell).
-
-    Each report is blocked in turn, with and without IFA, in one batched pass over one
-    prefix. None where RAG's answer ``rag`` begins with neither yes nor no, since there is
-    then no probability to follow.
-    """
-    if not branch.relevance or not rag.p_yes + rag.p_no > 0.5:  # false for NaN too
-        return None
-    blocked: list[tuple[int, ...]] = [(), *((k,) for k in range(1, len(branch.relevance) + 1))]
-    plain = replace(branch, relevance=())
-    scores = answer_batch(
-        pipeline.backbone,
-        [plain] * len(blocked) + [branch] * len(blocked),
-        steering,
-        block=Block(range(pipeline.backbone.layers), blocked * 2, DEFAULT_ROWS),
-    )
-    yes = rag.p_yes >= rag.p_no
-    p_2K: FloatArray = (scores.p_yes if yes else scores.p_no).reshape(2, -1)
-    change_2K = p_2K[:, :1] - p_2K[:, 1:]
-    return Influence(
-        word="yes" if yes else "no",
-        before=tuple(np.round(change_2K[0].astype(float), 6).tolist()),
-        after=tuple(np.round(change_2K[1].astype(float), 6).tolist()),
-        whole_before=float(p_2K[0, 0]),
-        whole_after=float(p_2K[1, 0]),
-    )
-
-
-def report_tokens(pipeline: Pipeline, report: str) -> tuple[str, list[tuple[int, int]]]:
-    """Return a report as the model reads it, and the (start, stop) of each token in it."""
-    tokenizer = pipeline.backbone.tokenizer
-    words = plain_text(report, tokenizer, pipeline.backbone.template)
-    encoded = tokenizer(words, add_special_tokens=False, return_offsets_mapping=True)
-    return words, [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
 
 
 def versions(pipeline: Pipeline) -> dict[str, str]:

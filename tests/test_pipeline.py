@@ -18,10 +18,11 @@ from mrrag.__main__ import parser
 from mrrag.case import Case, CaseCache, Progress, Settings
 from mrrag.data.images import load_image, read_image
 from mrrag.errors import KnowledgeBaseError, ModelError, SettingsError
+from mrrag.explain import explain
 from mrrag.files import ASSETS
 from mrrag.learnt import load_learnt
 from mrrag.model.backbone import encode_images
-from mrrag.pipeline import Pipeline, answer, explain, find_evidence, load_pipeline
+from mrrag.pipeline import Pipeline, answer, find_evidence, load_pipeline
 from mrrag.report.export import case_to_json
 from mrrag.retrieval.doubts import warnings_of
 from mrrag.retrieval.encoders import paper_tower
