@@ -1,0 +1,210 @@
+"""``evaluate``: the paper's experiments on many questions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrrag.cli.options import (
+    RUNS,
+    Commands,
+    add_command,
+    add_data,
+    add_json,
+    add_pipeline,
+    bundled_world,
+    load_chosen,
+    print_json,
+    read_chosen,
+    this_process,
+    ticker,
+)
+from mrrag.errors import SettingsError
+from mrrag.study.plan import ABLATIONS, ANSWER_TOKENS, SHARES, WAYS
+
+if TYPE_CHECKING:
+    from mrrag.data.corpus import Corpus
+    from mrrag.pipeline import Pipeline
+    from mrrag.study.plan import Plan
+
+
+def add_commands(commands: Commands) -> None:
+    """Add ``evaluate``."""
+    evaluate = add_command(
+        commands,
+        "evaluate",
+        run_evaluate,
+        "Run the paper's experiments: methods, numbers of reports, irrelevant reports,\n"
+        "and ablations.\n\n"
+        "Asks the yes/no questions of a data set or VQA file. Answers are kept in the run\n"
+        "directory, so that a run that was stopped is resumed by the same command.",
+        "mrrag evaluate --questions 1000 --ablations --html report.html",
+    )
+    add_pipeline(evaluate)
+    add_data(evaluate, required=False, text="data set or VQA file (default: the bundled world)")
+    evaluate.add_argument(
+        "--split",
+        help='split to ask, or "all" (default: test where there is one, else all)',
+    )
+    evaluate.add_argument(
+        "--questions",
+        type=int,
+        default=4000,
+        metavar="N",
+        help="maximum number of questions (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--k",
+        type=int,
+        nargs="+",
+        default=[8],
+        help="numbers of reports to compare (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--noise-shares",
+        type=float,
+        nargs="*",
+        default=SHARES,
+        metavar="SHARE",
+        help="shares of irrelevant reports to compare, 0 to 1 (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--methods",
+        nargs="+",
+        default=WAYS,
+        choices=WAYS,
+        help="methods to compare (default: all)",
+    )
+    evaluate.add_argument(
+        "--ablations",
+        nargs="*",
+        choices=ABLATIONS,
+        help="ablations to run: those named, or all where none is named",
+    )
+    evaluate.add_argument(
+        "--seed", type=int, default=0, help="seed of random draws (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--answer-tokens",
+        type=int,
+        default=ANSWER_TOKENS,
+        metavar="N",
+        help="maximum length of an answer, in tokens (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--folder",
+        type=Path,
+        default=RUNS / "evaluate",
+        metavar="DIR",
+        help="run directory for answers, tables and report (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write the report to this file"
+    )
+    add_json(evaluate)
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Ask what is not answered yet; the first process then writes the tables."""
+    from mrrag.study.experiment import answer_all, choose_questions
+    from mrrag.study.plan import cells_of
+
+    plan = plan_of(args)
+    process = this_process()
+    if process.index:  # the first may have to draw the bundled world
+        process.wait()
+    read = experiment_data(args)
+    if not process.index:
+        process.wait()
+    questions = choose_questions(
+        read.records, read.questions, args.split, args.questions, read.skipped_questions
+    )
+    pipeline = load_chosen(args, process.device)
+    made_of = {
+        "model": pipeline.backbone.fingerprint,
+        "encoder": pipeline.encoder.fingerprint,
+        "knowledge_base": pipeline.knowledge_base.fingerprint,
+        "tower": args.vision_tower,
+        "quantize": args.quantize or "",
+    }
+    cells = cells_of(plan, pipeline.learnt, pipeline.backbone.layers)
+    answer_all(
+        pipeline,
+        questions,
+        cells,
+        plan,
+        args.folder,
+        made_of=made_of,
+        part=process.index,
+        parts=process.count,
+        ticker=ticker,
+    )
+    process.wait()
+    if not process.index:
+        write_results(args, plan, pipeline, questions, cells, made_of)
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """Return the comparison that the options name."""
+    from mrrag.study.plan import Plan
+
+    ablations = ABLATIONS if args.ablations == [] else args.ablations or ()
+    return Plan(
+        ks=tuple(dict.fromkeys(args.k)),
+        shares=tuple(dict.fromkeys(args.noise_shares)),
+        methods=tuple(dict.fromkeys(args.methods)),
+        ablations=tuple(ablations),
+        seed=args.seed,
+        answer_tokens=args.answer_tokens,
+    )
+
+
+def experiment_data(args: argparse.Namespace) -> Corpus:
+    """Read the data set or VQA file that the options name; else the bundled world."""
+    from mrrag.data.corpus import read_corpus
+
+    if args.data is not None:
+        return read_chosen(args)
+    if args.split == "all":
+        raise SettingsError("The bundled world is drawn a split at a time. Name one with --split.")
+    return read_corpus(bundled_world(args.assets, args.split or "test"))
+
+
+def write_results(
+    args: argparse.Namespace,
+    plan: Plan,
+    pipeline: Pipeline,
+    questions: Any,
+    cells: Any,
+    made_of: dict[str, str],
+) -> None:
+    """Write tables and report into the run directory, and print the tables."""
+    from mrrag.pipeline import versions
+    from mrrag.report.experiment_page import report_html
+    from mrrag.study.experiment import read_answers
+    from mrrag.study.tables import metric_rows, tables, text, write_csv, write_json
+
+    result, predictions = tables(
+        questions,
+        cells,
+        read_answers(args.folder),
+        plan,
+        pipeline.knowledge_base,
+        pipeline.learnt,
+        made_of,
+    )
+    result["data"] = str(args.data) if args.data else "the bundled world"
+    result["versions"] = versions(pipeline)
+    config = {k: result[k] for k in ("data", "data_fingerprint", "split", "plan", "versions")}
+    write_json(args.folder / "config.json", config | {"made_of": made_of})
+    write_json(args.folder / "result.json", result)
+    write_csv(args.folder / "predictions.csv", predictions)
+    write_csv(args.folder / "metrics.csv", metric_rows(result))
+    for path in filter(None, (args.folder / "report.html", args.html)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(report_html(result), encoding="utf-8")
+    if args.json:
+        print_json(result)
+    else:
+        print(text(result))

@@ -1,0 +1,289 @@
+"""``index``, ``corpus``, ``fetch``: data sets, and knowledge bases made of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrrag.cli.options import (
+    RUNS,
+    Commands,
+    Process,
+    add_command,
+    add_data,
+    add_layout,
+    read_chosen,
+    spare_the_cores,
+    this_process,
+)
+from mrrag.data.fetch import OPENI
+from mrrag.errors import SettingsError
+
+if TYPE_CHECKING:
+    from mrrag.data.corpus import Corpus, Record
+    from mrrag.retrieval.encoders import Encoder
+    from mrrag.retrieval.knowledge_base import KnowledgeBase
+
+
+def add_commands(commands: Commands) -> None:
+    """Add ``index``, ``corpus`` and ``fetch``."""
+    _add_index(commands)
+    corpus = add_command(
+        commands,
+        "corpus",
+        run_corpus,
+        "Read a data set and print what it holds, and what was skipped and why.",
+        "mrrag corpus runs/iu-xray --list-skipped",
+    )
+    corpus.add_argument("path", type=Path, help="directory of a data set, or a VQA file")
+    add_layout(corpus)
+    corpus.add_argument("--list-skipped", action="store_true", help="list every skipped row")
+    fetch = add_command(
+        commands,
+        "fetch",
+        run_fetch,
+        "Download a public data set.\n\nA download that was stopped is resumed.",
+        "mrrag fetch iu-xray",
+    )
+    fetch.add_argument("data_set", choices=("iu-xray",), help="Open-i's chest radiographs")
+    fetch.add_argument(
+        "directory",
+        type=Path,
+        nargs="?",
+        default=RUNS / "iu-xray",
+        help="output directory (default: %(default)s)",
+    )
+    fetch.add_argument(
+        "--source", default=OPENI, metavar="URL", help="where the archives are (default: Open-i)"
+    )
+
+
+def _add_index(commands: Commands) -> None:
+    index = add_command(
+        commands,
+        "index",
+        run_index,
+        "Build a knowledge base from the images and reports of a data set.\n\n"
+        "A build that was stopped is resumed by the same command. Under `accelerate launch`\n"
+        "several processes share the work.",
+        "mrrag index --data runs/iu-xray --kb runs/kb",
+    )
+    add_data(index)
+    index.add_argument(
+        "--kb",
+        type=Path,
+        metavar="DIR",
+        help="output directory (default: the bundled knowledge base, made by its recipe)",
+    )
+    index.add_argument(
+        "--vqa",
+        action="store_true",
+        help="use questions and their answers as reports, where a data set has none",
+    )
+    index.add_argument(
+        "--split",
+        help='split to index, or "all" (default: train where there is one, else all)',
+    )
+    index.add_argument(
+        "--encoder",
+        help="encoder: a directory, a hub name, or a checkpoint file of open_clip "
+        "(default: the bundled one; with --update, the knowledge base's own)",
+    )
+    index.add_argument("--encoder-revision", help="branch, tag or commit of the encoder")
+    index.add_argument(
+        "--encoder-base",
+        metavar="SOURCE",
+        help="for a checkpoint file: directory or hub name that holds its configuration",
+    )
+    index.add_argument(
+        "--thumbnail-size",
+        type=int,
+        default=256,
+        metavar="PX",
+        help="longer side of a thumbnail, in pixels (default: %(default)s)",
+    )
+    index.add_argument(
+        "--batch",
+        type=int,
+        default=32,
+        metavar="N",
+        help="cases encoded together (default: %(default)s)",
+    )
+    index.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that open images (default: one per core)",
+    )
+    index.add_argument("--overwrite", action="store_true", help="replace an existing one")
+    index.add_argument(
+        "--update",
+        action="store_true",
+        help="bring an existing one up to date, and encode only what is new",
+    )
+
+
+def run_index(args: argparse.Namespace) -> None:
+    """Build a knowledge base, resume a stopped build, or update an existing one."""
+    spare_the_cores()
+    import torch
+
+    records = records_to_index(args)
+    directory = args.kb or args.assets / "knowledge_base"
+    encoder = encoder_of(args, directory)
+    process = this_process()
+    workers = args.workers
+    if process.count > 1:
+        encoder.to(process.device)
+        workers = workers or max(1, (os.cpu_count() or 1) // process.local)
+    elif torch.cuda.is_available():
+        encoder.cuda()
+    settings = {
+        "thumbnail_size": args.thumbnail_size,
+        "batch": args.batch,
+        "workers": workers,
+        "overwrite": args.overwrite,
+        "update": args.update,
+    }
+    built = _build(directory, records, encoder, process, settings)
+    if built is None:
+        return
+    for reason, ids in built.manifest["skipped"].items():
+        if ids:
+            listed = built.directory / "manifest.json"
+            print(f"left out: {len(ids)}, {reason} (listed in {listed})")
+    patients = built.manifest["patients"]
+    print(f"{len(built)} documents of {patients} patients, fingerprint {built.fingerprint[:12]}")
+
+
+def encoder_of(args: argparse.Namespace, directory: Path) -> Any:
+    """Load the encoder that the options name."""
+    from mrrag.retrieval.encoders import load_encoder
+    from mrrag.retrieval.knowledge_base import load_encoder_of
+
+    bundled = args.assets / "encoder"
+    if args.update and args.encoder is None:
+        return load_encoder_of(directory, bundled)
+    return load_encoder(
+        args.encoder or bundled, revision=args.encoder_revision, base=args.encoder_base
+    )
+
+
+def _build(
+    directory: Path,
+    records: Sequence[Record],
+    encoder: Encoder,
+    process: Process,
+    settings: dict[str, Any],
+) -> KnowledgeBase | None:
+    """Build with a progress bar; None in all processes but the first."""
+    from tqdm import tqdm
+
+    from mrrag.retrieval.build import build_knowledge_base, build_share
+
+    batch = settings["batch"]
+    bar = tqdm(
+        # A share is of whole batches.
+        total=min(len(records), batch * -(-len(records) // (batch * process.count))),
+        disable=bool(process.index),
+        desc="indexing",
+        unit="case",
+        mininterval=2,
+        file=sys.stderr,
+    )
+
+    def progress(done: int, total: int) -> None:
+        if not bar.n and done > batch:  # a resumed build's, which say nothing of speed
+            bar.initial = done
+        bar.update(done - bar.n)
+
+    with bar:
+        if process.count == 1:
+            return build_knowledge_base(directory, records, encoder, progress=progress, **settings)
+        share = (process.index, process.count)
+        return build_share(
+            directory, records, encoder, share, process.wait, progress=progress, **settings
+        )
+
+
+def records_to_index(args: argparse.Namespace) -> Sequence[Record]:
+    """Return the records for a knowledge base: the training split's, unless told otherwise."""
+    if args.kb is None:  # the bundled one, by its recipe
+        from mrrag.training.data import read_data_set
+        from mrrag.training.recipe import knowledge_base_rows
+
+        data = read_data_set(args.data)
+        return [data.records[n] for n in knowledge_base_rows(data)]
+    read = read_chosen(args)
+    splits = Counter(record.split for record in read.records)
+    split = args.split or ("train" if splits["train"] else "all")
+    records = [record for record in read.records if split in ("all", record.split)]
+    skipped = sum(map(len, read.skipped.values()))
+    print(f"{len(records)} of {len(read.records)} cases (split: {split}); {skipped} rows skipped")
+    if not records:
+        has = ", ".join(f"{n} {name or 'without one'}" for name, n in splits.items())
+        raise SettingsError(f"No case is of the split {split}. The data set has {has}.")
+    if not any(record.document.report for record in records):
+        raise SettingsError(
+            f"{args.data} has no reports. Give --vqa to use questions and their answers instead."
+        )
+    return records
+
+
+def run_corpus(args: argparse.Namespace) -> None:
+    """Read a data set, and print what it holds."""
+    from mrrag.data.corpus import detect_layout, read_corpus
+
+    layout = args.layout or detect_layout(args.path)
+    read = read_corpus(args.path, layout, images=args.images)
+    print(corpus_text(read, layout, args.list_skipped))
+
+
+def corpus_text(read: Corpus, layout: str, list_skipped: bool = False) -> str:
+    """Return what a data set holds, as lines of text."""
+    documents = [record.document for record in read.records]
+    splits = Counter(record.split or "none" for record in read.records)
+    by_type = Counter(question.answer_type for question in read.questions)
+    lines = [
+        f"layout          {layout}",
+        f"source          {'; '.join(dict.fromkeys(d.source for d in documents)) or 'not stated'}",
+        f"licence         {'; '.join(dict.fromkeys(d.licence for d in documents)) or 'not stated'}",
+        f"cases           {len(documents)}",
+        f"  with a report {sum(bool(d.report) for d in documents)}",
+        f"patients        {len({d.patient for d in documents})}",
+        f"studies         {len({d.study for d in documents})}",
+        f"splits          {', '.join(f'{name} {n}' for name, n in splits.items())}",
+        f"other images    {read.other_images} of these cases",
+        f"questions       {len(read.questions)}"
+        + "".join(f", {n} {name}" for name, n in sorted(by_type.items())),
+    ]
+    for what, skipped in (("row", read.skipped), ("question", read.skipped_questions)):
+        for reason, rows in skipped.items():
+            lines.append(f"skipped {what:8s}{len(rows):6d}  {reason}")
+            if list_skipped:
+                lines += [f"    {row}" for row in rows]
+    return "\n".join(lines)
+
+
+def run_fetch(args: argparse.Namespace) -> None:
+    """Download a public data set, with a progress bar a file."""
+    from tqdm import tqdm
+
+    from mrrag.data.fetch import fetch_iu_xray
+
+    bars: dict[str, Any] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = tqdm(desc=name, total=total, unit="B", unit_scale=True, mininterval=1)
+        bars[name].update(done - bars[name].n)
+
+    counts = fetch_iu_xray(args.directory, source=args.source, progress=progress)
+    for bar in bars.values():
+        bar.close()
+    print(", ".join(f"{n} files in {args.directory / folder}" for folder, n in counts.items()))

@@ -1,0 +1,230 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrrag.errors import SettingsError
+from mrrag.files import ASSETS, read_json
+from mrrag.types import BUNDLED
+
+if TYPE_CHECKING:
+    from mrrag.data.corpus import Corpus
+    from mrrag.pipeline import Pipeline
+
+RUNS = Path("runs")
+
+Commands = Any  # argparse's own type of a group of subparsers is private
+Run = Callable[[argparse.Namespace], None]
+
+
+def add_command(
+    commands: Commands, name: str, run: Run, text: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a command with its description, its example, and what every command takes."""
+    summary = text.partition("\n\n")[0]
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=" ".join(summary.split()),
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    command.add_argument(
+        "--assets",
+        type=Path,
+        default=ASSETS,
+        metavar="DIR",
+        help="directory of the bundled model, encoder and knowledge base",
+    )
+    return command
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Add the options that choose a model."""
+    command.add_argument(
+        "--model",
+        default=BUNDLED,
+        help='"bundled", a checkpoint directory, or a name on the Hugging Face hub '
+        "(default: %(default)s)",
+    )
+    command.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="quantise the weights to 8 or 4 bits, for a smaller GPU (needs bitsandbytes)",
+    )
+
+
+def add_pipeline(command: argparse.ArgumentParser) -> None:
+    """Add the options that choose a model and a knowledge base."""
+    add_model(command)
+    command.add_argument(
+        "--kb", type=Path, metavar="DIR", help="knowledge base (default: the bundled one)"
+    )
+    command.add_argument("--revision", help="branch, tag or commit of the model on the hub")
+    command.add_argument(
+        "--vision-tower",
+        "--tower",
+        default="checkpoint",
+        metavar="SOURCE",
+        help='vision tower: "checkpoint" (its own), "stock" (the CLIP that it names), or a '
+        "directory or hub name (default: %(default)s)",
+    )
+
+
+def add_layout(command: argparse._ActionsContainer) -> None:
+    """Add the options that say how a data set is laid out."""
+    command.add_argument(
+        "--layout", help="layout of the data set (default: recognised from its files)"
+    )
+    command.add_argument("--images", type=Path, metavar="DIR", help="image directory of a VQA file")
+
+
+def add_data(
+    command: argparse._ActionsContainer,
+    required: bool = True,
+    text: str = "data set, in any of the supported layouts",
+) -> None:
+    """Add the options that name a data set."""
+    command.add_argument("--data", type=Path, required=required, metavar="PATH", help=text)
+    add_layout(command)
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def load_chosen(args: argparse.Namespace, device: str | None = None) -> Pipeline:
+    """Load the model and the knowledge base that the options name."""
+    from mrrag.pipeline import load_pipeline
+
+    return load_pipeline(
+        args.assets,
+        model=args.model,
+        knowledge_base=args.kb,
+        revision=args.revision,
+        device=device,
+        vision_tower=args.vision_tower,
+        quantize=args.quantize,
+    )
+
+
+def read_chosen(args: argparse.Namespace) -> Corpus:
+    """Read the data set that the options name; with ``--vqa``, questions as reports."""
+    from mrrag.data.corpus import read_corpus, with_questions_as_reports
+
+    read = read_corpus(args.data, args.layout, images=args.images)
+    return with_questions_as_reports(read) if getattr(args, "vqa", False) else read
+
+
+def ticker(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+    """Return the items with a progress bar on stderr."""
+    from tqdm import tqdm
+
+    bar: Iterable[Any] = tqdm(items, total=total, desc=label, mininterval=2, file=sys.stderr)
+    return bar
+
+
+def draw_world(
+    directory: Path,
+    patients: int,
+    seed: int,
+    size: int,
+    only: str | None = None,
+    layout: str = "iu-xray",
+) -> None:
+    """Write a phantom world; pictures that exist already are not drawn again."""
+    from mrrag.phantom.write import LAYOUTS
+
+    LAYOUTS[layout](
+        directory,
+        patients=patients,
+        seed=seed,
+        size=size,
+        only=only,
+        progress=lambda items, total: ticker(items, total, "rendering"),
+    )
+
+
+def world_recipe(assets: Path) -> dict[str, Any]:
+    """Return the size and the seed of the world that the bundled model was trained on."""
+    path = assets / "world.json"
+    recipe: dict[str, Any] = read_json(
+        path, lambda why: SettingsError(f"{path} cannot be read ({why}). Restore the file.")
+    )
+    return recipe
+
+
+def bundled_world(assets: Path, split: str) -> Path:
+    """Return the directory of the bundled world with the pictures of one split.
+
+    It is drawn from its seed where it does not exist yet, and resumed where it is partial.
+    """
+    recipe = world_recipe(assets)
+    directory = RUNS / f"phantoms-{recipe['seed']}-{recipe['patients']}"
+    draw_world(directory, **recipe, only=split)
+    return directory
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process's place among those of ``accelerate launch``; alone, the first of one.
+
+    Attributes
+    ----------
+    device : str or None
+        This process's device; None, to choose one, where it is alone.
+    local : int
+        How many of the processes run on this machine.
+    wait : callable
+        Returns once all processes have called it.
+    """
+
+    index: int = 0
+    count: int = 1
+    device: str | None = None
+    local: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+def this_process() -> Process:
+    """Return this process's place among those that ``accelerate launch`` started."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Process()
+    from datetime import timedelta
+
+    import torch
+    from accelerate import PartialState
+
+    gpu = torch.cuda.is_available()
+    # They wait for the slowest of them, however long that takes.
+    state = PartialState(cpu=not gpu, timeout=timedelta(days=30))
+    return Process(
+        state.process_index,
+        state.num_processes,
+        str(state.device) if gpu else "cpu",
+        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        state.wait_for_everyone,
+    )
+
+
+def spare_the_cores() -> None:
+    """Let idle torch threads sleep, not spin, where other processes need the cores.
+
+    Call it before torch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON."""
+    print(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,343 @@
+"""All that is learnt: ``phantom``, ``train-*``, ``find-layers``, ``samples``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mrrag.cli.options import (
+    RUNS,
+    Commands,
+    Run,
+    add_command,
+    add_data,
+    add_layout,
+    add_pipeline,
+    draw_world,
+    load_chosen,
+    read_chosen,
+    ticker,
+    world_recipe,
+)
+
+WORLDS = ("iu-xray", "mimic-cxr-jpg", "fairvlmed")
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands that make what the others use."""
+    _add_phantom(commands)
+    _add_train_retriever(commands)
+    train = _add_training(
+        commands,
+        "train-model",
+        run_train_model,
+        "Train the bundled vision-language model, in three stages.\n\n"
+        "The stages are its vision tower, reading reports, and weighing reports against the\n"
+        "picture. Training that was stopped is resumed.",
+        "mrrag train-model --data runs/phantoms",
+    )
+    for stage, steps in (("vision", 1000), ("reading", 1000), ("weighing", 700)):
+        train.add_argument(
+            f"--{stage}-steps",
+            type=int,
+            default=steps,
+            metavar="N",
+            help=f"steps of the {stage} stage (default: %(default)s)",
+        )
+    _add_learning(
+        commands,
+        "train-adapter",
+        run_train_adapter,
+        "Learn α, β, γ for a model on a knowledge base, from yes/no training questions.\n\n"
+        "They are written to the knowledge base's learnt.json, which page and commands use.",
+        "mrrag train-adapter --data VQA_RAD --kb runs/kb",
+        questions=1500,
+    )
+    layers = _add_learning(
+        commands,
+        "find-layers",
+        run_find_layers,
+        "Find the layers in which a model reads reports, and the form and strength of IFA\n"
+        "that help most on validation questions.\n\n"
+        "They are written to the knowledge base's learnt.json, which page and commands use.",
+        "mrrag find-layers --data VQA_RAD --kb runs/kb --window 4 --stride 2",
+        questions=1000,
+    )
+    layers.add_argument(
+        "--window",
+        type=int,
+        default=1,
+        metavar="N",
+        help="layers that are blocked together (default: %(default)s)",
+    )
+    layers.add_argument(
+        "--stride",
+        type=int,
+        default=1,
+        metavar="N",
+        help="layers from one window to the next (default: %(default)s)",
+    )
+    samples = _add_training(
+        commands,
+        "samples",
+        run_samples,
+        "Choose the sample cases from the held-out split, and write them.",
+        "mrrag samples --data runs/phantoms --questions 400",
+    )
+    samples.add_argument(
+        "--directory",
+        type=Path,
+        default=Path("sample_cases"),
+        metavar="DIR",
+        help="output directory (default: %(default)s)",
+    )
+    samples.add_argument(
+        "--questions",
+        type=int,
+        default=600,
+        metavar="N",
+        help="maximum number of questions to choose from (default: %(default)s)",
+    )
+
+
+def _add_phantom(commands: Commands) -> None:
+    phantom = add_command(
+        commands,
+        "phantom",
+        run_phantom,
+        "Draw the phantom world: synthetic radiographs with reports and questions.\n\n"
+        "Drawing that was stopped is resumed.",
+        "mrrag phantom runs/phantoms --patients 100",
+    )
+    phantom.add_argument("directory", type=Path, help="output directory")
+    phantom.add_argument(
+        "--patients",
+        type=int,
+        default=8000,
+        metavar="N",
+        help="number of patients (default: %(default)s)",
+    )
+    phantom.add_argument(
+        "--seed", type=int, default=2026, help="seed of the world (default: %(default)s)"
+    )
+    phantom.add_argument(
+        "--size",
+        type=int,
+        default=512,
+        metavar="PX",
+        help="rows and columns of an image, in pixels (default: %(default)s)",
+    )
+    phantom.add_argument(
+        "--layout",
+        choices=WORLDS,
+        default=WORLDS[0],
+        help="output layout: IU-Xray or MIMIC-CXR-JPG (chest), FairVLMed (fundus) "
+        "(default: %(default)s)",
+    )
+
+
+def _add_training(
+    commands: Commands, name: str, run: Run, text: str, example: str
+) -> argparse.ArgumentParser:
+    command = add_command(commands, name, run, text, example)
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="directory that `phantom` wrote"
+    )
+    _add_runs(command)
+    return command
+
+
+def _add_runs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--runs",
+        type=Path,
+        default=RUNS,
+        metavar="DIR",
+        help="directory of run directories: checkpoints, figures (default: %(default)s)",
+    )
+
+
+def _add_learning(
+    commands: Commands, name: str, run: Run, text: str, example: str, questions: int
+) -> argparse.ArgumentParser:
+    command = add_command(commands, name, run, text, example)
+    add_pipeline(command)
+    add_data(command)
+    _add_runs(command)
+    command.add_argument(
+        "--questions",
+        type=int,
+        default=questions,
+        metavar="N",
+        help="maximum number of questions (default: %(default)s)",
+    )
+    command.add_argument(
+        "--k", type=int, default=8, help="reports in the prompt (default: %(default)s)"
+    )
+    return command
+
+
+def _add_train_retriever(commands: Commands) -> None:
+    train = _add_training(
+        commands,
+        "train-retriever",
+        run_train_retriever,
+        "Train a bi-tower encoder for images and reports.\n\n"
+        "Without the options of the second group: the bundled encoder, on the phantom world.",
+        "mrrag train-retriever --data runs/iu-xray --image-tower microsoft/resnet-50 "
+        "--text-tower emilyalsentzer/Bio_ClinicalBERT --output runs/tower",
+    )
+    train.add_argument(
+        "--steps",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="steps on pairs of image and report (default: %(default)s)",
+    )
+    train.add_argument(
+        "--fact-steps",
+        type=int,
+        default=600,
+        metavar="N",
+        help="further steps on studies with the same findings (default: %(default)s)",
+    )
+    own = train.add_argument_group(
+        "from public weights",
+        "Any of --image-tower, --text-tower and --output trains an encoder of your own; --data "
+        "may then have any layout.",
+    )
+    towers = (("image", "microsoft/resnet-50"), ("text", "emilyalsentzer/Bio_ClinicalBERT"))
+    for kind, default in towers:
+        own.add_argument(
+            f"--{kind}-tower",
+            metavar="SOURCE",
+            help=f"hub name or directory of the {kind} encoder (default: {default})",
+        )
+        own.add_argument(f"--{kind}-revision", help=f"branch, tag or commit of the {kind} encoder")
+    own.add_argument(
+        "--output", type=Path, metavar="DIR", help="output directory (default: runs/encoder)"
+    )
+    add_layout(own)
+    own.add_argument(
+        "--vqa",
+        action="store_true",
+        help="use questions and their answers as reports, where a data set has none",
+    )
+    sizes: tuple[tuple[str, Callable[[str], int | float], float, str], ...] = (
+        ("batch", int, 96, "studies in a batch"),
+        ("learning-rate", float, 1e-4, "learning rate"),
+        ("dimension", int, 512, "length of the vectors"),
+        ("image-size", int, 224, "image size, in pixels"),
+        ("text-tokens", int, 256, "maximum length of a report, in tokens"),
+    )
+    for name, kind_of, value, text in sizes:
+        own.add_argument(
+            f"--{name}", type=kind_of, default=value, help=f"{text} (default: %(default)s)"
+        )
+
+
+def run_phantom(args: argparse.Namespace) -> None:
+    """Draw a phantom world."""
+    draw_world(args.directory, args.patients, args.seed, args.size, layout=args.layout)
+
+
+def run_train_retriever(args: argparse.Namespace) -> None:
+    """Train the bundled encoder, or one from public weights."""
+    if args.image_tower or args.text_tower or args.output:
+        _train_own_retriever(args)
+        return
+    from mrrag.training.data import read_data_set
+    from mrrag.training.recipe import make_retriever
+
+    make_retriever(read_data_set(args.data), args.runs, args.assets, args.steps, args.fact_steps)
+
+
+def _train_own_retriever(args: argparse.Namespace) -> None:
+    import torch
+
+    from mrrag.retrieval.encoders import BERT, RESNET
+    from mrrag.training.data import to_learn_from
+    from mrrag.training.retriever import RetrieverOptions, train_from_public
+
+    data = to_learn_from(read_chosen(args), args.data)
+    options = RetrieverOptions(
+        image_tower=args.image_tower or RESNET,
+        text_tower=args.text_tower or BERT,
+        image_revision=args.image_revision,
+        text_revision=args.text_revision,
+        dimension=args.dimension,
+        image_size=args.image_size,
+        text_tokens=args.text_tokens,
+        steps=args.steps,
+        fact_steps=args.fact_steps,
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+    )
+    output = args.output or args.runs / "encoder"
+    counts = ", ".join(f"{len(data.rows(name))} {name}" for name in ("train", "validation"))
+    print(f"{len(data.records)} cases with a report: {counts}", flush=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train_from_public(args.runs / f"retriever-{output.name}", data, options, output, device=device)
+    print(f"Written to {output}; use it with `index --encoder {output}`.")
+
+
+def run_train_model(args: argparse.Namespace) -> None:
+    """Train the bundled model."""
+    from mrrag.training.data import read_data_set
+    from mrrag.training.recipe import make_model, make_reader, make_tower
+
+    data = read_data_set(args.data)
+    make_tower(data, args.runs, args.vision_steps)
+    make_reader(data, args.runs, args.reading_steps)
+    make_model(data, args.runs, args.assets, args.weighing_steps)
+
+
+def run_train_adapter(args: argparse.Namespace) -> None:
+    """Learn α, β, γ."""
+    from mrrag.training.learn import learn_weights
+
+    print(_learn(args, "adapter", learn_weights))
+
+
+def run_find_layers(args: argparse.Namespace) -> None:
+    """Find the critical layers, and IFA's form and strength."""
+    from mrrag.training.learn import learn_layers
+
+    print(_learn(args, "layers", learn_layers, window=args.window, stride=args.stride))
+
+
+def _learn(args: argparse.Namespace, step: str, learn: Callable[..., str], **options: int) -> str:
+    """Learn from the data set that the options name; return what was found, in words."""
+    from mrrag.learnt import learnt_path
+    from mrrag.training.learn import learning_set
+    from mrrag.training.recipe import bundled_pipeline
+
+    path = learnt_path(args.model, args.kb, args.assets)
+    bundled = path.parent == args.assets
+    pipeline = bundled_pipeline(args.assets) if bundled else load_chosen(args)
+    lessons = learning_set(read_chosen(args), pipeline.knowledge_base)
+    for reason, count in lessons.left_out.items():
+        print(f"left out: {count} questions {reason}", file=sys.stderr)
+    folder = args.runs / (step if bundled else f"{step}-{path.parent.name}")
+    asked = {"model": args.model, "questions": args.questions, "k": args.k}
+    said = learn(pipeline, lessons, folder, path, **asked, **options, ticker=ticker)
+    return f"{said}\nWritten to {path}; plots and figures are in {folder}."
+
+
+def run_samples(args: argparse.Namespace) -> None:
+    """Choose the sample cases, and write them."""
+    from mrrag.phantom.world import draw_studies
+    from mrrag.pipeline import load_pipeline
+    from mrrag.training.data import read_data_set
+    from mrrag.training.recipe import asked_of
+    from mrrag.training.samples import choose, write_samples
+
+    pipeline = load_pipeline(args.assets)
+    data = read_data_set(args.data)
+    items = asked_of(pipeline, data, data.rows("test"), args.questions, ticker)
+    recipe = world_recipe(args.assets)
+    chosen = choose(pipeline, items, ticker=ticker)
+    write_samples(args.directory, chosen, draw_studies(recipe["patients"], recipe["seed"]))
+    print(f"{len(chosen)} sample cases in {args.directory}")
