@@ -83,9 +83,18 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def locked(path: Path, refuse: Callable[[], Exception]) -> Iterator[None]:
-    """Hold a lock file; where another process holds it, raise what ``refuse`` makes."""
+    """Hold a lock file, and remove it at the end.
+
+    The system releases the lock when a process ends, however it ends. Where another process
+    holds it, what ``refuse`` makes is raised.
+    """
+    lock = FileLock(path)
     try:
-        with FileLock(path, timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise refuse() from None
+    try:
+        yield
+    finally:
+        lock.release()
+        path.unlink(missing_ok=True)

@@ -10,7 +10,8 @@ from tiny_bitower import make_cases, make_images, make_loaded_tower
 
 from mrrag.errors import SettingsError
 from mrrag.retrieval.encoders import BiTower
-from mrrag.retrieval.knowledge_base import KnowledgeBase, build_knowledge_base
+from mrrag.retrieval.knowledge_base import KnowledgeBase
+from mrrag.retrieval.build import build_knowledge_base
 from mrrag.model.steering import lambdas
 from mrrag.retrieval.mcr import (
     effective_weights,
