@@ -163,9 +163,8 @@ def _bench_index(args: argparse.Namespace) -> None:
     from mrrag.retrieval.encoders import load_encoder
 
     records = [r for r in read_corpus(args.data).records if r.document.report][: args.cases]
-    encoder = load_encoder(args.encoder or args.assets / "encoder")
-    if args.random_paper_tower:
-        encoder = random_paper_tower(encoder.tokenizer)
+    given = load_encoder(args.encoder or args.assets / "encoder")
+    encoder = random_paper_tower(given.tokenizer) if args.random_paper_tower else given
     result = bench_index(records, encoder)
     text = (
         "{cases} cases, {encoder}: the encoder alone {encoder_alone_per_s:.1f} a second, "

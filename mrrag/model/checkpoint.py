@@ -11,30 +11,18 @@ It does not know prompts, questions or caches.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.util
 import json
 import logging
 import math
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (
-    DryRunError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from transformers import (
@@ -49,6 +37,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from mrrag.errors import ModelError, SettingsError
+from mrrag.hub import download, is_hub_name, one_line
 from mrrag.model.prompt import IMAGE, MISTRAL_INSTRUCT, Template
 from mrrag.types import LLAVA_MED
 
@@ -119,91 +108,33 @@ def find_checkpoint(
     files: list[str] = FILES,
     announce: Callable[[str], object] = logger.info,
 ) -> Path:
-    """The folder of a checkpoint, downloaded first where it is a name on the hub.
+    """Return the directory of a checkpoint; a name on the hub is downloaded first.
 
     Parameters
     ----------
     revision
-        A branch, tag or commit of the hub's repository; the newest where None.
+        Branch, tag or commit on the hub; the newest by default.
     announce
-        Is told what will be downloaded, and how much, before it begins.
+        As of :func:`mrrag.hub.download`.
 
     Raises
     ------
     ModelError
-        Where there is neither such a folder nor such a name, or the hub cannot be reached
+        Where there is neither such a directory nor such a name, or the hub cannot be reached
         or refuses, or the disk is too small.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    name = str(name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+    if not is_hub_name(str(name)):
         raise ModelError(
             f"There is no folder {name}. Give the folder of a checkpoint, or a name on the "
             f"hub such as {LLAVA_MED}. {OTHERWISE}"
         )
-    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": files}
     try:
-        try:
-            listed = snapshot_download(name, **wanted, dry_run=True)
-        except DryRunError as error:
-            if isinstance(error.__cause__, HfHubHTTPError):
-                raise error.__cause__ from None
-            # Out of reach: what was downloaded before will do.
-            return Path(snapshot_download(name, **wanted, local_files_only=True))
-        missing = sum(file.file_size or 0 for file in listed if file.will_download)
-        if missing:
-            _check_disk(name, missing)
-            announce(f"Downloading {name}: {missing / 1e9:.1f} GB, once.")
-        return Path(snapshot_download(name, **wanted))
-    except GatedRepoError:
-        why = (
-            f"The hub gives {name} only to those who accepted its terms. Accept them at "
-            f"https://huggingface.co/{name}, then run `hf auth login`."
-        )
-    except RevisionNotFoundError:
-        why = f"{name} has no revision {revision!r} on the hub. Give one that its page lists."
-    except (RepositoryNotFoundError, HFValidationError):
-        why = (
-            f"The hub has no model called {name}, or you may not see it. Check the name; for a "
-            "private model, run `hf auth login`."
-        )
-    except LocalEntryNotFoundError:
-        why = (
-            f"The hub cannot be reached, and {name} has not been downloaded before (or not "
-            "wholly). Connect to the internet, or copy the checkpoint here and give its folder."
-        )
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            why = _no_space(name)
-        else:
-            why = f"{name} could not be downloaded ({_line(error)}). Try again; it goes on."
-    raise ModelError(f"{why} {OTHERWISE}")
-
-
-def _check_disk(name: str, missing: int) -> None:
-    place = Path(constants.HF_HUB_CACHE)
-    existing = next(p for p in (place, *place.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < missing:
-        raise ModelError(f"{_no_space(name, missing, free)} {OTHERWISE}")
-
-
-def _no_space(name: str, missing: int | None = None, free: int | None = None) -> str:
-    sizes = (
-        ""
-        if missing is None or free is None
-        else (f" ({missing / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free)")
-    )
-    return (
-        f"The disk is full: {name} does not fit into {constants.HF_HUB_CACHE}{sizes}. Free some "
-        "space, or set HF_HOME to a folder on a larger disk."
-    )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        return download(str(name), files, revision, announce=announce)
+    except ModelError as error:
+        raise ModelError(f"{error} {OTHERWISE}") from None
 
 
 # Reading
@@ -230,7 +161,7 @@ def read_config(folder: Path) -> LlavaConfig:
         config = LlavaConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"{folder.name}/config.json cannot be read ({_line(error)}). Download it again."
+            f"{folder.name}/config.json cannot be read ({one_line(error)}). Download it again."
         ) from error
     _check_tower(folder.name, config)
     return config
@@ -350,7 +281,7 @@ def tensor_sizes(folder: Path) -> dict[str, int]:
                     sizes[name] = math.prod(tensors.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
             raise ModelError(
-                f"{folder.name}/{file.name} is cut short or damaged ({_line(error)}). Delete it "
+                f"{folder.name}/{file.name} is cut short or damaged ({one_line(error)}). Delete it "
                 "and download the checkpoint again."
             ) from error
     return sizes
@@ -499,7 +430,7 @@ def load_model(
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
-            f"{name} could not be loaded: {_line(error)} Download the checkpoint again."
+            f"{name} could not be loaded: {one_line(error)} Download the checkpoint again."
         ) from error
     _check_names(name, info, own_tower=vision_tower == "checkpoint")
     if vision_tower != "checkpoint":
@@ -575,8 +506,8 @@ def _replace_tower(model: Any, name: str) -> None:
         model.model.vision_tower.load_state_dict(stock.state_dict())
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
-            f"{name} cannot serve as the vision tower: {_line(error)} Choose another --vision-tower, or "
-            "leave it out."
+            f"{name} cannot serve as the vision tower: {one_line(error)} Choose another "
+            "--vision-tower, or leave it out."
         ) from error
 
 
@@ -593,7 +524,7 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
         raise ModelError(
-            f"{folder.name} has no tokenizer that can be read ({_line(error)}). It needs "
+            f"{folder.name} has no tokenizer that can be read ({one_line(error)}). It needs "
             "tokenizer.json or tokenizer.model: download the checkpoint again."
         ) from error
     if max(tokenizer.get_vocab().values()) >= config.text_config.vocab_size:

@@ -251,7 +251,8 @@ def _check_buildable(records: Sequence[Record], encoder: Encoder) -> None:
     twice = [i for i, n in counts.items() if n > 1]
     if twice:
         raise KnowledgeBaseError(
-            f"{len(twice)} document ids occur more than once, such as {twice[0]}. Ids must be unique."
+            f"{len(twice)} document ids occur more than once, such as {twice[0]}. Ids must be "
+            "unique."
         )
 
 

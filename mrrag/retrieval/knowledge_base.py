@@ -34,14 +34,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mrrag.errors import KnowledgeBaseError, ModelError
-from mrrag.retrieval.encoders import (
-    BiTower,
-    Encoder,
-    OpenClip,
-    load_described_encoder,
-    load_encoder,
-)
+from mrrag.retrieval.bi_tower import BiTower
+from mrrag.retrieval.encoders import Encoder, load_described_encoder, load_encoder
 from mrrag.retrieval.manifest import DOCUMENTS, VECTORS, check_files, read_manifest
+from mrrag.retrieval.open_clip import OpenClip
 from mrrag.types import Document, FloatArray
 
 __all__ = ["DocumentTable", "KnowledgeBase", "load_encoder_of"]

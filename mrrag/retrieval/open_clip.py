@@ -1,713 +1,185 @@
-"""Published checkpoints as towers: found by name, read safely, mapped by name.
+"""Encoders that were trained with open_clip, BiomedCLIP among them, read as published.
 
-What comes out is an image tower and a text tower, two modules that give vectors of one
-space. open_clip's checkpoints are read without open_clip (which needs torchvision): timm's
-ViT goes onto transformers' ViT, a BERT onto transformers' BERT, CLIP's text transformer
-onto transformers' CLIP; CLIP's own ResNet, which transformers lacks, is written below.
-
-Every published name is used, or the load is refused. Nothing is unpickled but tensors and
-plain values. This module does not know pictures, texts or what a vector is used for.
+With their own pooling, projections and preprocessing. It does not know what a document, a
+score or a knowledge base is.
 """
 
 from __future__ import annotations
 
-import pickle
-import re
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from PIL import Image as PillowImage
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    ViTConfig,
-    ViTModel,
+from transformers import PreTrainedTokenizerFast
+
+from mrrag.retrieval.clip_towers import open_clip_image_tower, open_clip_text_tower
+from mrrag.retrieval.tower_pair import (
+    TOKENIZER_FILE,
+    TowerPair,
+    commit_of,
+    fingerprint_of,
+    load_tokenizer,
+    name_of,
+    needed_file,
+    read_config,
+    refusing,
 )
+from mrrag.retrieval.weights import check_settings, read_weights
+from mrrag.types import FloatArray, Image
 
-from mrrag.errors import ModelError
-
-__all__ = [
-    "ModifiedResNet",
-    "check_settings",
-    "check_state",
-    "fill",
-    "find_file",
-    "is_hub_name",
-    "open_clip_image_tower",
-    "open_clip_text_tower",
-    "read_weights",
-]
-
-State = dict[str, Tensor]
-
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# timm's and BERT's heads are 64 wide in every size that is published.
-HEAD_WIDTH = 64
-# timm's plain ViTs (224 px and larger): layers of a size.
-VIT_NAME = re.compile(r"vit_(tiny|small|base|large)_patch(\d+)_(\d+)")
-VIT_LAYERS = {"tiny": 12, "small": 12, "base": 12, "large": 24}
-
-# Published name → names in a checkpoint of transformers, which its loader knows in every
-# release. Where there are several, the tensor is cut into as many along its first axis.
-TIMM_VIT = {
-    "visual.trunk.cls_token": ("embeddings.cls_token",),
-    "visual.trunk.pos_embed": ("embeddings.position_embeddings",),
-    "visual.trunk.patch_embed.proj.weight": ("embeddings.patch_embeddings.projection.weight",),
-    "visual.trunk.patch_embed.proj.bias": ("embeddings.patch_embeddings.projection.bias",),
-    "visual.trunk.norm.weight": ("layernorm.weight",),
-    "visual.trunk.norm.bias": ("layernorm.bias",),
-}
-TIMM_VIT_BLOCK = {
-    "norm1.": ("layernorm_before",),
-    "attn.qkv.": (
-        "attention.attention.query",
-        "attention.attention.key",
-        "attention.attention.value",
-    ),
-    "attn.proj.": ("attention.output.dense",),
-    "norm2.": ("layernorm_after",),
-    "mlp.fc1.": ("intermediate.dense",),
-    "mlp.fc2.": ("output.dense",),
-}
-CLIP_TEXT = {
-    "token_embedding.weight": ("text_model.embeddings.token_embedding.weight",),
-    "positional_embedding": ("text_model.embeddings.position_embedding.weight",),
-    "ln_final.weight": ("text_model.final_layer_norm.weight",),
-    "ln_final.bias": ("text_model.final_layer_norm.bias",),
-    "text_projection": ("text_projection.weight",),
-}
-CLIP_TEXT_BLOCK = {
-    "ln_1.": ("layer_norm1",),
-    "attn.in_proj_": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attn.out_proj.": ("self_attn.out_proj",),
-    "ln_2.": ("layer_norm2",),
-    "mlp.c_fc.": ("mlp.fc1",),
-    "mlp.c_proj.": ("mlp.fc2",),
-}
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# RULE and MMed-RAG train their retrievers from this one; its configuration and tokenizer
+# are those of the .pt files that result.
+OPEN_CLIP_BASE = "thaottn/OpenCLIP-resnet50-CC12M"
+# Of the pictures that CLIP was trained on, per channel, as fractions of full scale.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-# Finding and reading files
+def clip_pixels_of(
+    images: Sequence[Image],
+    size: int,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> FloatArray:
+    """Pictures as CLIP reads them: the shorter side to ``size`` px, then the middle square.
+
+    Bicubic, then each channel of [0, 1] less ``mean`` over ``std``. The longer side is
+    rounded down and the crop's corner to even, as torchvision does for open_clip;
+    transformers' own CLIP processor takes the corner one px off for some sides.
+
+    Returns
+    -------
+    float32 [N, 3, size, size]
+    """
+    pixels_NCYX = np.empty((len(images), 3, size, size), dtype=np.float32)
+    for n, image in enumerate(images):
+        picture = PillowImage.fromarray(image.display).convert("RGB")
+        short = min(picture.size)
+        # All but the middle is cropped below anyway, and a sliver must not grow without bound.
+        width, height = (min(side, 16 * short) for side in picture.size)
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        picture = picture.crop((left, top, left + width, top + height))
+        width, height = (size * side // short for side in picture.size)
+        picture = picture.resize((width, height), PillowImage.Resampling.BICUBIC)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        picture = picture.crop((left, top, left + size, top + size))
+        values = np.asarray(picture, dtype=np.float32) / 255
+        values = (values - np.array(mean, np.float32)) / np.array(std, np.float32)
+        pixels_NCYX[n] = values.transpose(2, 0, 1)
+    return pixels_NCYX
 
 
-def is_hub_name(source: str) -> bool:
-    """Whether this reads as ``owner/name`` of the model hub."""
-    return HUB_NAME.fullmatch(source) is not None
-
-
-def find_file(source: str, names: Sequence[str], revision: str | None = None) -> Path | None:
-    """The first of ``names`` that a folder, or a repository of the model hub, has.
-
-    A file of the hub is downloaded once and then kept; without a network, what was kept
-    is found.
+class OpenClip(TowerPair):
+    """A published tower of open_clip, with its own pooling, projections and preprocessing.
 
     Parameters
     ----------
-    source
-        A folder, or ``owner/name`` on the hub.
-    revision
-        Branch, tag or commit on the hub.
-
-    Raises
-    ------
-    ModelError
-        Where the folder or repository is absent or closed, or the hub cannot be reached
-        and none of the files was kept.
-    """
-    if Path(source).is_dir():
-        return next((p for name in names if (p := Path(source) / name).is_file()), None)
-    if not is_hub_name(source):
-        raise ModelError(
-            f"{source} is not there. Give a folder, a file, or a name of the model hub "
-            "(owner/name)."
-        )
-    unreachable: Exception | None = None
-    for name in names:
-        try:
-            return Path(hf_hub_download(source, name, revision=revision))
-        except LocalEntryNotFoundError as error:
-            unreachable = error
-        except EntryNotFoundError:
-            continue
-        except GatedRepoError as error:
-            raise ModelError(
-                f"{source} is gated: accept its terms on its page of the model hub, then log "
-                "in with `hf auth login`."
-            ) from error
-        except RevisionNotFoundError as error:
-            raise ModelError(
-                f"{source} has no revision {revision}. Give a branch, tag or commit it has."
-            ) from error
-        except (RepositoryNotFoundError, HFValidationError) as error:
-            raise ModelError(
-                f"{source} is neither a folder here nor a public repository of the model hub. "
-                "Check its spelling, or log in with `hf auth login` if it is private."
-            ) from error
-        except HfHubHTTPError as error:
-            raise ModelError(
-                f"The model hub did not answer for {source} ({error}). Try again later, or give "
-                "a folder that holds its files."
-            ) from error
-        except OSError as error:
-            raise ModelError(
-                f"{name} of {source} could not be kept ({error}). Make room on the disk, or set "
-                "HF_HOME to a folder that has it."
-            ) from error
-    if unreachable is not None:
-        raise ModelError(
-            f"The model hub cannot be reached, and {' or '.join(names)} of {source} was not "
-            "kept from before. Connect once, or give a folder that holds its files."
-        ) from unreachable
-    return None
-
-
-def read_weights(path: Path) -> State:
-    """Tensors by name, from safetensors or from a PyTorch file, onto the CPU.
-
-    A PyTorch file is a pickle, which may run any program; it is opened with
-    ``weights_only``, which builds nothing but tensors and plain values. Of a training
-    checkpoint, what is under ``state_dict`` is taken, without the ``module.`` that
-    distributed training puts before every name.
-
-    Raises
-    ------
-    ModelError
-        Where the file is damaged, holds anything else, or has no tensors.
-    """
-    found: Any
-    try:
-        if path.suffix == ".safetensors":
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} is not a whole safetensors file ({error}). Save or copy it again."
-        ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{path} is damaged, or holds more than tensors and plain values, which is refused: "
-            "a pickle may run any program. Copy it again, or save its state_dict alone, where "
-            "you trust it, as safetensors."
-        ) from error
-    state = found.get("state_dict", found) if isinstance(found, dict) else None
-    if not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(
-            f"{path} holds no tensors by name. Give the weights, or a training checkpoint with "
-            "a state_dict."
-        )
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): v for key, v in state.items()}
-    return dict(state)
-
-
-# Putting tensors where they belong
-
-
-def check_state(origin: str, state: State, wanted: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are absent, too many, of another shape, or not finite."""
-    _check_names(origin, state, wanted)
-    for key, tensor in state.items():
-        if tensor.shape != wanted[key].shape:
-            raise ModelError(
-                f"{origin}: {key} has shape {list(tensor.shape)}, and its configuration asks for "
-                f"{list(wanted[key].shape)}."
-            )
-    _check_finite(origin, state)
-
-
-def fill(
-    kind: Any, config: Any, state: State, origin: str, spare: tuple[str, ...] = (), **options: Any
-) -> Any:
-    """A model of transformers with these tensors, float32, in eval mode.
-
-    Parameters
-    ----------
-    kind, config, options
-        The class, its configuration and what else its constructor takes.
-    state
-        Under the names that checkpoints of transformers have.
-    origin
-        Where they come from, for the errors.
-    spare
-        Beginnings of names that are left out (heads that are not wanted).
-
-    Raises
-    ------
-    ModelError
-        As :func:`check_state`.
-    """
-    state = {k: v for k, v in state.items() if not (spare and k.startswith(spare))}
-    _check_finite(origin, state)
-    model, info = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # said below, with the names, as the others are
-        output_loading_info=True,
-        **options,
-    )
-    mismatched = [f"{k} {list(a)} for {list(b)}" for k, a, b in info["mismatched_keys"]]
-    if mismatched:
-        raise ModelError(f"{origin} does not fit its configuration: {', '.join(mismatched[:3])}.")
-    _refuse(origin, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
-    return model
-
-
-def check_settings(
-    origin: str, settings: Mapping[str, Any], known: Mapping[str, Collection[Any] | None]
-) -> None:
-    """Refuse a setting that is not known, or has a value that is not read.
-
-    Parameters
-    ----------
-    known
-        Setting → values that are read; None for any.
-    """
-    for key, value in settings.items():
-        if key not in known:
-            raise ModelError(f"{origin} has {key} = {value!r}, which MR-RAG does not read.")
-        allowed = known[key]
-        if allowed is not None and value not in allowed:
-            raise ModelError(
-                f"{origin} has {key} = {value!r}; MR-RAG reads {' or '.join(map(repr, allowed))}."
-            )
-
-
-def _check_names(origin: str, state: Collection[str], wanted: Collection[str]) -> None:
-    _refuse(origin, sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted)))
-
-
-def _refuse(origin: str, missing: list[str], unexpected: list[str]) -> None:
-    if missing or unexpected:
-        raise ModelError(
-            f"{origin} is not of this configuration: {_listed('missing', missing)}; "
-            f"{_listed('unexpected', unexpected)}."
-        )
-
-
-def _listed(what: str, keys: list[str]) -> str:
-    shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-    return f"{len(keys)} tensors {what}" + (f" ({shown})" if keys else "")
-
-
-def _check_finite(origin: str, state: State) -> None:
-    for key, tensor in state.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{origin}: {key} has values that are not finite ({tensor.dtype}).")
-
-
-def _of_blocks(
-    whole: Mapping[str, tuple[str, ...]],
-    block: Mapping[str, tuple[str, ...]],
-    published: str,
-    target: str,
-    layers: int,
-) -> dict[str, tuple[str, ...]]:
-    """The table of all names: ``whole``, and ``block`` once for every layer."""
-    names = dict(whole)
-    for n in range(layers):
-        for key, parts in block.items():
-            for end in ("weight", "bias"):
-                names[f"{published}.{n}.{key}{end}"] = tuple(
-                    f"{target}.{n}.{part}.{end}" for part in parts
-                )
-    return names
-
-
-def _renamed(origin: str, state: State, names: Mapping[str, tuple[str, ...]]) -> State:
-    _check_names(origin, state, names)
-    renamed: State = {}
-    for key, targets in names.items():
-        for target, tensor in zip(targets, state[key].chunk(len(targets)), strict=True):
-            renamed[target] = tensor
-    return renamed
-
-
-# open_clip's image towers
-
-
-class TimmViT(nn.Module):
-    """A ViT read at its class token, and a projection: open_clip's TimmModel."""
-
-    def __init__(self, vit: ViTModel, projection: nn.Linear) -> None:
-        super().__init__()
-        self.vit = vit
-        self.projection = projection
-
-    def forward(self, pixels_NCYX: Tensor) -> Tensor:
-        """float32 [N, 3, Y, X] to [N, D]."""
-        states_NXE = self.vit(pixel_values=pixels_NCYX).last_hidden_state
-        projected: Tensor = self.projection(states_NXE[:, 0])
-        return projected
-
-
-class ModifiedResNet(nn.Module):
-    """CLIP's ResNet (Radford et al. 2021, section 2.4), under its published names.
-
-    Against the usual ResNet: three convolutions as a stem, average pooling before every
-    strided step (He et al. 2019, ResNet-D; Zhang 2019), and attention over places in place
-    of global pooling.
-
-    Parameters
-    ----------
-    depths
-        Blocks of each of the four stages.
-    dimension
-        D of the vectors.
-    image_size
-        Side of the square it reads, px; a multiple of 32.
-    width
-        Channels after the stem.
+    image_tower, text_tower
+        As of :mod:`mrrag.retrieval.clip_towers`.
+    dimension, image_size, max_text_tokens, name
+        As of :class:`BiTower`.
+    mean, std
+        Per channel, as shares of full scale.
     """
 
     def __init__(
-        self, depths: Sequence[int], dimension: int, image_size: int, width: int = 64
+        self,
+        image_tower: nn.Module,
+        text_tower: nn.Module,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        dimension: int,
+        image_size: int,
+        max_text_tokens: int,
+        name: str,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
     ) -> None:
-        super().__init__()
-        half = width // 2
-        self.conv1 = nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(half)
-        self.conv2 = nn.Conv2d(half, half, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
-        self.conv3 = nn.Conv2d(half, width, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width)
-        channels = width
-        for stage, depth in enumerate(depths):
-            planes = width * 2**stage
-            blocks = []
-            for n in range(depth):
-                blocks.append(_Bottleneck(channels, planes, 2 if stage and not n else 1))
-                channels = 4 * planes
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.stages = len(depths)
-        self.attnpool = _AttentionPool((image_size // 32) ** 2, channels, dimension)
-
-    def forward(self, pixels_NCYX: Tensor) -> Tensor:
-        """float32 [N, 3, Y, X] to [N, D]."""
-        x = torch.relu(self.bn1(self.conv1(pixels_NCYX)))
-        x = torch.relu(self.bn2(self.conv2(x)))
-        x = torch.relu(self.bn3(self.conv3(x)))
-        x = nn.functional.avg_pool2d(x, 2)
-        for stage in range(self.stages):
-            x = self.get_submodule(f"layer{stage + 1}")(x)
-        pooled: Tensor = self.attnpool(x)
-        return pooled
-
-
-class _Bottleneck(nn.Module):
-    def __init__(self, channels: int, planes: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(4 * planes)
-        self.stride = stride
-        self.downsample: nn.Module | None = None
-        if stride > 1 or channels != 4 * planes:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels, 4 * planes, 1, bias=False), nn.BatchNorm2d(4 * planes)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = torch.relu(self.bn1(self.conv1(x)))
-        inner = torch.relu(self.bn2(self.conv2(inner)))
-        inner = self.bn3(self.conv3(nn.functional.avg_pool2d(inner, self.stride)))
-        if self.downsample is not None:
-            x = self.downsample(nn.functional.avg_pool2d(x, self.stride))
-        return torch.relu(inner + x)
-
-
-class _AttentionPool(nn.Module):
-    """One query, the mean over all places, attends to itself and to every place."""
-
-    def __init__(self, places: int, channels: int, dimension: int) -> None:
-        super().__init__()
-        self.positional_embedding = nn.Parameter(torch.randn(places + 1, channels) * 0.02)
-        self.q_proj = nn.Linear(channels, channels)
-        self.k_proj = nn.Linear(channels, channels)
-        self.v_proj = nn.Linear(channels, channels)
-        self.c_proj = nn.Linear(channels, dimension)
-
-    def forward(self, x_NEYX: Tensor) -> Tensor:
-        x_NPE = x_NEYX.flatten(2).transpose(1, 2)
-        x_NPE = torch.cat([x_NPE.mean(1, keepdim=True), x_NPE], dim=1) + self.positional_embedding
-        q, k, v = (
-            y.unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2)
-            for y in (self.q_proj(x_NPE[:, :1]), self.k_proj(x_NPE), self.v_proj(x_NPE))
+        super().__init__(
+            tokenizer,
+            dimension=dimension,
+            image_size=image_size,
+            max_text_tokens=max_text_tokens,
+            name=name,
         )
-        out = nn.functional.scaled_dot_product_attention(q, k, v)
-        pooled: Tensor = self.c_proj(out.transpose(1, 2).flatten(1))
-        return pooled
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.image_tower = image_tower
+        self.text_tower = text_tower
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    @property
+    def prepare(self) -> Callable[[Sequence[Image]], FloatArray]:
+        """:func:`clip_pixels_of` at this tower's size."""
+        return partial(clip_pixels_of, size=self.image_size, mean=self.mean, std=self.std)
+
+    def encode_pixels(self, pixels_NCYX: Tensor) -> Tensor:
+        """float32 [N, 3, Y, X] as of :attr:`prepare` to unit vectors [N, D]."""
+        return nn.functional.normalize(self.image_tower(pixels_NCYX), dim=-1)
+
+    def encode_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """int64 [N, T] ids and mask to unit vectors [N, D]."""
+        return nn.functional.normalize(self.text_tower(input_ids, attention_mask), dim=-1)
 
 
-def open_clip_image_tower(origin: str, model: Mapping[str, Any], state: State) -> nn.Module:
-    """The image tower of an open_clip checkpoint.
-
-    Parameters
-    ----------
-    origin
-        Where it comes from, for the errors.
-    model
-        ``model_cfg`` of its configuration.
-    state
-        All tensors under ``visual.``.
-
-    Raises
-    ------
-    ModelError
-        Where it is of a kind that is not read, or its tensors are not those of its
-        configuration.
-    """
-    vision = model["vision_cfg"]
-    read = _timm_vit if "timm_model_name" in vision else _modified_resnet
-    return read(origin, vision, int(model["embed_dim"]), state)
+# Reading
 
 
-def _timm_vit(origin: str, vision: Mapping[str, Any], dimension: int, state: State) -> nn.Module:
-    check_settings(
-        f"{origin} (vision_cfg)",
-        {"timm_pool": "avg", **vision},  # open_clip's default
-        {
-            "timm_model_name": None,
-            "timm_model_pretrained": None,
-            "timm_pool": ("", "token"),
-            "timm_proj": ("linear",),
-            "timm_proj_bias": (False,),
-            "timm_drop": None,  # of training alone, as the next
-            "timm_drop_path": None,
-            "image_size": None,
-        },
-    )
-    match = VIT_NAME.fullmatch(str(vision["timm_model_name"]))
-    if match is None:
-        raise ModelError(
-            f"{origin} has the image tower {vision['timm_model_name']!r}; of timm's, MR-RAG "
-            "reads the plain ViTs (vit_base_patch16_224, for one)."
+def read_open_clip(
+    source: str, config_path: Path, name: str = "", weights: Path | None = None
+) -> OpenClip:
+    """A tower of open_clip, with other ``weights`` than its own where they are given."""
+    commit = commit_of(source, config_path).get("revision")
+    tokenizer_path = needed_file(source, (TOKENIZER_FILE,), commit)
+    weights = weights or needed_file(source, OPEN_CLIP_WEIGHTS, commit)
+    config = read_config(config_path)
+    origin = str(weights)
+    with refusing(f"{origin} cannot be read as {config_path} says", " Copy it again."):
+        model = config["model_cfg"]
+        check_settings(
+            f"{config_path} (model_cfg)",
+            model,
+            dict.fromkeys(("embed_dim", "quick_gelu", "vision_cfg", "text_cfg")),
         )
-    layers, patch = VIT_LAYERS[match[1]], int(match[2])
-    head = "visual.head.proj.weight"
-    names = _of_blocks(TIMM_VIT, TIMM_VIT_BLOCK, "visual.trunk.blocks", "encoder.layer", layers)
-    _check_names(origin, state, {*names, head})
-    trunk = {key: tensor for key, tensor in state.items() if key != head}
-    hidden, inner = state[head].shape[1], state["visual.trunk.blocks.0.mlp.fc1.weight"].shape[0]
-    config = ViTConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // HEAD_WIDTH,
-        intermediate_size=inner,
-        hidden_act="gelu",
-        layer_norm_eps=1e-6,  # timm's, not transformers' 1e-12
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        image_size=int(vision.get("image_size", match[3])),
-        patch_size=patch,
-    )
-    vit = fill(ViTModel, config, _renamed(origin, trunk, names), origin, add_pooling_layer=False)
-    projection = nn.Linear(hidden, dimension, bias=False)
-    _set(origin, projection, {"weight": state[head]}, "visual.head.proj.")
-    return TimmViT(vit, projection)
-
-
-def _modified_resnet(
-    origin: str, vision: Mapping[str, Any], dimension: int, state: State
-) -> nn.Module:
-    check_settings(
-        f"{origin} (vision_cfg)",
-        vision,
-        {
-            "layers": None,
-            "width": None,
-            "image_size": None,
-            "patch_size": None,  # null in the published files
-            "head_width": (HEAD_WIDTH,),
-        },
-    )
-    depths = vision.get("layers")
-    if not isinstance(depths, list) or len(depths) != 4:
-        raise ModelError(
-            f"{origin} has an image tower of open_clip's own ViT; MR-RAG reads CLIP's ResNets "
-            "and timm's ViTs."
+        preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, **config.get("preprocess_cfg", {})}
+        read = {"interpolation": ("bicubic",), "resize_mode": ("shortest",), "mode": ("RGB",)}
+        check_settings(
+            f"{config_path} (preprocess_cfg)",
+            {key: preprocess[key] for key in read if key in preprocess},
+            read,
         )
-    tower = ModifiedResNet(
-        depths, dimension, int(vision.get("image_size", 224)), int(vision.get("width", 64))
+        state = read_weights(weights)
+        scale = state.pop("logit_scale", None)
+        visual = {key: v for key, v in state.items() if key.startswith("visual.")}
+        image_tower = open_clip_image_tower(origin, model, visual)
+        text_tower = open_clip_text_tower(
+            origin, model, {key: v for key, v in state.items() if key not in visual}
+        )
+        tower = OpenClip(
+            image_tower,
+            text_tower,
+            # Padding is never read; CLIP's own is the end of a text.
+            load_tokenizer(
+                tokenizer_path,
+                "[PAD]" if "hf_model_name" in model["text_cfg"] else "<|endoftext|>",
+            ),
+            dimension=int(model["embed_dim"]),
+            image_size=int(model["vision_cfg"].get("image_size", 224)),
+            max_text_tokens=int(model["text_cfg"].get("context_length", 77)),
+            name=name or name_of(source),
+            mean=preprocess["mean"],
+            std=preprocess["std"],
+        )
+    if scale is not None:
+        tower.logit_scale.data.fill_(float(scale))
+    tower.eval()
+    tower.fingerprint = fingerprint_of(
+        {"weights": weights, "configuration": config_path, "tokenizer": tokenizer_path}
     )
-    _set(origin, tower, {k.removeprefix("visual."): v for k, v in state.items()}, "visual.")
     return tower
-
-
-def _set(origin: str, module: nn.Module, state: State, prefix: str) -> None:
-    """Copy tensors into a module, under the same names but for ``prefix``."""
-    check_state(
-        origin,
-        {prefix + key: tensor for key, tensor in state.items()},
-        {prefix + key: tensor for key, tensor in module.state_dict().items()},
-    )
-    module.load_state_dict(state)
-    module.eval()
-
-
-# open_clip's text towers
-
-
-class HubBert(nn.Module):
-    """A BERT read at [CLS], and a projection: open_clip's HFTextEncoder."""
-
-    def __init__(self, bert: BertModel, projection: nn.Module) -> None:
-        super().__init__()
-        self.bert = bert
-        self.projection = projection
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [N, T] ids and mask to [N, D]."""
-        states_NTE = self.bert(input_ids=input_ids, attention_mask=attention_mask)[0]
-        projected: Tensor = self.projection(states_NTE[:, 0])
-        return projected
-
-
-class ClipText(nn.Module):
-    """CLIP's causal text transformer, read at the end of the text."""
-
-    def __init__(self, clip: CLIPTextModelWithProjection) -> None:
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [N, T] ids and mask to [N, D]."""
-        embedded: Tensor = self.clip(input_ids=input_ids, attention_mask=attention_mask).text_embeds
-        return embedded
-
-
-def open_clip_text_tower(origin: str, model: Mapping[str, Any], state: State) -> nn.Module:
-    """The text tower of an open_clip checkpoint.
-
-    Parameters
-    ----------
-    origin, model
-        As of :func:`open_clip_image_tower`.
-    state
-        All tensors that are not under ``visual.``, without ``logit_scale``.
-
-    Raises
-    ------
-    ModelError
-        As of :func:`open_clip_image_tower`.
-    """
-    read = _hub_bert if "hf_model_name" in model["text_cfg"] else _clip_text
-    return read(origin, model, state)
-
-
-def _hub_bert(origin: str, model: Mapping[str, Any], state: State) -> nn.Module:
-    text, dimension = model["text_cfg"], int(model["embed_dim"])
-    check_settings(
-        f"{origin} (text_cfg)",
-        {"hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler", **text},  # open_clip's defaults
-        {
-            "hf_model_name": None,
-            "hf_tokenizer_name": None,
-            "hf_model_pretrained": None,
-            "hf_proj_type": ("mlp", "linear"),
-            "hf_pooler_type": ("cls_last_hidden_state_pooler",),
-            "context_length": None,
-        },
-    )
-    # A buffer that BERT had once, 0, 1, 2, ...
-    state = {k: v for k, v in state.items() if k != "text.transformer.embeddings.position_ids"}
-    head = {k.removeprefix("text.proj."): v for k, v in state.items() if k.startswith("text.proj.")}
-    body = {
-        k.removeprefix("text.transformer."): v
-        for k, v in state.items()
-        if k.startswith("text.transformer.")
-    }
-    # Names that no tower could take are refused here; those of BERT itself where it is filled.
-    known = {"text.proj." + k for k in head} | {"text.transformer." + k for k in body}
-    sizes = ("word_embeddings", "position_embeddings", "token_type_embeddings")
-    needed = {
-        *(f"text.transformer.embeddings.{size}.weight" for size in sizes),
-        "text.transformer.encoder.layer.0.intermediate.dense.weight",
-    }
-    _check_names(origin, state, known | needed)
-    words, positions, kinds = (body[f"embeddings.{size}.weight"].shape for size in sizes)
-    hidden = words[1]
-    config = BertConfig(
-        vocab_size=words[0],
-        hidden_size=hidden,
-        num_hidden_layers=_depth(body, "encoder.layer."),
-        num_attention_heads=hidden // HEAD_WIDTH,
-        intermediate_size=body["encoder.layer.0.intermediate.dense.weight"].shape[0],
-        max_position_embeddings=positions[0],
-        type_vocab_size=kinds[0],
-    )
-    bert = fill(BertModel, config, body, f"{origin} (text.transformer)", add_pooling_layer=False)
-    middle = (hidden + dimension) // 2
-    projection = (
-        nn.Linear(hidden, dimension, bias=False)
-        if text.get("hf_proj_type", "mlp") == "linear"
-        else nn.Sequential(
-            nn.Linear(hidden, middle, bias=False),
-            nn.GELU(),
-            nn.Linear(middle, dimension, bias=False),
-        )
-    )
-    _set(origin, projection, head, "text.proj.")
-    return HubBert(bert, projection)
-
-
-def _clip_text(origin: str, model: Mapping[str, Any], state: State) -> nn.Module:
-    text, dimension = model["text_cfg"], int(model["embed_dim"])
-    check_settings(
-        f"{origin} (text_cfg)",
-        text,
-        dict.fromkeys(("context_length", "vocab_size", "width", "heads", "layers")),
-    )
-    width, layers = int(text.get("width", 512)), int(text.get("layers", 12))
-    words = int(text.get("vocab_size", 49408))
-    config = CLIPTextConfig(
-        vocab_size=words,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=int(text.get("heads", 8)),
-        max_position_embeddings=int(text.get("context_length", 77)),
-        projection_dim=dimension,
-        hidden_act="quick_gelu" if model.get("quick_gelu") else "gelu",
-        # The last two words of CLIP's vocabulary begin and end a text.
-        bos_token_id=words - 2,
-        eos_token_id=words - 1,
-        pad_token_id=words - 1,
-    )
-    names = _of_blocks(
-        CLIP_TEXT,
-        CLIP_TEXT_BLOCK,
-        "transformer.resblocks",
-        "text_model.encoder.layers",
-        layers,
-    )
-    renamed = _renamed(origin, state, names)
-    # open_clip multiplies from the left, a linear layer from the right.
-    renamed["text_projection.weight"] = renamed["text_projection.weight"].T.contiguous()
-    return ClipText(fill(CLIPTextModelWithProjection, config, renamed, origin))
-
-
-def _depth(state: Collection[str], prefix: str) -> int:
-    return 1 + max(
-        int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix)
-    )

@@ -674,7 +674,7 @@ def answer_of_hub(error: type[Exception], status: int = 404) -> Exception:
     ("error", "said"),
     [
         (hub.GatedRepoError, "accepted its terms"),
-        (hub.RepositoryNotFoundError, "no model called"),
+        (hub.RepositoryNotFoundError, "no repository"),
         (hub.RevisionNotFoundError, "no revision 'v9'"),
         (hub.LocalEntryNotFoundError, "cannot be reached"),
         (ConnectionError, "could not be downloaded"),
@@ -686,7 +686,7 @@ def test_what_the_hub_refuses_is_one_sentence(
     def refuse(*_: object, **__: object) -> None:
         raise answer_of_hub(error)
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", refuse)
+    monkeypatch.setattr("mrrag.hub.snapshot_download", refuse)
     with pytest.raises(ModelError, match=said) as caught:
         find_checkpoint(LLAVA_MED, "v9")
     assert str(caught.value).endswith("--model bundled.")
@@ -703,7 +703,7 @@ def test_a_full_disk_is_told_before_and_during_the_download(
             return [Listed]
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr("mrrag.hub.snapshot_download", download)
     with pytest.raises(ModelError, match=r"disk is full.*15000000\.0 GB are needed.*HF_HOME"):
         find_checkpoint(LLAVA_MED)
     Listed.file_size = 10

@@ -112,8 +112,8 @@ def test_the_best_reports_stand_high_among_chance(pipeline: Pipeline) -> None:
 def test_a_small_base_warns_of_nothing_it_cannot_measure(tmp_path: Path) -> None:
     from tiny_bitower import make_cases, make_loaded_tower
 
-    from mrrag.retrieval.calibration import calibrate
     from mrrag.retrieval.build import build_knowledge_base
+    from mrrag.retrieval.calibration import calibrate
 
     tower = make_loaded_tower(tmp_path / "tower")
     base = build_knowledge_base(tmp_path / "kb", make_cases(tmp_path, 6), tower)

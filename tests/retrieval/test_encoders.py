@@ -17,14 +17,8 @@ from transformers import (
 )
 
 from mrrag.errors import ModelError
-from mrrag.retrieval.encoders import (
-    BiTower,
-    describe_encoder,
-    load_described_encoder,
-    load_encoder,
-    paper_tower,
-    pixels_of,
-)
+from mrrag.retrieval.bi_tower import BiTower, paper_tower, pixels_of
+from mrrag.retrieval.encoders import describe_encoder, load_described_encoder, load_encoder
 from mrrag.types import Image
 
 
@@ -169,7 +163,7 @@ def test_damaged_configuration_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     for damage, message in (
-        ("{", "cannot be built"),
+        ("{", "cannot be read"),
         (json.dumps({**config, "format": 99}), "Update MR-RAG"),
         (json.dumps({k: v for k, v in config.items() if k != "dimension"}), "dimension"),
         (json.dumps({**config, "max_text_tokens": 17}), "1 to 16"),
@@ -243,7 +237,7 @@ def test_public_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(ModelError, match=r"lacks model.safetensors or pytorch_model.bin"):
         paper_tower(resnet, bert)
-    with pytest.raises(ModelError, match="is not there"):
+    with pytest.raises(ModelError, match="not found"):
         paper_tower("nowhere", bert)
 
 

@@ -27,16 +27,15 @@ from torch.nn import functional as F
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from mrrag.errors import ModelError
-from mrrag.retrieval import open_clip
+from mrrag.retrieval.clip_towers import ModifiedResNet
 from mrrag.retrieval.encoders import (
-    OpenClip,
-    clip_pixels_of,
     describe_encoder,
     load_bitower,
     load_described_encoder,
     load_encoder,
 )
-from mrrag.retrieval.open_clip import ModifiedResNet, read_weights
+from mrrag.retrieval.open_clip import OpenClip, clip_pixels_of
+from mrrag.retrieval.weights import read_weights
 from mrrag.types import Image
 
 TEXTS = ["no finding", "heart size is normal", "left pleural effusion is there is there is there"]
@@ -428,7 +427,7 @@ def test_an_absent_file_or_source_is_named(tmp_path: Path) -> None:
         load_encoder(tmp_path)
     with pytest.raises(ModelError, match=r"lacks open_clip_config\.json or config\.json"):
         load_encoder(tmp_path.parent)
-    with pytest.raises(ModelError, match="is not there"):
+    with pytest.raises(ModelError, match="not found"):
         load_encoder(tmp_path / "nothing")
     with pytest.raises(ModelError, match="one of ours is needed"):
         load_bitower(tiny.write_biomedclip(tmp_path / "b"))
@@ -440,11 +439,11 @@ def test_an_absent_file_or_source_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (GatedRepoError, "accept its terms"),
-        (RepositoryNotFoundError, "neither a folder here nor a public repository"),
-        (RevisionNotFoundError, "no revision main9"),
-        (HfHubHTTPError, "did not answer"),
-        (OSError, "Make room on the disk"),
+        (GatedRepoError, "accepted its terms"),
+        (RepositoryNotFoundError, "has no repository owner/name"),
+        (RevisionNotFoundError, "no revision 'main9'"),
+        (HfHubHTTPError, "could not be downloaded"),
+        (OSError, "could not be downloaded"),
     ],
 )
 def test_what_the_hub_refuses_is_said(
@@ -455,7 +454,7 @@ def test_what_the_hub_refuses_is_said(
         Exception.__init__(error, "refused")
         raise error
 
-    monkeypatch.setattr(open_clip, "hf_hub_download", refuse)
+    monkeypatch.setattr("mrrag.hub.hf_hub_download", refuse)
     with pytest.raises(ModelError, match=message):
         load_encoder("owner/name", revision="main9")
 
