@@ -39,7 +39,10 @@ from pydicom.pixels.processing import (
     convert_color_space,
 )
 
-from mrrag.data.images import ALWAYS_LOSSY, J2K, MAX_BYTES, TAGS, read_image
+from mrrag.data.codecs import ALWAYS_LOSSY, J2K
+from mrrag.data.dicom import TAGS
+from mrrag.data.images import read_image
+from mrrag.data.limits import MAX_BYTES
 from mrrag.errors import ImageError
 from mrrag.types import Image
 

@@ -47,15 +47,9 @@ from tiny_dicom import (
     shipped,
 )
 
-from mrrag.data.images import (
-    MAX_BYTES,
-    MAX_PIXELS,
-    _parse,
-    load_image,
-    read_image,
-    thumbnail,
-    to_pil,
-)
+from mrrag.data.dicom import parse
+from mrrag.data.images import load_image, read_image, thumbnail
+from mrrag.data.limits import MAX_BYTES, MAX_PIXELS
 from mrrag.errors import ImageError
 from mrrag.types import Image, Window
 
@@ -148,7 +142,7 @@ def test_an_unknown_voi_function_is_taken_as_linear_and_said() -> None:
     window = {"WindowCenter": 128, "WindowWidth": 100}
     image = read_image(make_dicom(RAMP, VOILUTFunction="CUBIC", **window))
     assert np.array_equal(image.display, read_image(make_dicom(RAMP, **window)).display)
-    assert any("not known" in note for note in image.notes)
+    assert any("unsupported" in note for note in image.notes)
 
 
 def test_the_first_window_that_can_be_used_makes_the_display() -> None:
@@ -559,9 +553,11 @@ def test_a_jpeg_with_more_pictures_gives_the_first() -> None:
 
 
 def test_encoders_get_grey_or_rgb_and_pages_get_small_grey_jpegs() -> None:
-    assert to_pil(read_image(make_picture(PIL.Image.fromarray(RAMP)))).mode == "L"
+    assert (
+        PIL.Image.fromarray(read_image(make_picture(PIL.Image.fromarray(RAMP))).display).mode == "L"
+    )
     image = read_image(make_picture(PIL.Image.fromarray(RGB)))
-    assert to_pil(image).mode == "RGB"
+    assert PIL.Image.fromarray(image.display).mode == "RGB"
     small = PIL.Image.open(io.BytesIO(thumbnail(image, 96)))
     assert (small.format, small.mode, small.size) == ("JPEG", "L", (80, 96))
     sliver = Image(display=np.zeros((1, 1000), np.uint8))
@@ -591,7 +587,7 @@ def test_a_picture_of_60000_by_60000_is_refused_before_decoding(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("mrrag.data.images._decode_frame", fail)
+    monkeypatch.setattr("mrrag.data.dicom.decode_frame", fail)
     dicom = make_dicom(RAMP, Rows=60000, Columns=60000)
     for data in (dicom, make_png_header(60000, 60000), make_png_header(7000, 7000)):
         assert "33,554,432" in refusal(data)
@@ -624,7 +620,7 @@ def test_too_many_bytes_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_deflated_bomb_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mrrag.data.images.MAX_BYTES", 2**20)
+    monkeypatch.setattr("mrrag.data.dicom.MAX_BYTES", 2**20)
     data = make_dicom(RAMP, DeflatedExplicitVRLittleEndian)
     start = 132 + 12 + struct.unpack_from("<I", data, 140)[0]
     packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
@@ -672,14 +668,14 @@ PDF = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1", "EncapsulatedDocument": b
 
 REFUSED = {
     "nothing": (b"", "empty"),
-    "text": (b"Patient^Secret has ID 4711. " * 20, "not known"),
+    "text": (b"Patient^Secret has ID 4711. " * 20, "unsupported"),
     "pdf": (b"%PDF-1.7 " + b"x" * 200, "a PDF"),
     "zip": (b"PK\x03\x04" + b"x" * 200, "a ZIP"),
     "gif": (make_picture(PIL.Image.new("L", (2, 2)), "GIF"), "a GIF"),
     "tiff": (make_picture(PIL.Image.new("L", (2, 2)), "TIFF"), "a TIFF"),
     "webp": (make_picture(PIL.Image.new("L", (2, 2)), "WEBP"), "WebP"),
     "animated png": (make_animation(), "animated"),
-    "zeros": (bytes(4096), "not known"),
+    "zeros": (bytes(4096), "unsupported"),
     "preamble alone": (b"\0" * 128 + b"DICM", "no pixel data"),
     "report": (shipped("test-SR.dcm"), "Comprehensive SR Storage"),
     "plan": (shipped("rtplan.dcm"), "RT Plan Storage"),
@@ -787,7 +783,7 @@ def test_no_patient_in_the_image_the_logs_or_the_warnings(
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
 def test_the_patient_is_never_parsed(syntax: str) -> None:
-    assert not {"PatientName", "PatientID"} & set(_parse(make_dicom(RAMP, syntax)).dir())
+    assert not {"PatientName", "PatientID"} & set(parse(make_dicom(RAMP, syntax)).dir())
 
 
 def test_notes_warn_of_burned_in_text_and_loss() -> None:

@@ -1,0 +1,433 @@
+"""One DICOM frame → picture, through the Standard's pipeline in its order (PS3.4 N.2).
+
+Stored values, modality LUT, VOI LUT or window, MONOCHROME1 inversion. Only the attributes
+listed below are ever parsed, so this module never knows who the patient is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+import zlib
+from io import BytesIO
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import dcmread, dcmwrite, uid
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import read_dataset
+from pydicom.pixels.processing import apply_color_lut, apply_rescale
+from pydicom.tag import Tag
+from pydicom.valuerep import VR
+
+from mrrag.data.codecs import ALWAYS_LOSSY, DECODERS, decode_frame, native
+from mrrag.data.grey import scale, show_full_range, window_grey
+from mrrag.data.limits import (
+    EXPORT,
+    MAX_BYTES,
+    check_frame,
+    check_size,
+    refusal,
+    refusing,
+    too_many_bytes,
+)
+from mrrag.types import Image, Window
+
+Array = npt.NDArray[Any]
+
+# The only attributes that are parsed. None of them says who the patient is.
+REQUIRED = (
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+)
+TRANSFORMS = (
+    "RescaleIntercept",
+    "RescaleSlope",
+    "ModalityLUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "WindowCenterWidthExplanation",
+    "VOILUTFunction",
+    "VOILUTSequence",
+    "PixelSpacing",
+)
+PALETTE_DATA = tuple(
+    f"{kind}{colour}PaletteColorLookupTable{part}"
+    for kind, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+    for colour in ("Red", "Green", "Blue")
+)
+# The functional groups that hold them in a multi-frame file (PS3.3 C.7.6.16).
+MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+ATTRIBUTES = (
+    *("SOPClassUID", "Modality", "ViewPosition", "ImagerPixelSpacing", "BurnedInAnnotation"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "NumberOfFrames"),
+    *("PlanarConfiguration", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *REQUIRED,
+    *TRANSFORMS,
+    *PALETTE_DATA,
+    *PIXELS,
+)
+
+TAGS = tuple(Tag(keyword) for keyword in ATTRIBUTES)
+
+GREY = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+PALETTE = "PALETTE COLOR"
+
+
+def is_dicom(data: bytes) -> bool:
+    """Tell DICOM by its content: PS3.10 7.1, or a data set that lacks the preamble.
+
+    Without one, the first element must be of group 0002 or 0008 and either name a value
+    representation (PS3.5 7.1.2) or, in implicit VR, give a length that fits.
+    """
+    if data[128:132] == b"DICM":
+        return True
+    if len(data) < 16:
+        return False
+    known_vr = data[4:6].decode("latin-1") in set(VR)
+    if data[:2] == b"\0\x08":  # big endian, which is never implicit
+        return known_vr
+    if data[:2] not in (b"\x02\0", b"\x08\0"):
+        return False
+    (length,) = struct.unpack_from("<I", data, 4)
+    return known_vr or (length % 2 == 0 and length <= len(data) - 8)
+
+
+def read_dicom(data: bytes, frame: int) -> Image:
+    """Read one frame of a DICOM file through the pipeline of PS3.4 N.2."""
+    with refusing("The DICOM header"):
+        dataset = parse(data)
+        _check_header(dataset)
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        check_frame(frame, frames)
+        _flatten_functional_groups(dataset, frame)
+        tags = _read_tags(dataset)
+        notes = _read_notes(dataset, tags.get("lossy compression") == "yes", frame, frames)
+        photometric = str(dataset.PhotometricInterpretation)
+    with refusing(f"The pixel data ({tags['transfer syntax']})"):
+        pixels = decode_frame(dataset, frame, frames)
+
+    values: Array | None = None
+    padding: npt.NDArray[np.bool_] | None = None
+    windows: tuple[Window, ...] = ()
+    inverted = photometric == "MONOCHROME1"
+    with refusing("The DICOM display attributes (palette, modality LUT, VOI LUT, windows)"):
+        if photometric in GREY:
+            shown = ~_find_padding(pixels, dataset)
+            values = _apply_modality_lut(pixels, dataset)
+            windows, unusable = _read_windows(dataset)
+            display, note = _apply_voi(values, shown, dataset, windows)
+            notes += [*unusable, note]
+            if inverted:
+                display = 255 - display
+                notes.append("MONOCHROME1: low values are shown bright.")
+            if not shown.all():
+                padding = ~shown
+                display[padding] = 0
+                notes.append(f"Padding ({1 - shown.mean():.1%} of the pixels) is shown black.")
+        elif photometric == PALETTE:
+            display = _apply_palette(pixels, dataset)
+        else:
+            display = scale(pixels, 0, 2 ** int(dataset.BitsStored) - 1)
+    return Image(
+        display=np.ascontiguousarray(display),
+        values=values,
+        windows=windows,
+        voi_function=str(dataset.get("VOILUTFunction") or "LINEAR") if windows else "LINEAR",
+        inverted=inverted,
+        padding=padding,
+        frame=frame,
+        frames=frames,
+        tags=tags,
+        notes=tuple(notes),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def parse(data: bytes) -> Dataset:
+    """Parse the attributes on the list, and no others, whatever the transfer syntax."""
+    stream = BytesIO(data)
+    stream.seek(132 if data[128:132] == b"DICM" else 0)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)
+    if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:  # PS3.5 A.5
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(), MAX_BYTES + 1)
+        if len(inflated) > MAX_BYTES:
+            raise too_many_bytes("The file inflates to more than is read.")
+        dataset = read_dataset(BytesIO(inflated), False, True, specific_tags=list(TAGS))
+        dataset.file_meta = FileMetaDataset(meta)
+        return dataset
+    dataset = dcmread(BytesIO(data), force=True, specific_tags=list(TAGS))
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = (
+            uid.ImplicitVRLittleEndian
+            if implicit
+            else uid.ExplicitVRLittleEndian
+            if little
+            else uid.ExplicitVRBigEndian
+        )
+    return dataset
+
+
+def without_identity(data: bytes) -> bytes:
+    """Write a DICOM file again with the attributes that are parsed, and no others."""
+    dataset = parse(data)
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in dataset.get(groups) or []:
+            for tag in [element.tag for element in group if element.keyword not in MACROS]:
+                del group[tag]
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    dataset.file_meta, dataset.preamble = meta, b"\0" * 128
+    stripped = BytesIO()
+    dcmwrite(stripped, dataset, enforce_file_format=False)
+    return stripped.getvalue()
+
+
+def _check_header(dataset: Dataset) -> None:
+    """Refuse, before anything is decoded, what is not a picture that is read here."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not any(keyword in dataset for keyword in PIXELS):
+        kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+        raise refusal(
+            f"The DICOM file ({_uid_name(kind)}) has no pixel data, or is cut short before it.",
+            "DICOM images are read; reports, documents, plans and signals are not.",
+            "Choose the study's image instead.",
+        )
+    if syntax not in DECODERS:
+        raise refusal(
+            f"The DICOM file's transfer syntax is {_uid_name(syntax)}.",
+            "Uncompressed, RLE, JPEG, JPEG-LS and JPEG 2000 pixels are read; video is not.",
+            "Export a still picture, without compression if there is a choice.",
+        )
+    if "PixelData" not in dataset:
+        raise refusal(
+            "The DICOM file's pixels are floating-point numbers (a parametric map).",
+            "Pixels must be whole numbers, as in radiographs.",
+            "Choose the picture that the map was made from.",
+        )
+    missing = [keyword for keyword in REQUIRED if dataset.get(keyword) is None]
+    if missing:
+        raise refusal(
+            f"The DICOM header lacks {', '.join(missing)}.",
+            f"An image must have {', '.join(REQUIRED)}.",
+            EXPORT,
+        )
+    check_size(int(dataset.Rows), int(dataset.Columns))
+    samples, photometric = int(dataset.SamplesPerPixel), str(dataset.PhotometricInterpretation)
+    if samples != {**dict.fromkeys((*GREY, PALETTE), 1), **dict.fromkeys(COLOUR, 3)}.get(
+        photometric
+    ):
+        raise refusal(
+            f"The DICOM header gives {samples} samples a pixel and a photometric"
+            f" interpretation of {_code(photometric) or 'no known form'}.",
+            f"{', '.join((*GREY, PALETTE))} have 1 sample, and {', '.join(COLOUR)} have 3.",
+            EXPORT,
+        )
+
+
+def _flatten_functional_groups(dataset: Dataset, frame: int) -> None:
+    """Lift one frame's transforms to the top level (PS3.3 C.7.6.16: a frame's own win)."""
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    groups = (*shared[:1], *own[frame : frame + 1])
+    items = (item for group in groups for macro in MACROS for item in (group.get(macro) or [])[:1])
+    for item in items:
+        for keyword in TRANSFORMS:
+            if keyword in item:
+                dataset[keyword] = item[keyword]
+
+
+def _uid_name(value: object) -> str:
+    """Return a registered uid.UID's name, and nothing of an unregistered one."""
+    name = uid.UID(str(value)).name
+    return name if name != str(value) else "of an unregistered kind"
+
+
+def _code(value: object) -> str:
+    """Return a code string (PS3.5 6.2, CS), or nothing where the value is not one."""
+    text = str(value or "").strip()
+    return text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else ""
+
+
+def _number(value: object) -> str:
+    """Return a decimal number, or several joined by x, shortly; nothing otherwise."""
+    try:
+        numbers = [float(number) for number in as_list(value)]
+    except (TypeError, ValueError):
+        return ""
+    return " x ".join(f"{number:.4g}" for number in numbers[:2] if isfinite(number))
+
+
+def as_list(value: Any) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, (str, int, float)) else list(value)
+
+
+def _read_tags(dataset: Dataset) -> dict[str, str]:
+    """Return the technical attributes that are shown, in a form that can carry no name."""
+    spacing = _number(dataset.get("PixelSpacing")) or _number(dataset.get("ImagerPixelSpacing"))
+    tags = {
+        "modality": _code(dataset.get("Modality")),
+        "view position": _code(dataset.get("ViewPosition")),
+        "rows x columns": f"{int(dataset.Rows)} x {int(dataset.Columns)}",
+        "bits stored": f"{int(dataset.BitsStored)}",
+        "photometric interpretation": _code(dataset.PhotometricInterpretation),
+        "transfer syntax": _uid_name(dataset.file_meta.TransferSyntaxUID),
+        "pixel spacing": f"{spacing} mm" if spacing else "",
+        "burned-in annotation": _code(dataset.get("BurnedInAnnotation")),
+        "lossy compression": {"00": "no", "01": "yes"}.get(
+            str(dataset.get("LossyImageCompression")), ""
+        ),
+    }
+    if dataset.file_meta.TransferSyntaxUID in ALWAYS_LOSSY:
+        tags["lossy compression"] = "yes"
+    return {name: value for name, value in tags.items() if value}
+
+
+def _read_notes(dataset: Dataset, lossy: bool, frame: int, frames: int) -> list[str]:
+    """Say what a reader should know before trusting the picture."""
+    notes = [f"Frame {frame + 1} of {frames}."] if frames > 1 else []
+    if lossy:  # PS3.3 C.7.6.1.1.5
+        ratio = _number(as_list(dataset.get("LossyImageCompressionRatio"))[-1:])
+        notes.append(
+            "The picture was compressed with loss" + (f" ({ratio} to 1)." if ratio else ".")
+        )
+    burned_in = dataset.get("BurnedInAnnotation")  # PS3.3 C.7.6.1
+    if burned_in == "YES":
+        notes.append("The header says that text is burned in; it may name the patient.")
+    elif burned_in != "NO":
+        notes.append("The header does not exclude burned-in text, which could name the patient.")
+    return notes
+
+
+# Grey-scale and colour transforms, in the order of the pipeline
+
+
+def _is_little(dataset: Dataset) -> bool:
+    return bool(dataset.file_meta.TransferSyntaxUID != uid.ExplicitVRBigEndian)
+
+
+def _find_padding(pixels: Array, dataset: Dataset) -> npt.NDArray[np.bool_]:
+    """Find the stored values outside the picture (PS3.3 C.7.5.1.1.2)."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(pixels.shape, bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    # Some write a signed value as its unsigned twin: the cast takes it back.
+    ends = np.array([value, value if limit is None else limit]).astype(pixels.dtype)
+    padding: npt.NDArray[np.bool_] = (pixels >= ends.min()) & (pixels <= ends.max())
+    return padding
+
+
+def _look_up(values: Array, descriptor: Any, data: Any, little: bool) -> Array:
+    """Map values through a lookup table (PS3.3 C.11.1.1, C.11.2.1.1 and C.7.6.3.1.5).
+
+    Not pydicom's: 3.0 wraps the index of a table with more than 256 entries of 8 bits.
+    """
+    count, first, _ = (int(number) for number in descriptor)
+    count = count or 2**16
+    if isinstance(data, bytes):
+        kind = "u1" if len(data) < 2 * count else "<u2" if little else ">u2"
+        entries = np.frombuffer(data, kind)
+    else:
+        entries = np.array(as_list(data)).astype(np.uint16)
+    index = np.clip(np.rint(values), first, first + count - 1).astype(np.int32) - first
+    return native(entries[:count])[index]
+
+
+def _apply_modality_lut(pixels: Array, dataset: Dataset) -> Array:
+    """Turn stored values into the modality's (PS3.3 C.11.1): a table, or slope and intercept."""
+    if dataset.get("ModalityLUTSequence"):
+        item = dataset.ModalityLUTSequence[0]
+        return _look_up(pixels, item.LUTDescriptor, item.LUTData, _is_little(dataset))
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is None or intercept is None or (slope == 1 and intercept == 0):
+        return pixels
+    values: Array = apply_rescale(pixels, dataset).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("the rescale slope or intercept is not finite")
+    return values
+
+
+def _read_windows(dataset: Dataset) -> tuple[tuple[Window, ...], list[str]]:
+    """Return the windows that PS3.3 C.11.2.1.2 allows, and a note for each that it does not."""
+    function = dataset.get("VOILUTFunction") or "LINEAR"
+    notes = []
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        notes.append("The header's VOI LUT function is not known: its windows are taken as linear.")
+        function = dataset.VOILUTFunction = "LINEAR"
+    names = as_list(dataset.get("WindowCenterWidthExplanation"))
+    pairs = zip(
+        as_list(dataset.get("WindowCenter")), as_list(dataset.get("WindowWidth")), strict=False
+    )
+    windows = []
+    for i, (center, width) in enumerate((float(c), float(w)) for c, w in pairs):
+        if not (isfinite(center) and isfinite(width) and width >= (function == "LINEAR")) or (
+            width <= 0
+        ):
+            notes.append(f"The header's window {i + 1} has a width of {width:g} and was left out.")
+            continue
+        name = "".join(c for c in str(names[i]) if c.isprintable())[:64] if i < len(names) else ""
+        windows.append(Window(name.strip() or f"Window {i + 1}", center, width))
+    return tuple(windows), notes
+
+
+def _apply_voi(
+    values: Array, shown: npt.NDArray[np.bool_], dataset: Dataset, windows: tuple[Window, ...]
+) -> tuple[npt.NDArray[np.uint8], str]:
+    """Turn modality values into a display: VOI LUT, else window, else the full range.
+
+    PS3.3 C.11.2 leaves the choice where a header has both; the table is the more specific.
+    """
+    tables = [
+        item
+        for item in dataset.get("VOILUTSequence") or []
+        if "LUTDescriptor" in item and "LUTData" in item
+    ]
+    if tables:
+        descriptor, data = tables[0].LUTDescriptor, tables[0].LUTData
+        mapped = _look_up(values, descriptor, data, _is_little(dataset))
+        return (
+            scale(mapped, 0, 2 ** int(descriptor[2]) - 1),
+            "Shown through the header's VOI LUT" + (", not its windows." if windows else "."),
+        )
+    if windows:
+        window = windows[0]
+        return (
+            window_grey(values, window, dataset.get("VOILUTFunction") or "LINEAR"),
+            f"Shown through the header's window “{window.name}”"
+            f" (centre {window.center:g}, width {window.width:g}).",
+        )
+    return show_full_range(values, shown)
+
+
+def _apply_palette(pixels: Array, dataset: Dataset) -> npt.NDArray[np.uint8]:
+    """Turn palette indices into RGB (PS3.3 C.7.9), segmented tables by way of pydicom."""
+    colours = ("Red", "Green", "Blue")
+    top = 2 ** int(dataset.RedPaletteColorLookupTableDescriptor[2]) - 1
+    if "RedPaletteColorLookupTableData" not in dataset:
+        return scale(apply_color_lut(pixels, dataset)[..., :3], 0, top)
+    planes = [
+        _look_up(
+            pixels,
+            dataset[f"{colour}PaletteColorLookupTableDescriptor"].value,
+            dataset[f"{colour}PaletteColorLookupTableData"].value,
+            _is_little(dataset),
+        )
+        for colour in colours
+    ]
+    return scale(np.stack(planes, axis=-1), 0, top)

@@ -1,0 +1,97 @@
+"""Grey values → display: VOI windows (PS3.3 C.11.2), and the full range where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mrrag.data.limits import refusal
+from mrrag.types import Image, Window
+
+Array = npt.NDArray[Any]
+
+
+def apply_window(image: Image, window: Window, *, invert: bool = False) -> Image:
+    """Return the picture as another window shows it; ``invert`` turns the greys around.
+
+    Raises
+    ------
+    ImageError
+        Where the picture has no ``values`` to look at, or the window is none.
+    """
+    if image.values is None:
+        raise refusal(
+            "This picture has no grey values to apply a window to.",
+            "Grey pictures whose values were kept can be windowed; colours are shown as they are.",
+            "Use the picture as it is.",
+        )
+    display = window_grey(image.values, window, image.voi_function)
+    if image.inverted != invert:
+        display = 255 - display
+    if image.padding is not None:
+        display[image.padding] = 0
+    note = (
+        f"Instead of that, shown through the window chosen by hand (centre {window.center:g}, "
+        f"width {window.width:g}{', inverted' if invert else ''})."
+    )
+    return replace(image, display=display, notes=(*image.notes, note))
+
+
+def window_grey(values: Array, window: Window, function: str) -> npt.NDArray[np.uint8]:
+    """Map modality values to greys, dark to bright (PS3.3 C.11.2.1.2.1 and C.11.2.1.3).
+
+    Raises
+    ------
+    ImageError
+        Where the centre or width is not finite, or the width is too small for ``function``.
+    """
+    center, width, linear = window.center, window.width, function == "LINEAR"
+    if not (isfinite(center) and isfinite(width)) or width <= 0 or (linear and width < 1):
+        raise refusal(
+            f"The window has a centre of {center:g} and a width of {width:g}.",
+            f"Both must be finite, and the width {'at least 1' if linear else 'more than 0'}.",
+            "Choose another window.",
+        )
+    if values.dtype.kind in "iu" and values.itemsize <= 2 and values.size > 2**16:
+        # Fewer values than pixels: look each of them up.
+        first = np.iinfo(values.dtype).min
+        table = np.arange(first, np.iinfo(values.dtype).max + 1)
+        return window_grey(table, window, function)[values.astype(np.int32) - first]
+    x = values.astype(np.float64)
+    if function == "SIGMOID":
+        with np.errstate(over="ignore"):  # exp reaches infinity, and the grey 0
+            grey = 255 / (1 + np.exp(-4 * (x - center) / width))
+    else:
+        if linear:
+            center, width = center - 0.5, width - 1
+        inside = (x > center - width / 2) & (x <= center + width / 2)
+        grey = np.where(x > center, 255.0, 0.0)
+        if width > 0:  # a linear window of width 1 is a threshold
+            np.copyto(grey, ((x - center) / width + 0.5) * 255, where=inside)
+    return np.rint(grey).astype(np.uint8)
+
+
+def show_full_range(
+    values: Array, shown: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.uint8], str]:
+    """Spread the shown values linearly over the display, for want of a window."""
+    inside = values[shown]
+    low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
+    if low == high:
+        return np.zeros(values.shape, np.uint8), f"Every pixel has the same value, {low:g}."
+    return (
+        scale(values, low, high),
+        f"The file gives no window: shown over its full range, {low:g} to {high:g}.",
+    )
+
+
+def scale(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Map [low, high] linearly onto 0 to 255, rounding to the nearest and clipping outside."""
+    if values.dtype == np.uint8 and (low, high) == (0, 255):
+        return values.copy()
+    scaled = (values.astype(np.float64) - low) * 255 / (high - low)
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
