@@ -1,7 +1,7 @@
-"""What the page must know before the model is loaded: names, layers, learnt values.
+"""Names, layers and learnt values, which the page shows before the model is loaded.
 
 Read from the small files beside the weights, so that the page can be served while torch
-and the model are still on their way.
+and the model are loading.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mrrag.errors import KnowledgeBaseError, ModelError
+from mrrag.files import read_json
 from mrrag.learnt import learnt_for
 from mrrag.types import BUNDLED, Weights
 
@@ -20,16 +21,16 @@ PHANTOM_MODEL = "MR-RAG phantom LLaVA"
 
 @dataclass(frozen=True)
 class Base:
-    """A knowledge base as the page presents it.
+    """A knowledge base as the page shows it.
 
     Attributes
     ----------
     number : int
-        Its place among those that the page offers, from 0.
+        Its index among those that the page offers, from 0.
     sources : tuple of (str, str)
-        Where its reports come from, and under which licence.
+        Source and licence of its reports.
     intervals : tuple of (float, float)
-        95 % intervals of the learnt α, β and γ; empty where they were not learnt.
+        95 % intervals of the learnt α, β and γ; empty if they were not learnt.
     """
 
     name: str = ""
@@ -42,21 +43,20 @@ class Base:
 
 @dataclass(frozen=True)
 class About:
-    """A checkpoint as the page presents it.
+    """A checkpoint as the page shows it.
 
     Attributes
     ----------
     layers, heads : int
         Of the text model.
     weights, critical, strength, form
-        What was learnt for it: α, β, γ, the layers where IFA acts, how strongly, and in
-        which form.
+        Learnt for it: α, β, γ, and the layers, strength and form of IFA.
     phantoms_only : bool
-        Whether it is limited to the phantom world (it has a ``scope.json``).
+        Whether it only knows synthetic phantoms (it has a ``scope.json``).
     why : str
-        Why it is this model and not the paper's, in a sentence; else empty.
+        A sentence on why this is not the paper's model; else empty.
     base : Base
-        Whose reports are retrieved.
+        The knowledge base whose reports are retrieved.
     """
 
     model: str
@@ -80,21 +80,21 @@ def read_about(
     number: int = 0,
     why: str = "",
 ) -> About:
-    """Read what the page shows of a model and a knowledge base, from their small files.
+    """Read what the page shows of a model and a knowledge base from their small files.
 
     Parameters
     ----------
     model, knowledge_base
         As in :func:`mrrag.pipeline.load_pipeline`.
     folder
-        Where the model's files are; None for the bundled one.
+        Folder of the model's files; None for the bundled one.
     number
-        The knowledge base's place among those that the page offers.
+        The knowledge base's index among those that the page offers.
 
     Raises
     ------
     ModelError, KnowledgeBaseError
-        Where a file is absent or is not what it should be.
+        If a file is missing or damaged.
     """
     learnt = learnt_for(model, knowledge_base, assets)
     bundled, folder = folder is None, folder or assets / "llava"
@@ -115,9 +115,9 @@ def read_about(
 
 
 def _shape(folder: Path, *, bundled: bool) -> tuple[int, int]:
-    """Layers and heads of the text model."""
+    """Return the number of layers and heads of the text model."""
     if not bundled:
-        # Other checkpoints' files leave out what is usual for their kind.
+        # Other checkpoints' files omit the defaults of their architecture.
         from mrrag.model.checkpoint import read_config
 
         text: Any = read_config(folder).text_config
@@ -150,19 +150,19 @@ def _read_base(
         )
     except (OSError, KeyError, TypeError, ValueError):
         raise KnowledgeBaseError(
-            f"There is no knowledge base in {given or bundled}: its manifest.json is absent or "
+            f"There is no knowledge base in {given or bundled}: its manifest.json is missing or "
             "damaged. Build one with `python -m mrrag index`, or give the directory that holds one."
         ) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ModelError(
-            f"{path.parent.name}/{path.name} is absent or damaged. The page needs the bundled "
+    stored = read_json(
+        path,
+        lambda _: ModelError(
+            f"{path.parent.name}/{path.name} is missing or damaged. The page needs the bundled "
             "assets: restore them, or give another folder with --assets."
-        ) from None
+        ),
+    )
     if not isinstance(stored, dict):
         raise ModelError(f"{path.name} is not a JSON object. Restore the file.")
     return stored

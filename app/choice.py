@@ -1,4 +1,4 @@
-"""Which model answers, decided before anything heavy is imported."""
+"""The choice of the model, made before torch is imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mrrag.types import BUNDLED, LLAVA_MED
 
 @dataclass(frozen=True)
 class Choice:
-    """A model and where it runs.
+    """A model and its device.
 
     Attributes
     ----------
@@ -22,9 +22,9 @@ class Choice:
     device : str
         As :func:`mrrag.model.checkpoint.load_model` takes it.
     why : str
-        A sentence for the page where the model is not the one of the paper; else empty.
+        A sentence for the page if the model is not the one of the paper; else empty.
     replaceable : bool
-        Whether the bundled model may take its place, since nobody asked for this one.
+        Whether the bundled model may replace it, since it is only the default.
     """
 
     model: str
@@ -34,12 +34,12 @@ class Choice:
 
 
 def choose_model(asked: str | None, *, cuda: bool, zero_gpu: bool = False) -> Choice:
-    """The model that was asked for; else LLaVA-Med where there is a GPU, else the bundled one.
+    """Return the model that was asked for, else LLaVA-Med on a GPU, else the bundled one.
 
     Parameters
     ----------
     zero_gpu
-        On a ZeroGPU Space the device comes and goes, so nothing is spread over devices.
+        On a ZeroGPU Space the device is lent per call, so nothing is spread over devices.
     """
     device = "cuda" if zero_gpu else "auto" if cuda else "cpu"
     if asked == BUNDLED:
@@ -52,15 +52,21 @@ def choose_model(asked: str | None, *, cuda: bool, zero_gpu: bool = False) -> Ch
 
 
 def instead_of(choice: Choice, error: MRRAGError) -> Choice:
-    """The bundled model in place of one that could not be had; a model asked for has none."""
+    """Return the bundled model in place of a default that could not be loaded.
+
+    Raises
+    ------
+    MRRAGError
+        If the model was asked for.
+    """
     if not choice.replaceable:
         raise error
     reason = str(error).removesuffix(" Or use the bundled model: --model bundled.")
-    return Choice(BUNDLED, "cpu", why=f"It stands in for {choice.model}. {reason}")
+    return Choice(BUNDLED, "cpu", why=f"It replaces {choice.model}. {reason}")
 
 
 def has_cuda() -> bool:
-    """Whether torch can use a GPU; torch itself is asked only where there is a driver."""
+    """Return whether torch can use a GPU; torch is only imported if there is a driver."""
     if not (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()):
         return False
     import torch
@@ -69,5 +75,5 @@ def has_cuda() -> bool:
 
 
 def on_zero_gpu() -> bool:
-    """Whether this is a Hugging Face Space with ZeroGPU, by what the Space sets."""
+    """Return whether this is a Hugging Face Space with ZeroGPU."""
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")

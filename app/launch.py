@@ -1,4 +1,4 @@
-"""How the page is served: by which names, with which limits, and what of a failure is logged."""
+"""How the page is served: host names, limits, and what is logged of an error."""
 
 from __future__ import annotations
 
@@ -21,31 +21,33 @@ from mrrag.report.cards import STYLE
 
 logger = logging.getLogger(__name__)
 
-
 MAX_VISITS = 64
 
 
-def name_failures() -> None:
-    """Have gradio log what fails before it comes to us by its type alone.
+def log_error_types_only() -> None:
+    """Log an error that gradio meets outside our actions by its type and place alone.
 
-    It prints whole exceptions, and their messages hold what was sent.
+    Gradio prints whole exceptions with :func:`traceback.print_exc`, and their messages hold what
+    the client sent. It prints to stderr, so that no logging filter sees it, and from several
+    of its modules and outside of what :class:`gr.Blocks` can override; so the function itself
+    is replaced, for the whole process. Nothing else here calls it.
     """
 
-    def name() -> None:
+    def log_type() -> None:
         kind, _, frames = sys.exc_info()
         last = traceback.extract_tb(frames)[-1:]
-        where = "".join(f" ({Path(f.filename).name}, line {f.lineno})" for f in last)
-        logger.warning("A request was refused: %s%s", kind and kind.__name__, where)
+        place = "".join(f" ({Path(f.filename).name}, line {f.lineno})" for f in last)
+        logger.warning("A request was refused: %s%s", kind and kind.__name__, place)
 
-    traceback.print_exc = name  # type: ignore[assignment]
+    traceback.print_exc = log_type  # type: ignore[assignment]
 
 
 def allowed_hosts(host: str, names: Sequence[str] = ()) -> list[str]:
-    """Names that a request may address us by (its Host header).
+    """Return the names that a request may have in its Host header.
 
-    Any other name is another site's, made to point at this machine so that its scripts may
-    read the page (DNS rebinding). A Space has no private network to protect, and its proxy's
-    name is not ours to know.
+    Any other name belongs to another site that was made to resolve to this machine, so that
+    its scripts can read the page (DNS rebinding). A Space has no private network to protect,
+    and the name of its proxy is unknown here.
     """
     if os.environ.get("SPACE_ID"):
         return ["*"]
@@ -59,17 +61,17 @@ def launch_options(
     names: Sequence[str] = (),
     login: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
-    """How the page is served: to this machine alone unless told otherwise, and quietly.
+    """Return gradio's options: served to this machine only by default, and private.
 
-    Nothing is shared, counted, recorded or documented for callers; no file of this
-    machine is served but gradio's own; errors never show their cause. ``names`` are further
-    names of this machine; ``login`` is the one user and password, if any.
+    Nothing is shared, counted, recorded or documented as an API; no file of this machine is
+    served but gradio's own; errors never show their cause. ``names`` are further host names;
+    ``login`` is the one user and password, if any.
     """
     hosts = Middleware(
         TrustedHostMiddleware, allowed_hosts=allowed_hosts(host, names), www_redirect=False
     )
-    # What a form puts around its file is less than a kilobyte.
-    uploads = Middleware(WholeUploads, most=MAX_UPLOAD_BYTES + 2**16)
+    # A form adds less than a kilobyte to its file.
+    uploads = Middleware(WholeUploads, max_bytes=MAX_UPLOAD_BYTES + 2**16)
     return {
         "server_name": host,
         "server_port": port,
@@ -91,7 +93,7 @@ def launch_options(
         "state_session_capacity": MAX_VISITS,
         "auth": login,
         "app_kwargs": {
-            "openapi_url": None,  # and so no pages that show it
+            "openapi_url": None,  # and so no pages of documentation
             "middleware": [hosts, uploads],
         },
         "theme": theme(),

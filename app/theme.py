@@ -1,4 +1,4 @@
-"""The page's colours, spacing and fonts, as gradio takes them; the rest is ``style.css``."""
+"""The page's colours, spacing and fonts as a gradio theme; the rest is ``style.css``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gradio as gr
 
 
 def theme() -> gr.themes.Base:
-    """Calm greys and one teal; fonts that gradio ships, so nothing is fetched."""
+    """Return greys with one teal, and fonts that gradio ships, so that none is fetched."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.teal,
         neutral_hue=gr.themes.colors.slate,

@@ -1,7 +1,7 @@
-"""What becomes of an uploaded file: whole or not at all, read once, and gone.
+"""Uploaded files: received whole or not at all, read once, and deleted.
 
-gradio writes an upload to a folder and then names it to the page's handler. What is broken
-off or malformed it leaves there; see :class:`WholeUploads` and :func:`sweep`.
+Gradio writes an upload to a folder and passes its path to the page's handler. It leaves aborted
+and malformed uploads there; see :class:`WholeUploads` and :func:`sweep`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from gradio.utils import get_upload_folder
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# How long a file that no handler asked for lies there.
+# How long a file that no handler read is kept.
 FILE_SECONDS = 300
 
 
 def take_upload(path: object) -> bytes:
-    """Read an upload and delete it; empty where it is not there.
+    """Read an upload and delete it; return nothing if it does not exist.
 
     Only a file in gradio's own upload folder is read, whatever the caller says.
     """
@@ -41,9 +41,9 @@ def take_upload(path: object) -> bytes:
 
 
 def sweep(folder: Path, seconds: float) -> None:
-    """Delete every file in the folder that has not changed for so long."""
+    """Delete every file in the folder that is unchanged for this many seconds."""
     until = time.time() - seconds
-    for where, _, names in os.walk(folder):  # which minds nothing that goes meanwhile
+    for where, _, names in os.walk(folder):  # tolerates files vanishing while walking
         for file in (Path(where, name) for name in names):
             with contextlib.suppress(FileNotFoundError):
                 if file.lstat().st_mtime <= until:
@@ -59,18 +59,18 @@ def remove(file: Path, folder: Path) -> None:
 
 
 class WholeUploads:
-    """Hands an upload on once all of it has come, and sweeps up after it.
+    """Middleware that passes an upload on once it is complete, and deletes leftovers.
 
-    Until then it is in a file without a name, which goes with the connection. One that is
-    too large is handed on as far as it came, for gradio to refuse. gradio names a file by
-    its content, so that one file from two visitors would be one file, which goes with the
-    first who reads it: each upload gets a folder of its own.
+    Until then it is in an unnamed temporary file, which vanishes with the connection. One of
+    more than ``max_bytes`` is passed on as far as it was received, for gradio to refuse. Gradio
+    names a file by its content, so that the same file from two visitors would be one file and
+    deleted with the first reader: each upload gets a folder of its own.
     """
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app
-        self.most = most
-        self.turn = asyncio.Lock()  # from gradio's folder to an own one, one upload at a time
+        self.max_bytes = max_bytes
+        self.lock = asyncio.Lock()  # one upload at a time moves from gradio's folder to its own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -80,10 +80,10 @@ class WholeUploads:
         folder = Path(get_upload_folder())
         with tempfile.TemporaryFile() as whole:
             more = True
-            while more and whole.tell() <= self.most:
+            while more and whole.tell() <= self.max_bytes:
                 message = await receive()
                 if message["type"] != "http.request":
-                    return  # no one is there any more
+                    return  # the client is gone
                 whole.write(message.get("body", b""))
                 more = message.get("more_body", False)
             whole.seek(0)
@@ -102,20 +102,20 @@ class WholeUploads:
                 await send(message)
 
             try:
-                async with self.turn:
+                async with self.lock:
                     await self.app(scope, receive_whole, send_own)
             except ClientDisconnect:
-                pass  # of one that is too large
+                pass  # as the upload is too large
             finally:
                 loop = asyncio.get_running_loop()
                 loop.call_later(FILE_SECONDS, sweep, folder, FILE_SECONDS)
 
 
 def to_own_folder(answer: bytes, folder: Path) -> bytes:
-    """Move what gradio has just written to a folder that no other upload can name.
+    """Move what gradio has just written to a folder with a random name.
 
-    ``answer`` is gradio's list of paths, and comes back with the new ones, as long as it
-    was; anything else comes back as it is.
+    ``answer`` is gradio's list of paths, as JSON; it is returned with the new paths and of the
+    same length. Anything else is returned unchanged.
     """
     try:
         paths = [Path(path) for path in json.loads(answer)]

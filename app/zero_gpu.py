@@ -1,8 +1,8 @@
 """Answering on a ZeroGPU Space, where a GPU is lent for one call at a time.
 
-The model is loaded before the page is served; each case is one call, in a process of its
-own, and what comes back are arrays on the CPU. Nothing on the device outlives a call, so
-nothing is kept for the next question and no step is captured.
+The model is loaded before the page is served. Each case is one call in a process of its own,
+which returns arrays on the CPU. Nothing on the device outlives a call, so nothing is cached for
+the next question and no decoding step is captured.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from mrrag.types import Query
 
 
 def seconds_for(query: Query, evidence: Evidence, settings: Settings) -> int:
-    """How long to ask the GPU for: moving the weights in, reading, and writing."""
+    """Return the seconds to borrow the GPU for: weights, prefill and decoding."""
     return round(20 + 0.5 * len(evidence.retrieved) + 0.1 * settings.max_new_tokens)
 
 
 def refusal(error: Exception) -> MRRAGError | None:
-    """Why no GPU was lent (none is free, a visitor's share is used up), where that is all.
+    """Return why no GPU was lent, or None if the error is another.
 
-    ``spaces`` raises gradio's error for it, with a title of its own and at times with a link.
+    None may be free, or the visitor's quota is used up. ``spaces`` raises gradio's error for
+    that, with a title of its own and sometimes a link.
     """
     if not str(getattr(error, "title", "")).startswith("ZeroGPU"):
         return None
@@ -35,7 +36,7 @@ def refusal(error: Exception) -> MRRAGError | None:
 
 
 def lend(pipeline: Pipeline) -> Callable[..., Iterator[Progress | Case]]:
-    """:func:`mrrag.pipeline.answer` for one pipeline, each call on a GPU of its own."""
+    """Return :func:`mrrag.pipeline.answer` for one pipeline, each call on a borrowed GPU."""
     import spaces
 
     # The pipeline is not an argument: arguments travel to the other process as bytes.

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -96,5 +96,7 @@ def locked(path: Path, refuse: Callable[[], Exception]) -> Iterator[None]:
     try:
         yield
     finally:
+        # Removed while it is held, so that no other process's lock can be. Windows forbids that.
+        with suppress(PermissionError):
+            path.unlink(missing_ok=True)
         lock.release()
-        path.unlink(missing_ok=True)

@@ -1,15 +1,8 @@
-"""What browser tests share: a server as a person starts it, and the page's usual moves."""
+"""Shared by browser tests: a server as a person starts it, and the usual steps on the page."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from app.bench.page import OPENED as OPENED
+from app.bench.server import Server, chromium, running
+
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -27,7 +22,6 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-OPENED = "#status:has-text('Pick a sample case')"
 SECONDS = 120  # for a machine that is busy with other things
 HOSTILE = (
     "<script>window.hurt=1</script><img src=x onerror='window.hurt=1'> {{constructor}} "
@@ -46,10 +40,9 @@ WINDOW: dict[str, Any] = {
 }
 
 
-def chromium() -> str:
-    """Path of a Chromium, or skip (or fail where a browser is required)."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+def chromium_or_skip() -> str:
+    """Return the path of a Chromium, or skip (or fail where a browser is required)."""
+    found = chromium()
     if not found:
         if os.environ.get("MRRAG_REQUIRE_BROWSER") == "1":
             pytest.fail("MRRAG_REQUIRE_BROWSER is 1 and no Chromium was found.")
@@ -57,41 +50,13 @@ def chromium() -> str:
     return found
 
 
-def serve(temporary: Path, *options: str) -> Iterator[str]:
-    """Run ``python app.py`` with these options."""
-    chromium()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = temporary.parent / "server.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port), *options],
-            cwd=ROOT,
-            env=os.environ | {"TMPDIR": str(temporary)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        deadline = time.monotonic() + SECONDS
-        while not answers(url):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(30)
-        assert list(temporary.glob("mr-rag-*")) == []
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+def serve(folders: pytest.TempPathFactory, *options: str) -> Iterator[Server]:
+    """Run ``python app.py`` with these options; it leaves no file when it ends."""
+    folder = folders.mktemp("served") / "files"
+    with running(folder, *options) as server:
+        server.wait_for_page()
+        yield server
+    assert list(folder.iterdir()) == []
 
 
 def ask(page: Any, question: str | None = None) -> None:

@@ -1,21 +1,18 @@
-"""Many visits at once: ``python -m app.bench.load``.
+"""Test the page under load: ``python -m app.bench.load``.
 
-Starts the page as a person would, in a process of its own, and lets visitors use it through
-the same requests that a browser sends: upload a picture, ask a question, read the answers,
-again and again. Each has its own picture and its own question. Checked: no visitor is shown
-another's, every upload is gone, and the server's memory does not grow.
+Starts ``python app.py`` and lets many visitors use it at once, with the requests that a browser
+sends: upload a picture, ask a question, read the answers, again and again. Each visitor has a
+picture and a question of their own. Checked: no visitor is shown another's, all uploads are
+deleted, and the server's memory does not grow.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import secrets
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -31,51 +28,13 @@ import numpy as np
 import PIL.Image
 from gradio_client.utils import apply_diff
 
-ROOT = Path(__file__).resolve().parents[2]
+from app.bench.server import SECONDS, running
+
 API = "gradio_api"
-SECONDS = 600.0  # for one request, and to start: machines may be busy
-# torch writes it as it is imported, up to 2.8.
-TORCHS_OWN = "_remote_module_non_scriptable.py"
-
-
-def files_in(folder: Path) -> list[Path]:
-    """Files in a server's temporary folder, which are uploads."""
-    return [f for f in folder.rglob("*") if f.is_file() and f.name != TORCHS_OWN]
-
-
-@contextlib.contextmanager
-def serving(
-    folder: Path, log: Path, said: str = "The model is ready", **environment: str
-) -> Iterator[tuple[str, int]]:
-    """Run ``python app.py`` with its temporary files in ``folder``: address and process id.
-
-    It has started once it has ``said`` so.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port)],
-            cwd=ROOT,
-            env=os.environ | {"TMPDIR": str(folder)} | environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + SECONDS
-        while said not in log.read_text():
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"The page did not start.\n{log.read_text()}")
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}", server.pid
-    finally:
-        server.terminate()
-        server.wait(SECONDS)
 
 
 class Visitor:
-    """One open page, without a browser: the requests that it sends, and what it shows."""
+    """An open page without a browser: the requests that it sends, and what it shows."""
 
     def __init__(self, address: str) -> None:
         self.http = httpx.Client(base_url=address, timeout=SECONDS)
@@ -92,7 +51,7 @@ class Visitor:
                 self.handlers.setdefault((name, event), []).append(handler)
 
     def inputs(self, handler: dict[str, Any], **values: Any) -> list[Any]:
-        """A handler's inputs: from ``values`` by name or kind, else as the page shows them."""
+        """Return a handler's inputs: from ``values`` by name or type, else the page's own."""
         row = []
         for identifier in handler["inputs"]:
             component, name = self.components[identifier], self.names[identifier]
@@ -103,12 +62,12 @@ class Visitor:
     def send(
         self, handler: dict[str, Any], data: list[Any], event_data: Any = None
     ) -> Iterator[dict[str, Any]]:
-        """Run a handler; yields the parts of the page that each of its steps writes.
+        """Run a handler; yield the components that each of its steps writes, by name.
 
         Raises
         ------
         RuntimeError
-            Where the page says no more than that it failed.
+            If the handler failed without a sentence.
         """
         answer = self.join(handler, data, event_data)
         if not handler["queue"]:
@@ -117,7 +76,7 @@ class Visitor:
         output: list[Any] = []
         failed = None
         query = {"session_hash": self.session}
-        # Read to its end: to leave before it would cancel what is asked next.
+        # Read to its end: to close it earlier would cancel the next event.
         with self.http.stream("GET", f"/{API}/queue/data", params=query) as stream:
             for line in stream.iter_lines():
                 if not line.startswith("data:"):
@@ -143,7 +102,7 @@ class Visitor:
     def join(
         self, handler: dict[str, Any], data: list[Any], event_data: Any = None
     ) -> dict[str, Any]:
-        """Put a handler into its queue, or run it where it has none; what is said to that."""
+        """Put a handler into its queue, or run it if it has none; return the reply."""
         body = {
             "fn_index": handler["id"],
             "data": data,
@@ -157,7 +116,7 @@ class Visitor:
         return answer
 
     def _parts(self, handler: dict[str, Any], output: list[Any]) -> dict[str, Any]:
-        """What a handler wrote, by the names of the page's parts; it leaves the others alone."""
+        """Return what a handler wrote, by name, without the components left as they are."""
         parts = {}
         for identifier, value in zip(handler["outputs"], output, strict=True):
             if isinstance(value, dict) and value.get("__type__") == "update":
@@ -169,7 +128,7 @@ class Visitor:
         return parts
 
     def do(self, part: str, event: str, event_data: Any = None, **values: Any) -> dict[str, Any]:
-        """Do something to a part of the page, through to the end; what the page then shows."""
+        """Trigger an event of a component and return what the page shows at the end."""
         for _ in self.watch(part, event, event_data, **values):
             pass
         return self.shown
@@ -177,7 +136,7 @@ class Visitor:
     def watch(
         self, part: str, event: str, event_data: Any = None, **values: Any
     ) -> Iterator[dict[str, Any]]:
-        """Do something to a part of the page, and yield what the page shows as it changes."""
+        """Trigger an event of a component and yield what the page shows as it changes."""
         values = {"number": 1000 * (time.monotonic() - self.began)} | values
         for handler in self.handlers[part, event]:
             for written in self.send(handler, self.inputs(handler, **values), event_data):
@@ -188,12 +147,12 @@ class Visitor:
                 yield from self.watch(then, "then", **values)
 
     def upload(self, data: bytes, name: str = "picture.png") -> dict[str, Any]:
-        """Upload a file as the page does; what the page then shows."""
+        """Upload a file as the page does; return what the page then shows."""
         sent = self.http.post(f"/{API}/upload", files={"files": (name, data)}).raise_for_status()
         return self.hand_in(sent.json()[0])
 
     def hand_in(self, path: object) -> dict[str, Any]:
-        """Say that an upload lies at ``path``; what the page then shows."""
+        """Name ``path`` as an upload; return what the page then shows."""
         file = {"path": path, "orig_name": "picture.png", "meta": {"_type": "gradio.FileData"}}
         if self.do("upload", "upload", upload=file)["viewer"]:
             self.do("viewer", "fetch")
@@ -203,16 +162,16 @@ class Visitor:
 
 @dataclass
 class Tally:
-    """What the visitors saw between them."""
+    """What all visitors saw; times in seconds."""
 
-    evidence: list[float] = field(default_factory=list)  # seconds
+    evidence: list[float] = field(default_factory=list)
     answers: list[float] = field(default_factory=list)
     mixed: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
 
 def picture(number: int) -> bytes:
-    """A PNG of a size that no other visitor's has."""
+    """Return a PNG whose size is unique to this visitor."""
     rng = np.random.default_rng(number)
     pixels = rng.integers(0, 255, (128 + number, 160), dtype=np.uint8)
     file = BytesIO()
@@ -221,7 +180,7 @@ def picture(number: int) -> bytes:
 
 
 def visit(address: str, number: int, until: float, tally: Tally) -> None:
-    """Use the page until the time is over; notes what is not this visitor's."""
+    """Use the page until the time is over; record what belongs to another visitor."""
     mine, rows = f"Is there an effusion, asks visitor {number:03d}?", 128 + number
     try:
         visitor = Visitor(address)
@@ -250,54 +209,60 @@ def visit(address: str, number: int, until: float, tally: Tally) -> None:
 
 
 def resident(process: int) -> int:
-    """A process's memory in bytes (Linux)."""
+    """Return a process's resident memory in bytes (Linux)."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def run(visitors: int, seconds: float) -> int:
-    """Let the visitors at it, and print what came of it; the exit status."""
+    """Let the visitors use the page, print the figures, and return the exit status."""
+    tally, memory = Tally(), []
     with tempfile.TemporaryDirectory(prefix="mr-rag-load-") as name:
-        folder = Path(name)
-        (folder / "served").mkdir()
-        tally, memory = Tally(), []
-        with serving(folder / "served", folder / "log") as (address, process):
+        with running(Path(name) / "served") as server:
+            server.wait_for()
             until = time.monotonic() + seconds
             threads = [
-                threading.Thread(target=visit, args=(address, number, until, tally))
+                threading.Thread(target=visit, args=(server.address, number, until, tally))
                 for number in range(visitors)
             ]
             for thread in threads:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
-                memory.append(resident(process))
+                memory.append(resident(server.process.pid))
                 time.sleep(1)
-            uploads = files_in(folder / "served")
-        left = list((folder / "served").iterdir())
-        logged = "asks visitor" in (folder / "log").read_text()
+            uploads = server.uploads()
+        left = list(server.folder.iterdir())
+        logged = "asks visitor" in server.log.read_text()
     third = max(1, len(memory) // 3)
     first, last = statistics.median(memory[:third]), statistics.median(memory[-third:])
     print(f"{visitors} visitors, {seconds:g} s: {len(tally.answers)} cases answered")
-    for what, times in (("evidence", tally.evidence), ("answers", tally.answers)):
+    for name, times in (("evidence", tally.evidence), ("answers", tally.answers)):
         if times:
             p50, p95 = np.percentile(times, [50, 95])
-            print(f"click to {what:9s} p50 {p50:.2f} s, p95 {p95:.2f} s")
+            print(f"click to {name:9s} p50 {p50:.2f} s, p95 {p95:.2f} s")
     print(f"memory, median of first and last third: {first / 2**20:.0f}, {last / 2**20:.0f} MiB")
-    wrong = [*tally.mixed, *tally.errors]
-    wrong += [f"left while running: {file.name}" for file in uploads]
-    wrong += [f"left on disk: {path.name}" for path in left]
-    wrong += ["a question is in the log"] * logged
-    wrong += ["memory grew by more than a tenth"] * (last > 1.1 * first)
-    wrong += ["no case was answered"] * (not tally.answers)
-    print("\n".join(wrong) if wrong else "Nothing mixed, nothing left, memory flat.")
-    return 1 if wrong else 0
+    failures = [
+        *tally.mixed,
+        *tally.errors,
+        *(f"left while running: {file.name}" for file in uploads),
+        *(f"left on disk: {path.name}" for path in left),
+        *["a question is in the log"] * logged,
+        *["memory grew by more than a tenth"] * (last > 1.1 * first),
+        *["no case was answered"] * (not tally.answers),
+    ]
+    print("\n".join(failures) if failures else "Nothing mixed, nothing left, memory flat.")
+    return 1 if failures else 0
 
 
 def main() -> int:
     """Read the command line, and run."""
-    parser = argparse.ArgumentParser(prog="python -m app.bench.load", description=__doc__)
-    parser.add_argument("--visitors", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=300)
+    parser = argparse.ArgumentParser(
+        prog="python -m app.bench.load", description="Test the page under load."
+    )
+    parser.add_argument(
+        "--visitors", type=int, default=20, help="visitors at once (default: %(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=300, help="duration (default: 300)")
     arguments = parser.parse_args()
     return run(arguments.visitors, arguments.seconds)
 

@@ -1,10 +1,10 @@
-"""How quick the page feels: ``python -m app.bench.page``.
+"""Measure how responsive the page feels: ``python -m app.bench``.
 
-Starts ``python app.py`` as a person would and drives it in a real Chromium (which must be
-installed, with the playwright package): seconds until the page is served and the model is
-ready, from the click to the evidence, from the click to the third answer with all heatmaps
-drawn, and from a slider's move to the evidence ranked again; and how many frames a second
-the viewer draws while the window of a 2,048 × 2,048 picture of 16 bits is dragged.
+Starts ``python app.py`` and drives it in a real Chromium (which must be installed, with the
+playwright package). Measured are the seconds until the page is served and the model is ready,
+from the click to the evidence, from the click to the third answer with all heatmaps drawn, and
+from a slider's move to the evidence ranked again; and the frames a second that the viewer draws
+while the window of a 2,048 × 2,048 picture of 16 bits is dragged.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import shutil
-import socket
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
-import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 
-ROOT = Path(__file__).resolve().parents[2]
+from app.bench.server import chromium, running
+
+HERE = Path(__file__).parent
+DRAG = (HERE / "drag.js").read_text(encoding="utf-8")
+SLIDE = (HERE / "slide.js").read_text(encoding="utf-8")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 OPENED = "#status:has-text('Pick a sample case')"
 EVIDENCE = "document.querySelectorAll('.evidence-card').length > 0"
@@ -36,111 +35,49 @@ FINISHED = (
     "['before', 'after', 'difference'].every(m => "
     "document.querySelector(`#map-${m} .heatmaplayer image`))"
 )
-# Moves the pointer once a frame for three seconds; frames a second, and the viewer's own
-# work in each, in milliseconds. The work is timed around what it asks of the browser.
-DRAG = """async () => {
-  const canvas = document.querySelector('#viewer canvas');
-  const box = canvas.getBoundingClientRect();
-  const send = (type, x, y) => canvas.dispatchEvent(new PointerEvent(type, {
-    pointerId: 1, isPrimary: true, pointerType: 'mouse', bubbles: true,
-    button: type === 'pointermove' ? -1 : 0,
-    clientX: box.left + box.width / 2 + x, clientY: box.top + box.height / 2 + y}));
-  const ask = window.requestAnimationFrame.bind(window);
-  const work = [];
-  window.requestAnimationFrame = (draw) => ask((time) => {
-    const start = performance.now();
-    draw(time);
-    work.push(performance.now() - start);
-  });
-  send('pointerdown', 0, 0);
-  const times = [];
-  const start = performance.now();
-  while (performance.now() - start < 3000) {
-    send('pointermove', 100 * Math.sin(times.length / 20), 80 * Math.cos(times.length / 17));
-    times.push(await new Promise(ask));
-  }
-  send('pointerup', 0, 0);
-  window.requestAnimationFrame = ask;
-  const middle = (numbers) => numbers.sort((a, b) => a - b)[numbers.length >> 1];
-  const gaps = times.slice(1).map((time, i) => time - times[i]);
-  return [1000 / middle(gaps), middle(work)];
-}"""
-
-# Moves γ as a drag does, and waits until the cards that it ranks have been drawn.
-SLIDE = """async (value) => {
-  const block = [...document.querySelectorAll('#settings .block')].find(
-    (b) => b.innerText.trim().startsWith('γ') && b.querySelector('input[type=range]'));
-  const slider = block.querySelector('input[type=range]');
-  const wanted = `question–report, weight ${value.toFixed(2)}`;
-  const evidence = document.querySelector('#evidence');
-  const drawn = new Promise((done) => new MutationObserver((_, observer) => {
-    if (!evidence.querySelector('.legend').textContent.includes(wanted)) return;
-    observer.disconnect();
-    requestAnimationFrame(() => done(performance.now()));
-  }).observe(evidence, {childList: true, subtree: true}));
-  const start = performance.now();
-  Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(slider, value);
-  slider.dispatchEvent(new Event('input', {bubbles: true}));
-  return (await drawn - start) / 1000;
-}"""
 SLIDES = 9
-# gradio takes a slider back to its value if it is moved in the frame or two of its mounting.
+# gradio resets a slider to its value if it is moved in the frame or two of its mounting.
 MOUNTED_MS = 300
 DRAW_SECONDS = 60  # a page that draws nothing for so long is not slow, but stuck
 
 
-def measure(repeats: int) -> dict[str, Any]:
-    """Medians over ``repeats`` visits, seconds, after one visit that is not counted."""
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if not chromium:
+class Times(NamedTuple):
+    """Seconds of one visit: from the click to the evidence and to the answers, and per slide."""
+
+    evidence: float
+    answers: float
+    slides: list[float]
+
+
+def measure(repeats: int) -> dict[str, float]:
+    """Return medians over ``repeats`` visits in seconds, after one visit that is not counted."""
+    browser = chromium()
+    if not browser:
         raise SystemExit("No Chromium was found. Install it, or set CHROMIUM to its path.")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start = time.perf_counter()
-    server = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        url = f"http://127.0.0.1:{port}/"
-        while not _answers(url):
-            if server.poll() is not None:
-                raise SystemExit("app.py stopped before it served a page.")
-            time.sleep(0.05)
-        served = time.perf_counter() - start
-        assert server.stdout is not None
-        while "ready" not in (line := server.stdout.readline()):
-            if not line:
-                raise SystemExit("app.py stopped before its model was ready.")
-        ready = time.perf_counter() - start
-        visits, (frames, work) = _visits(chromium, url, repeats + 1)
-        visits = visits[1:]
-    finally:
-        server.terminate()
-        server.wait(30)
+    with tempfile.TemporaryDirectory(prefix="mr-rag-bench-") as folder:
+        start = time.perf_counter()
+        with running(Path(folder) / "served") as server:
+            server.wait_for_page()
+            served = time.perf_counter() - start
+            server.wait_for()
+            ready = time.perf_counter() - start
+            visits, (frames, work) = _visits(browser, server.address, repeats + 1)
+    visits = visits[1:]
     return {
         "page_served": served,
         "model_ready": ready,
-        "click_to_evidence": statistics.median(v[0] for v in visits),
-        "click_to_answers_and_maps": statistics.median(v[1] for v in visits),
-        "slider_to_evidence": statistics.median(s for v in visits for s in v[2]),
-        "slowest_answers_and_maps": max(v[1] for v in visits),
+        "click_to_evidence": statistics.median(v.evidence for v in visits),
+        "click_to_answers_and_maps": statistics.median(v.answers for v in visits),
+        "slider_to_evidence": statistics.median(s for v in visits for s in v.slides),
+        "slowest_answers_and_maps": max(v.answers for v in visits),
         "window_drag_frames_a_second": frames,
         "window_drag_work_a_frame": work / 1000,
         "visits": repeats,
     }
 
 
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
-
-
 def _drawn(page: Any, script: str, value: float | None = None) -> Any:
-    """What the script comes to, which waits for the page to draw."""
+    """Return the result of a script that waits for the page to draw."""
     limit = f"new Promise((_, fail) => setTimeout(() => fail('stuck'), {1000 * DRAW_SECONDS}))"
     try:
         return page.evaluate(f"(value) => Promise.race([({script})(value), {limit}])", value)
@@ -152,7 +89,7 @@ def _drawn(page: Any, script: str, value: float | None = None) -> Any:
 
 
 def _drag_window(page: Any) -> tuple[float, float]:
-    """Frames a second, and milliseconds of work in each, while a large picture is windowed."""
+    """Return frames a second, and ms of work in each, while a large picture is windowed."""
     rows, columns = np.mgrid[0:2048, 0:2048]
     noise = np.random.default_rng(0).normal(0, 60, rows.shape)
     pixels = 8000 + 6000 * np.sin(columns / 90) * np.cos(rows / 130) + noise
@@ -166,49 +103,58 @@ def _drag_window(page: Any) -> tuple[float, float]:
     return float(frames), float(work)
 
 
-def _visits(
-    chromium: str, url: str, count: int
-) -> tuple[list[tuple[float, float, list[float]]], tuple[float, float]]:
+def _visits(chromium: str, address: str, count: int) -> tuple[list[Times], tuple[float, float]]:
+    """Return the times of ``count`` visits, and the frames and the work of a dragged window."""
     from playwright.sync_api import sync_playwright
 
-    seconds = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        times = []
         for visit in range(count):
-            page = browser.new_page(viewport={"width": 1440, "height": 900})
-            page.goto(url)
-            page.wait_for_selector(OPENED)
-            cases = page.locator("button.sample").count() - 1  # the last one is declined
-            page.click(f"button.sample >> nth={visit % cases}")
-            page.wait_for_selector(".film-frame img")
-            clicked = time.perf_counter()
-            page.click("#ask")
-            page.wait_for_function(EVIDENCE, polling=10)
-            evidence = time.perf_counter() - clicked
-            page.wait_for_function(FINISHED, polling=10)
-            answered = time.perf_counter() - clicked
-            page.wait_for_selector("#status .done")
-            page.wait_for_timeout(1000)  # the cards are drawn once more, with influence
-            page.click("#settings .label-wrap")
-            page.wait_for_selector("#settings input[type=range]")
-            page.wait_for_timeout(MOUNTED_MS)
-            slides = [_drawn(page, SLIDE, 0.1 * (n + 1)) for n in range(SLIDES)]
-            seconds.append((evidence, answered, slides))
+            page = _open(browser, address)
+            times.append(_visit(page, visit))
             page.close()
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.goto(url)
-        page.wait_for_selector(OPENED)
-        page.bring_to_front()  # a page that is not seen draws no frames
+        page = _open(browser, address)
+        page.bring_to_front()  # a page in the background draws no frames
         drag = _drag_window(page)
         browser.close()
-    return seconds, drag
+    return times, drag
+
+
+def _open(browser: Any, address: str) -> Any:
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(address)
+    page.wait_for_selector(OPENED)
+    return page
+
+
+def _visit(page: Any, number: int) -> Times:
+    """Ask about a sample case, then move a slider."""
+    cases = page.locator("button.sample").count() - 1  # the last one is declined
+    page.click(f"button.sample >> nth={number % cases}")
+    page.wait_for_selector(".film-frame img")
+    clicked = time.perf_counter()
+    page.click("#ask")
+    page.wait_for_function(EVIDENCE, polling=10)
+    evidence = time.perf_counter() - clicked
+    page.wait_for_function(FINISHED, polling=10)
+    answered = time.perf_counter() - clicked
+    page.wait_for_selector("#status .done")
+    page.wait_for_timeout(1000)  # the cards are drawn once more, with influence
+    page.click("#settings .label-wrap")
+    page.wait_for_selector("#settings input[type=range]")
+    page.wait_for_timeout(MOUNTED_MS)
+    slides = [_drawn(page, SLIDE, 0.1 * (n + 1)) for n in range(SLIDES)]
+    return Times(evidence, answered, slides)
 
 
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(prog="python -m app.bench.page", description=__doc__)
-    parser.add_argument("--visits", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
+    parser = argparse.ArgumentParser(
+        prog="python -m app.bench", description="Measure how responsive the page feels."
+    )
+    parser.add_argument("--visits", type=int, default=7, help="visits (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
     result = measure(arguments.visits)
     if arguments.json:

@@ -1,7 +1,7 @@
 """Ask, Stop and the answers section: three answers as they come, and how they are read.
 
-A run is overtaken by a newer press (see :class:`app.sections.visit.Visit`), and then writes no more than
-the page needs to be settled.
+A later press supersedes a run (see :class:`app.sections.visit.Visit`), which then only writes
+what leaves the page settled.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+from app import frame
 from app.about import About
+from app.backend import Backend
 from app.sections import viewer
 from app.sections.attention import attention
 from app.sections.evidence import TINT_OFF, evidence_html
 from app.sections.saving import remember
-from app.sections.settings import settings_from, settings_line
+from app.sections.settings import Controls, settings_from, settings_line
 from app.sections.visit import (
     NO_PREFERENCE,
     CaseState,
@@ -28,188 +29,264 @@ from app.sections.visit import (
     Update,
     Visit,
     cleared,
+    of_base,
     refuse,
 )
-from mrrag.case import MAX_QUESTION_CHARACTERS, Progress
+from mrrag.case import MAX_QUESTION_CHARACTERS, Case, Evidence, Progress, Settings
 from mrrag.errors import SettingsError
-from mrrag.report import cards
+from mrrag.report import answer_cards, cards
 from mrrag.report.pictures import data_url, shrink
 from mrrag.types import METHODS, Image, Query
 
-if TYPE_CHECKING:
-    from mrrag.case import Case, CaseCache, Settings
-    from mrrag.pipeline import Pipeline
-
-# As mrrag.pipeline.answer.
-Answering = Callable[..., "Iterator[Progress | Case]"]
-# Faster than this no one reads, and each update costs the browser a redraw.
+# Nobody reads faster than this, and each update costs the browser a redraw.
 SECONDS_BETWEEN_UPDATES = 0.04
-# Seven billion parameters come from a slow disk in minutes.
+# Seven billion parameters take minutes to read from a slow disk.
 LOADING_SECONDS = 600.0
 COMPARE_PX = 768
 
 
-def ask(
-    engine: Future[Pipeline],
-    about: About,
-    visit: Visit,
-    asked: object,
-    found: object,
-    image: object,
-    question: object,
-    controls: Sequence[object],
-    reader_first: object = False,
-    blind: object = False,
-    window: object = "",
-    shown: object = None,
-    answer: Answering | None = None,
-) -> Iterator[Update]:
-    """Evidence first, then three answers as they come, then the attention.
+class AskInputs(NamedTuple):
+    """What goes with a press of Ask: components in the layout, unchecked values in an action.
 
-    ``asked`` is the moment of the press (see :class:`Visit`). An overtaken run leaves the
-    answers as far as they came. It always yields: of a generator that does not, gradio makes
-    an empty page. With ``reader_first`` the answers wait until the reader has typed an
-    impression; with ``blind`` they come unlabelled and shuffled, until the reader has voted.
+    ``window`` is last: a script reads it from the viewer (see ``static/read_view.js``).
+    """
+
+    evidence_state: Any
+    case_state: Any
+    image: Any
+    question: Any
+    reader_first: Any = False
+    blind: Any = False
+    window: Any = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One press of Ask, checked; ``case`` is the one answered before, if any."""
+
+    backend: Backend
+    visit: Visit
+    moment: float
+    image: Image
+    question: str
+    settings: Settings
+    reading: ReaderState
+    case: CaseState | None
+
+    @property
+    def query(self) -> Query:
+        """The question and its picture."""
+        return Query(self.image, self.question)
+
+    @property
+    def superseded(self) -> bool:
+        """Whether there was a later press."""
+        return self.visit.newest > self.moment
+
+
+def ask(
+    backend: Backend, visit: Visit, pressed: object, inputs: AskInputs, controls: Controls
+) -> Iterator[Update]:
+    """Yield the evidence first, then three answers as they come, then the attention.
+
+    A superseded run leaves the answers as far as they came. It always yields: gradio makes an
+    empty page of a generator that does not.
+
+    Parameters
+    ----------
+    pressed
+        The moment of the press; see :class:`Visit`.
+    inputs
+        With ``reader_first`` the answers wait until the reader has typed an impression; with
+        ``blind`` they come unlabelled and shuffled, until the reader has voted.
     """
     try:
-        moment = visit.press(asked)
+        moment = visit.press(pressed)
         if visit.newest > moment:
-            yield {"status": overtaken_status(visit)}
+            yield {"status": superseded_status(visit)}
             return
-        if not isinstance(image, Image):
-            raise SettingsError("There is no picture yet. Upload one, or pick a sample case.")
-        if not isinstance(question, str) or not question.strip():
-            raise SettingsError("The question is empty. Type a question about the image.")
-        if len(question) > MAX_QUESTION_CHARACTERS:
-            raise SettingsError(
-                f"The question has {len(question)} characters; {MAX_QUESTION_CHARACTERS} are "
-                "allowed. Shorten it."
-            )
-        image = viewer.as_chosen(image, window)
-        if not engine.done():
-            yield {"status": cards.status("Loading the model", kind="busy")}
-        waited = time.monotonic()
-        while not engine.done() and visit.newest <= moment:
-            if time.monotonic() - waited > LOADING_SECONDS:
-                raise SettingsError("The model is still loading. Ask again in a minute.")
-            time.sleep(0.05)
+        image, question = _image_and_question(inputs)
+        if not backend.loading.done():
+            yield {"status": frame.status("Loading the model", kind="busy")}
+            _wait_for_model(backend, visit, moment)
         if visit.newest > moment:
-            yield {"status": overtaken_status(visit)}
+            yield {"status": superseded_status(visit)}
             return
-        pinned, excluded = _choices(found, image)
-        settings = settings_from(about, *controls, pinned=pinned, excluded=excluded)
+        about = backend.about
+        pinned, excluded = _choices(about, inputs.evidence_state, image)
         order = tuple(random.SystemRandom().sample(range(len(METHODS)), len(METHODS)))
-        reading = ReaderState(reader_first is True, blind is True, order)
-        cache = shown.cache if isinstance(shown, CaseState) else None
-        yield from _answer(
-            engine.result(), about, visit, moment, image, question, settings, reading, cache, answer
+        run = Run(
+            backend=backend,
+            visit=visit,
+            moment=moment,
+            image=image,
+            question=question,
+            settings=settings_from(about, controls, pinned=pinned, excluded=excluded),
+            reading=ReaderState(inputs.reader_first is True, inputs.blind is True, order),
+            case=of_base(about, inputs.case_state, CaseState),
         )
+        yield from _answer(run)
     except Exception as error:
         yield refuse(error)
 
 
-def _choices(found: object, image: Image) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What was pinned and excluded by hand for this picture."""
-    if not isinstance(found, EvidenceState):
+def _image_and_question(inputs: AskInputs) -> tuple[Image, str]:
+    """Return the checked picture, as the model is to read it, and the question.
+
+    Raises
+    ------
+    SettingsError, ImageError
+        If there is no picture or question, or the picture cannot be read through the window.
+    """
+    question = inputs.question
+    if not isinstance(inputs.image, Image):
+        raise SettingsError("There is no picture yet. Upload one, or choose a sample case.")
+    if not isinstance(question, str) or not question.strip():
+        raise SettingsError("The question is empty. Type a question about the picture.")
+    if len(question) > MAX_QUESTION_CHARACTERS:
+        raise SettingsError(
+            f"The question has {len(question)} characters; {MAX_QUESTION_CHARACTERS} are "
+            "allowed. Shorten it."
+        )
+    return viewer.through_window(inputs.image, inputs.window), question
+
+
+def _wait_for_model(backend: Backend, visit: Visit, moment: float) -> None:
+    """Wait until the model is loaded or a later press supersedes this one.
+
+    Raises
+    ------
+    SettingsError
+        If it takes longer than ``LOADING_SECONDS``.
+    """
+    start = time.monotonic()
+    while not backend.loading.done() and visit.newest <= moment:
+        if time.monotonic() - start > LOADING_SECONDS:
+            raise SettingsError("The model is still loading. Ask again in a minute.")
+        time.sleep(0.05)
+
+
+def _choices(about: About, state: object, image: Image) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the ids that were pinned and excluded by hand for this picture."""
+    evidence = of_base(about, state, EvidenceState)
+    if evidence is None:
         return (), ()
-    # By what it shows: through another window the same picture is another object.
-    if (found.image.sha256, found.image.frame) != (image.sha256, image.frame):
+    # Compared by file and frame: through another window the same picture is another object.
+    if (evidence.image.sha256, evidence.image.frame) != (image.sha256, image.frame):
         return (), ()
-    return found.settings.pinned, found.settings.excluded
+    return evidence.settings.pinned, evidence.settings.excluded
 
 
-def _answer(
-    pipeline: Pipeline,
-    about: About,
-    visit: Visit,
-    moment: float,
-    image: Image,
-    question: str,
-    settings: Settings,
-    reading: ReaderState,
-    cache: CaseCache | None,
-    answer: Answering | None,
-) -> Iterator[Update]:
-    from mrrag.pipeline import answer as answer_case
-    from mrrag.pipeline import explain, find_evidence
+def _answer(run: Run) -> Iterator[Update]:
+    """Retrieve, then answer; the last update says how far it came."""
+    from mrrag.pipeline import answer, find_evidence
 
-    def overtaken() -> bool:
-        return visit.newest > moment
-
-    clicked = time.perf_counter()
-    query = Query(image, question)
-    evidence = find_evidence(pipeline, query, settings)
-    if overtaken():
-        yield {"status": overtaken_status(visit)}
+    start = time.perf_counter()
+    pipeline = run.backend.pipeline()
+    evidence = find_evidence(pipeline, run.query, run.settings)
+    if run.superseded:
+        yield {"status": superseded_status(run.visit)}
         return
-    found = EvidenceState(image, question, evidence, settings, about.base.number)
-    yield cleared() | {
-        "found": found,
-        "evidence": evidence_html(pipeline, found, None, TINT_OFF, 0),
-        "compare": cards.compare(data_url(shrink(image.display, COMPARE_PX), lossless=False)),
-        "answers": _so_far(question, {}, evidence.warnings, reading),
-        "status": cards.status("Answering, three ways at once", kind="busy"),
-    }
+    yield _retrieved(run, evidence)
     texts: dict[str, str] = {}
     try:
         last = -math.inf
-        steps = (answer or answer_case)(
-            pipeline, query, evidence, settings, cache=cache, cancelled=overtaken
+        steps = (run.backend.answer or answer)(
+            pipeline,
+            run.query,
+            evidence,
+            run.settings,
+            cache=run.case.cache if run.case else None,
+            cancelled=lambda: run.superseded,
         )
         for step in steps:
             if isinstance(step, Progress):
-                texts = {} if reading.waits_for else step.texts
-                if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES and not overtaken():
+                texts = {} if run.reading.waits_for else step.texts
+                if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES and not run.superseded:
                     last = time.perf_counter()
-                    yield {"answers": _so_far(question, step.texts, evidence.warnings, reading)}
-            elif not overtaken():
-                taken = time.perf_counter() - clicked
-                case, number = replace(step, cache=None), about.base.number
-                shown = CaseState(image, evidence, case, reading, step.cache, number)
-                yield {
-                    "shown": shown,
-                    "status": cards.status("Weighing each report", kind="busy"),
-                } | present(about, shown)
-                if not overtaken():
-                    shown = replace(shown, result=explain(pipeline, query, shown.result, cache=shown.cache))
-                yield {
-                    "shown": shown,
-                    "status": cards.status(f"Done in {taken:.1f} s.", kind="done"),
-                } | remember(shown)
-                # Only another picture or knowledge base takes back answers that are complete.
-                if not (overtaken() and (visit.picture or visit.base)):
+                    yield {"answer_columns": _so_far(run, step.texts, evidence.warnings)}
+            elif not run.superseded:
+                yield from _answered(run, evidence, step, time.perf_counter() - start)
+                # Only another picture or knowledge base takes complete answers away.
+                if not (run.superseded and run.visit.cleared):
                     return
-        ended = {"status": cards.status("Stopped. The answers are not complete.")}
+        ended: Update = {"status": frame.status("Stopped. The answers are not complete.")}
     except Exception as error:
         ended = refuse(error)
-    if overtaken() and (visit.picture or visit.base):
-        yield cleared() | {"status": overtaken_status(visit)}
+    if run.superseded and run.visit.cleared:
+        gone: Update = {"status": superseded_status(run.visit)}
+        yield cleared() | gone
     else:
-        yield ended | {"answers": cards.answer_columns(question, texts, stopped=True)}
+        columns = answer_cards.answer_columns(run.question, texts, stopped=True)
+        yield {**ended, "answer_columns": columns}
 
 
-def _so_far(
-    question: str, texts: dict[str, str], warnings: Mapping[str, str], reading: ReaderState
-) -> str:
-    """The answers while they come; none of them where the reader is to come first."""
-    if reading.waits_for == "impression":
-        return cards.waiting(question)
-    if reading.waits_for:
-        return cards.empty("The answers come together, once all three are there.")
-    return cards.answer_columns(question, texts, warnings=warnings)
+def _retrieved(run: Run, evidence: Evidence) -> Update:
+    """Return the page once the reports are retrieved and nothing is answered."""
+    base = run.backend.about.base.number
+    state = EvidenceState(run.image, run.question, evidence, run.settings, base)
+    update: Update = {
+        "evidence_state": state,
+        "evidence_cards": evidence_html(run.backend.pipeline(), state, None, TINT_OFF, 0),
+        "compare": frame.compare(data_url(shrink(run.image.display, COMPARE_PX), lossless=False)),
+        "answer_columns": _so_far(run, {}, evidence.warnings),
+        "status": frame.status("Answering, three ways at once", kind="busy"),
+    }
+    return cleared() | update
 
 
-def present(about: About, shown: CaseState) -> Update:
-    """The answers and their attention, as far as the reader may see them by now."""
-    result, reading = shown.result, shown.reading
+def _answered(run: Run, evidence: Evidence, case: Case, seconds: float) -> Iterator[Update]:
+    """Yield the complete answers, then what each report did to them."""
+    from mrrag.explain import explain
+
+    about = run.backend.about
+    state = CaseState(
+        image=run.image,
+        evidence=evidence,
+        result=replace(case, cache=None),
+        reading=run.reading,
+        cache=case.cache,
+        base=about.base.number,
+    )
+    answered: Update = {
+        "case_state": state,
+        "status": frame.status("Measuring what each report adds", kind="busy"),
+    }
+    yield answered | present(about, state)
+    if not run.superseded:
+        explained = explain(run.backend.pipeline(), run.query, state.result, cache=state.cache)
+        state = replace(state, result=explained)
+    done: Update = {
+        "case_state": state,
+        "status": frame.status(f"Done in {seconds:.1f} s.", kind="done"),
+    }
+    yield done | remember(state)
+
+
+def _so_far(run: Run, texts: dict[str, str], warnings: Mapping[str, str]) -> str:
+    """Return the answers while they come; none of them where the reader comes first."""
+    if run.reading.waits_for == "impression":
+        return answer_cards.waiting(run.question)
+    if run.reading.waits_for:
+        return frame.empty("The answers appear together, once all three are complete.")
+    return answer_cards.answer_columns(run.question, texts, warnings=warnings)
+
+
+def present(about: About, state: CaseState) -> Update:
+    """Return the answers and their attention, as far as the reader may see them by now."""
+    result, reading = state.result, state.reading
     doubt = cards.meaningless(result.warnings)
-    hidden = {"attention": cards.empty("Shown with the labelled answers.")}
-    if reading.waits_for == "impression":
-        return {"answers": doubt + cards.waiting(result.question)} | hidden
-    if reading.waits_for == "vote":
-        texts = [result.answers[METHODS[i]].text for i in reading.order]
-        return {"answers": doubt + cards.blind_columns(result.question, texts)} | hidden
-    columns = cards.answer_columns(
+    if reading.waits_for:
+        if reading.waits_for == "impression":
+            columns = answer_cards.waiting(result.question)
+        else:
+            texts = [result.answers[METHODS[i]].text for i in reading.order]
+            columns = answer_cards.blind_columns(result.question, texts)
+        return {
+            "answer_columns": doubt + columns,
+            "attention_note": frame.empty("Shown with the labelled answers."),
+        }
+    columns = answer_cards.answer_columns(
         result.question,
         {},
         result.answers,
@@ -217,50 +294,65 @@ def present(about: About, shown: CaseState) -> Update:
         settings_line(about, result),
         warnings=result.warnings,
     )
-    letters = {METHODS[i]: cards.LETTERS[n] for n, i in enumerate(reading.order)}
-    read = cards.reading_line(reading.impression, reading.vote, letters if reading.blind else {})
-    return {"answers": read + columns} | attention(shown, about)
+    letters = {METHODS[i]: answer_cards.LETTERS[n] for n, i in enumerate(reading.order)}
+    read = answer_cards.reading_line(
+        reading.impression, reading.vote, letters if reading.blind else {}
+    )
+    labelled: Update = {"answer_columns": read + columns}
+    return labelled | attention(state, about)
 
 
-def impression(about: About, shown: object, words: object) -> Update:
-    """Keep the reader's own impression, and show the answers."""
-    if not isinstance(shown, CaseState) or shown.reading.waits_for != "impression":
+def impression(about: About, state: object, words: object) -> Update:
+    """Record the reader's own impression, and show the answers."""
+    case = of_base(about, state, CaseState)
+    if case is None or case.reading.waits_for != "impression":
         return refuse("No answers are waiting for your impression.")
     if not isinstance(words, str) or not words.strip():
-        return refuse("Type your impression first; a word will do.")
+        return refuse("Type your impression first; one word is enough.")
     if len(words) > MAX_QUESTION_CHARACTERS:
-        return refuse(f"The impression is too long; {MAX_QUESTION_CHARACTERS} characters fit.")
-    read = replace(shown, reading=replace(shown.reading, impression=words.strip()))
-    told = {"shown": read, "status": cards.status("Your impression is noted.", kind="done")}
-    return told | present(about, read) | remember(read)
+        return refuse(
+            f"The impression has {len(words)} characters; {MAX_QUESTION_CHARACTERS} are allowed. "
+            "Shorten it."
+        )
+    reading = replace(case.reading, impression=words.strip())
+    return _read(about, replace(case, reading=reading), "Your impression is recorded.")
 
 
-def vote(about: About, shown: object, choice: object) -> Update:
-    """Keep the reader's vote, and say which answer is whose."""
-    if not isinstance(shown, CaseState) or shown.reading.waits_for != "vote":
+def vote(about: About, state: object, choice: object) -> Update:
+    """Record the reader's vote, and label the answers."""
+    case = of_base(about, state, CaseState)
+    if case is None or case.reading.waits_for != "vote":
         return refuse("No answers are waiting for your vote.")
-    if choice not in (*cards.LETTERS, NO_PREFERENCE):
+    if choice not in (*answer_cards.LETTERS, NO_PREFERENCE):
         return refuse("That answer cannot be voted for. Choose one of those shown.")
     method = (
         NO_PREFERENCE
         if choice == NO_PREFERENCE
-        else METHODS[shown.reading.order[cards.LETTERS.index(str(choice))]]
+        else METHODS[case.reading.order[answer_cards.LETTERS.index(str(choice))]]
     )
-    read = replace(shown, reading=replace(shown.reading, vote=method))
-    told = {"shown": read, "status": cards.status("Your vote is noted.", kind="done")}
-    return told | present(about, read) | remember(read)
+    return _read(
+        about,
+        replace(case, reading=replace(case.reading, vote=method)),
+        "Your vote is recorded.",
+    )
+
+
+def _read(about: About, case: CaseState, sentence: str) -> Update:
+    """Return the page after the reader's impression or vote."""
+    recorded: Update = {"case_state": case, "status": frame.status(sentence, kind="done")}
+    return recorded | present(about, case) | remember(case)
 
 
 def stop(visit: Visit, moment: object) -> Update:
-    """End what was asked before ``moment``; a run that has begun says how far it came."""
+    """Stop what was asked before ``moment``; a run that has begun says how far it came."""
     visit.press(moment)
-    return {"status": overtaken_status(visit)}
+    return {"status": superseded_status(visit)}
 
 
-def overtaken_status(visit: Visit) -> str:
-    """The status line of a question that was overtaken before its answers began."""
+def superseded_status(visit: Visit) -> str:
+    """Return the status line of a question that was superseded before its answers began."""
     if visit.picture:
-        return cards.status("Another picture was chosen. Press Ask.")
+        return frame.status("Another picture was chosen. Press Ask.")
     if visit.base:
-        return cards.status("Another knowledge base was chosen. Press Ask.")
-    return cards.status("Stopped. Nothing is being answered.")
+        return frame.status("Another knowledge base was chosen. Press Ask.")
+    return frame.status("Stopped. Nothing is being answered.")

@@ -1,21 +1,22 @@
 """The evidence section: reports ranked again as the controls move, and drawn as cards.
 
-None of it touches the model: other weights rank vectors that are there, and what the cards say
-of influence and attention is from the answers, as long as these belong to the evidence.
+None of it runs the model: other weights re-rank vectors that were computed before. What the
+cards say of influence and attention comes from the answers, as long as these were given to the
+same evidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from app import frame
 from app.about import About
-from app.sections.settings import settings_from, whole
+from app.backend import Backend
+from app.sections.settings import Controls, settings_from, whole
 from app.sections.visit import CaseState, EvidenceState, Update, cleared, of_base, refuse
 from mrrag.errors import SettingsError
-from mrrag.report import cards
+from mrrag.report import answer_cards, cards
 from mrrag.report.pictures import file_url
 
 if TYPE_CHECKING:
@@ -24,108 +25,115 @@ if TYPE_CHECKING:
 TINT_OFF, TINT_RAG, TINT_MR_RAG = TINTS = ("Off", "RAG", "MR-RAG")
 
 
+class EvidenceInputs(NamedTuple):
+    """What the cards are drawn from: components in the layout, unchecked values in an action."""
+
+    evidence_state: Any
+    case_state: Any
+    tint: Any
+    layer: Any
+
+
 def choose_base(about: About) -> Update:
-    """Put another knowledge base under the page; nothing that another one gave stays."""
-    return cleared() | {
-        "facts": cards.base_facts(about),
-        "status": cards.status("Another knowledge base was chosen. Press Ask."),
+    """Return the page over another knowledge base, without the results of the one before."""
+    update: Update = {
+        "base_facts": frame.base_facts(about),
+        "status": frame.status("Another knowledge base was chosen. Press Ask."),
+    }
+    return cleared() | update
+
+
+def no_evidence() -> Update:
+    """Return the evidence without contents, for evidence of another knowledge base."""
+    empty = cleared()
+    return {
+        "evidence_state": None,
+        "evidence_cards": empty["evidence_cards"],
+        "stale": empty["stale"],
     }
 
 
-def forgotten() -> Update:
-    """The evidence with nothing in it, since what was found is of another knowledge base."""
-    return {name: cleared()[name] for name in ("found", "evidence", "stale")}
-
-
 def rerank(
-    engine: Future[Pipeline],
-    about: About,
-    found: object,
-    shown: object,
-    tint: object,
-    layer: object,
-    controls: Sequence[object],
-    deed: object = None,
+    backend: Backend, inputs: EvidenceInputs, controls: Controls, action: object = None
 ) -> Update:
-    """Rank again by the controls as they stand; the model is not touched.
+    """Rank the reports again by the controls, without running the model.
 
-    ``deed`` is what was done to one report, ``{"do": ..., "id": ...}``: it is pinned,
+    ``action`` is what was done to one report, ``{"do": ..., "id": ...}``: it is pinned,
     unpinned, excluded or restored first.
     """
-    if not isinstance(found, EvidenceState):  # nothing was asked yet, so nothing is to be ranked
+    if not isinstance(inputs.evidence_state, EvidenceState):  # nothing was asked yet
         return {}
-    if of_base(about, found) is None:
-        return forgotten()
+    state = of_base(backend.about, inputs.evidence_state, EvidenceState)
+    if state is None:
+        return no_evidence()
     try:
         from mrrag.pipeline import find_evidence
 
-        pipeline = engine.result(timeout=120)
-        pinned, excluded = found.settings.pinned, found.settings.excluded
-        if deed is not None:
-            pinned, excluded = _done(pipeline, pinned, excluded, deed)
-        settings = settings_from(about, *controls, pinned=pinned, excluded=excluded)
-        evidence = find_evidence(pipeline, found.query, settings, known=found.evidence)
-        found = replace(found, evidence=evidence, settings=settings)
-        ready = cards.status("Ranked again, in place.", kind="done")
-        return {"found": found, "status": ready} | redraw(engine, about, found, shown, tint, layer)
+        pipeline = backend.pipeline()
+        pinned, excluded = state.settings.pinned, state.settings.excluded
+        if action is not None:
+            pinned, excluded = _pins_after(pipeline, pinned, excluded, action)
+        settings = settings_from(backend.about, controls, pinned=pinned, excluded=excluded)
+        evidence = find_evidence(pipeline, state.query, settings, known=state.evidence)
+        state = replace(state, evidence=evidence, settings=settings)
+        ranked: Update = {
+            "evidence_state": state,
+            "status": frame.status("Reports ranked again.", kind="done"),
+        }
+        return ranked | redraw(backend, inputs._replace(evidence_state=state))
     except Exception as error:
         return refuse(error)
 
 
-def _done(
-    pipeline: Pipeline, pinned: tuple[str, ...], excluded: tuple[str, ...], deed: object
+def _pins_after(
+    pipeline: Pipeline, pinned: tuple[str, ...], excluded: tuple[str, ...], action: object
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The pins and exclusions after one more."""
-    does, identifier = (deed.get("do"), deed.get("id")) if isinstance(deed, dict) else (None, None)
+    """Return the pinned and the excluded ids after one more action."""
+    fields = action if isinstance(action, dict) else {}
+    does, identifier = fields.get("do"), fields.get("id")
     if not isinstance(identifier, str) or not pipeline.knowledge_base.positions(ids={identifier}):
         raise SettingsError("The knowledge base has no such report. Choose one of those shown.")
-    rest = tuple(i for i in pinned if i != identifier)
-    left = tuple(i for i in excluded if i != identifier)
+    pinned = tuple(i for i in pinned if i != identifier)
+    excluded = tuple(i for i in excluded if i != identifier)
     if does == "pin":
-        return (*rest, identifier), left
+        return (*pinned, identifier), excluded
     if does == "exclude":
-        return rest, (*left, identifier)
+        return pinned, (*excluded, identifier)
     if does in ("unpin", "restore"):
-        return rest, left
+        return pinned, excluded
     raise SettingsError("A report can be pinned, unpinned, excluded or restored.")
 
 
-def redraw(
-    engine: Future[Pipeline],
-    about: About,
-    found: object,
-    shown: object,
-    tint: object,
-    layer: object,
-) -> Update:
-    """Draw the evidence that is there, and say whether the answers still belong to it."""
-    if not isinstance(found, EvidenceState):
+def redraw(backend: Backend, inputs: EvidenceInputs) -> Update:
+    """Draw the evidence again, and say whether the answers were given to it."""
+    about = backend.about
+    if not isinstance(inputs.evidence_state, EvidenceState):
         return {}
-    if of_base(about, found) is None:
-        return forgotten()
+    state = of_base(about, inputs.evidence_state, EvidenceState)
+    if state is None:
+        return no_evidence()
     try:
-        if tint not in TINTS:
+        if inputs.tint not in TINTS:
             raise SettingsError("That tint does not exist. Choose one of those shown.")
-        wanted = whole("The layer", layer, 0, about.layers - 1)
-        case = of_base(about, shown) if isinstance(shown, CaseState) else None
-        reasons = changes(about, found, case)
-        fresh = case if case and not reasons and not case.reading.waits_for else None
-        pipeline = engine.result(timeout=120)
+        layer = whole("The layer", inputs.layer, 0, about.layers - 1)
+        case = of_base(about, inputs.case_state, CaseState)
+        reasons = changes(state, case)
+        visible = case if case and not reasons and not case.reading.waits_for else None
         return {
-            "evidence": evidence_html(pipeline, found, fresh, str(tint), wanted),
-            "stale": cards.stale(reasons),
+            "evidence_cards": evidence_html(backend.pipeline(), state, visible, inputs.tint, layer),
+            "stale": answer_cards.stale(reasons),
         }
     except Exception as error:
         return refuse(error)
 
 
-def changes(about: About, found: EvidenceState, shown: CaseState | None) -> list[str]:
-    """In what the evidence and settings differ from those the answers were given to."""
-    if shown is None:
+def changes(state: EvidenceState, case: CaseState | None) -> list[str]:
+    """Return in what the evidence and settings differ from those of the answers."""
+    if case is None:
         return []
-    now, then = found.settings, shown.result.settings
-    read = [(r.document.id, r.gap) for r in found.evidence.retrieved]
-    answered = [(r.document.id, r.gap) for r in shown.result.retrieved]
+    now, then = state.settings, case.result.settings
+    read = [(r.document.id, r.gap) for r in state.evidence.retrieved]
+    answered = [(r.document.id, r.gap) for r in case.result.retrieved]
     reasons = []
     if [i for i, _ in read] != [i for i, _ in answered]:
         reasons.append("the reports have changed")
@@ -137,14 +145,14 @@ def changes(about: About, found: EvidenceState, shown: CaseState | None) -> list
 
 
 def evidence_html(
-    pipeline: Pipeline, found: EvidenceState, shown: CaseState | None, tint: str, layer: int
+    pipeline: Pipeline, state: EvidenceState, case: CaseState | None, tint: str, layer: int
 ) -> str:
-    """The evidence cards; ``shown`` is given where its answers belong to this evidence."""
-    evidence, settings = found.evidence, found.settings
+    """Return the evidence cards; ``case`` is given if its answers belong to this evidence."""
+    evidence, settings = state.evidence, state.settings
     base = pipeline.knowledge_base
-    learnt = learnt_ranks(pipeline, found) if settings.weights is not None else None
-    influence = shown.result.influence if shown else None
-    tokens = report_tints(pipeline, shown, tint, layer) if shown else None
+    learnt = learnt_ranks(pipeline, state) if settings.weights is not None else None
+    influence = case.result.influence if case else None
+    tokens = report_tints(pipeline, case, tint, layer) if case else None
     items = [
         cards.Card(
             item=item,
@@ -160,7 +168,7 @@ def evidence_html(
     ]
     return cards.evidence(
         items,
-        found.question,
+        state.question,
         evidence.weights,
         evidence.notes,
         evidence.seconds,
@@ -169,30 +177,33 @@ def evidence_html(
     )
 
 
-def learnt_ranks(pipeline: Pipeline, found: EvidenceState) -> dict[str, int]:
-    """Rank of each document with the learnt weights, as deep as is ranked at all."""
+def learnt_ranks(pipeline: Pipeline, state: EvidenceState) -> dict[str, int]:
+    """Return each document's rank with the learnt weights, as deep as ranks go."""
     from mrrag.pipeline import find_evidence
-    from mrrag.retrieval.mcr import MAX_K as DEEPEST
+    from mrrag.retrieval.mcr import MAX_K
 
-    excluded = found.settings.excluded
-    deep = min(DEEPEST, len(pipeline.knowledge_base) - len(excluded))
-    settings = replace(found.settings, weights=None, noise=0, pinned=(), k=deep)
-    learnt = find_evidence(pipeline, found.query, settings, known=found.evidence)
+    excluded = state.settings.excluded
+    k = min(MAX_K, len(pipeline.knowledge_base) - len(excluded))
+    settings = replace(state.settings, weights=None, noise=0, pinned=(), k=k)
+    learnt = find_evidence(pipeline, state.query, settings, known=state.evidence)
     return {r.document.id: r.rank for r in learnt.retrieved}
 
 
 def report_tints(
-    pipeline: Pipeline, shown: CaseState, tint: str, layer: int
+    pipeline: Pipeline, case: CaseState, tint: str, layer: int
 ) -> list[cards.Tokens] | None:
-    """Each report's tokens with one layer's attention, on one scale for all and both runs."""
-    traces = {TINT_RAG: shown.result.before, TINT_MR_RAG: shown.result.after}
+    """Return each report's tokens with one layer's attention, or None for no tint.
+
+    All reports and both runs share one scale.
+    """
+    traces = {TINT_RAG: case.result.before, TINT_MR_RAG: case.result.after}
     trace = traces.get(tint)
     if trace is None:
         return None
-    from mrrag.pipeline import report_tokens
+    from mrrag.explain import report_tokens
 
-    names = {f"report {r.rank}": r.document.report for r in shown.result.retrieved}
-    spans = [s for s in trace.spans if s.name in names]
+    reports = {f"report {r.rank}": r.document.report for r in case.result.retrieved}
+    spans = [s for s in trace.spans if s.name in reports]
     top = max(
         (
             float(t.keys_LX[layer, s.start : s.stop].max(initial=0.0))
@@ -204,7 +215,7 @@ def report_tints(
     )
     tints: list[cards.Tokens] = []
     for span in spans:
-        words, places = report_tokens(pipeline, names[span.name])
+        words, places = report_tokens(pipeline, reports[span.name])
         share = trace.keys_LX[layer, span.start : span.stop] / (top or 1.0)
         # A report that was cut for the model has more tokens than were read.
         tints.append((words, places[: len(share)], share.tolist()))

@@ -1,79 +1,83 @@
-"""The settings section: the controls' values as the pipeline takes them, checked.
+"""The settings section: the controls' values, checked and turned into settings.
 
-Whatever the browser sent is refused in a sentence where its control could not give it.
+A value that the control could not give is refused in a sentence.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from app.about import About
+from mrrag.case import Case, Settings
 from mrrag.errors import SettingsError
 from mrrag.types import Weights
 
-if TYPE_CHECKING:
-    from mrrag.case import Case, Settings
-
+# Narrower than mrrag.retrieval.mcr.MAX_K and mrrag.case.MAX_STRENGTH: no more cards than a
+# person reads, and a slider that stays fine enough.
 MAX_K = 16
 MAX_STRENGTH = 4.0
 WEIGHT_STEP = 0.01
-# Of mrrag.model.steering.FORMS, which needs torch.
+# Label → key of mrrag.model.steering.FORMS, which needs torch; a test holds them together.
 FORM_NAMES = {"As in the paper": "ifa", "Balanced": "balanced"}
 
 
+class Controls(NamedTuple):
+    """The controls of the settings: components in the layout, unchecked values in an action."""
+
+    k: Any
+    alpha: Any
+    beta: Any
+    gamma: Any
+    strength: Any
+    layers: Any
+    form: Any
+    noise: Any
+
+
 def max_weight(about: About) -> float:
-    """How far the α, β and γ sliders go: twice the largest learnt weight, at least 1."""
+    """Return the end of the α, β and γ sliders: twice the largest learnt weight, at least 1."""
     learnt = (about.weights.alpha, about.weights.beta, about.weights.gamma)
     return float(max(1, math.ceil(2 * max(abs(w) for w in learnt))))
 
 
 def settings_from(
     about: About,
-    k: object,
-    alpha: object,
-    beta: object,
-    gamma: object,
-    strength: object,
-    layers: object,
-    form: object,
-    noise: object,
+    controls: Controls,
     *,
     pinned: tuple[str, ...] = (),
     excluded: tuple[str, ...] = (),
 ) -> Settings:
-    """The controls' values as settings; what stands as learnt is left to the pipeline.
+    """Return the controls' values as settings; learnt weights are left to the pipeline.
 
     ``pinned`` and ``excluded`` come from the visit's own state and are taken as they are.
 
     Raises
     ------
     SettingsError
-        Where a value is not what its control can give.
+        If a value is not one that its control can give.
     """
-    from mrrag.case import Settings
-
     limit = max_weight(about)
-    whole_k = whole("The number of reports", k, 1, MAX_K)
-    learnt = about.weights
+    k = whole("The number of reports", controls.k, 1, MAX_K)
     weights = Weights(
-        _real("α", alpha, -limit, limit),
-        _real("β", beta, -limit, limit),
-        _real("γ", gamma, -limit, limit),
+        _real("α", controls.alpha, -limit, limit),
+        _real("β", controls.beta, -limit, limit),
+        _real("γ", controls.gamma, -limit, limit),
     )
-    if not isinstance(layers, list | tuple):
+    if not isinstance(controls.layers, list | tuple):
         raise SettingsError("The layers are not a list. Choose them from those shown.")
+    form = controls.form
     if not isinstance(form, str) or form not in FORM_NAMES.values():
         raise SettingsError("That form of IFA does not exist. Choose one of those shown.")
-    numbers = sorted({whole("A layer", digits(v), 0, about.layers - 1) for v in layers})
+    layers = sorted({whole("A layer", digits(v), 0, about.layers - 1) for v in controls.layers})
     return Settings(
-        k=whole_k,
-        # A slider rounds what was learnt to its step; where it was not moved, use the real value.
-        weights=None if _as_learnt(weights, learnt) else weights,
-        strength=_real("The IFA strength", strength, 0.0, MAX_STRENGTH),
-        layers=tuple(numbers),
+        k=k,
+        # A slider rounds a learnt weight to its step; where it was not moved, use the real value.
+        weights=None if _as_learnt(weights, about.weights) else weights,
+        strength=_real("The IFA strength", controls.strength, 0.0, MAX_STRENGTH),
+        layers=tuple(layers),
         form=form,
-        noise=whole("The number of irrelevant reports", noise, 0, whole_k),
+        noise=whole("The number of irrelevant reports", controls.noise, 0, k),
         pinned=pinned,
         excluded=excluded,
     )
@@ -89,7 +93,7 @@ def _as_learnt(weights: Weights, learnt: Weights) -> bool:
 
 
 def digits(value: object) -> object:
-    """What a control says in digits, as a number: a checkbox says its layer in words."""
+    """Return a string of digits as a number, as a checkbox names its layer; else the value."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
@@ -100,12 +104,12 @@ def _real(name: str, value: object, low: float, high: float) -> float:
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
-    """A control's value as a whole number from ``low`` to ``high``.
+    """Return a control's value as a whole number from ``low`` to ``high``.
 
     Raises
     ------
     SettingsError
-        Where it is none.
+        If it is not one.
     """
     number = _real(name, value, low, high)
     if number != int(number):
@@ -114,7 +118,7 @@ def whole(name: str, value: object, low: int, high: int) -> int:
 
 
 def settings_line(about: About, result: Case) -> str:
-    """The settings of a result in one line, so that it can be read on its own."""
+    """Return the settings of a result in one line."""
     settings = result.settings
     layers = about.critical if settings.layers is None else settings.layers
     strength = about.strength if settings.strength is None else settings.strength

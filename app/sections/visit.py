@@ -1,10 +1,10 @@
-"""What one visit holds, and what every action says in the same way; without gradio.
+"""The state of one visit, and what all actions have in common; without gradio.
 
-An action is what a control of the page does: inputs in, new contents out. It takes its inputs
-as if they came from a stranger, since in gradio they may, and returns (or yields) an
-:data:`Update`. It keeps nothing: what one visit holds is handed in and handed back. Nothing
-about a case is logged. The engine (torch and the model) is imported inside the actions that
-need it, so that the page is served while it loads.
+An action is what a control of the page does: it takes the control's inputs and returns, or
+yields, an :class:`Update` of the page. Inputs are checked as untrusted, since gradio passes on
+whatever a client sends. An action keeps nothing: the state of a visit is passed in and returned.
+Nothing about a case is logged. The engine (torch and the model) is imported inside the actions
+that need it, so that the page is served while it loads.
 """
 
 from __future__ import annotations
@@ -13,23 +13,20 @@ import logging
 import math
 import traceback
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict, TypeVar
 
+from app import frame
 from app.about import About
+from mrrag.case import Case, CaseCache, Evidence, Settings
 from mrrag.errors import MRRAGError
-from mrrag.report import cards
 from mrrag.types import Image, Query
-
-if TYPE_CHECKING:
-    from mrrag.case import Case, CaseCache, Evidence, Settings
 
 logger = logging.getLogger(__name__)
 
-Update = dict[str, Any]
 MAX_MOMENT = 1e12  # ms, thirty years after the page was opened
 NO_PREFERENCE = "none"
 UNEXPECTED = (
-    "Something went wrong on our side, and nothing of your case was kept. Try again; if it "
+    "Something went wrong on the server, and nothing of your case was kept. Try again; if it "
     "happens again with this picture or question, choose another."
 )
 NO_CASE = "There is no answered case yet. Choose a picture, type a question and press Ask."
@@ -37,25 +34,28 @@ NO_CASE = "There is no answered case yet. Choose a picture, type a question and 
 
 @dataclass(frozen=True)
 class EvidenceState:
-    """The evidence on the page, which other weights re-rank without encoding again."""
+    """The evidence on the page, which other weights re-rank without encoding again.
+
+    ``base`` is the number of the knowledge base that it is from.
+    """
 
     image: Image
     question: str
     evidence: Evidence
     settings: Settings
-    base: int = 0  # the number of the knowledge base that it is from
+    base: int = 0
 
     @property
     def query(self) -> Query:
-        """What was asked."""
+        """The question and its picture."""
         return Query(self.image, self.question)
 
 
 @dataclass(frozen=True)
 class ReaderState:
-    """How a person reads the answers: at once, after an impression, or blind and by vote.
+    """How the reader sees the answers: at once, after an impression, or blind until a vote.
 
-    ``order`` is the order of the three columns while they are blind, as places in
+    ``order`` is the order of the three columns while they are blind, as indices into
     METHODS. ``vote`` is a method, :data:`NO_PREFERENCE`, or empty.
     """
 
@@ -67,7 +67,7 @@ class ReaderState:
 
     @property
     def waits_for(self) -> str:
-        """What must come before the answers are shown in full; empty where nothing must."""
+        """What the reader must give before the answers are shown in full, or empty."""
         if self.reader_first and not self.impression:
             return "impression"
         return "vote" if self.blind and not self.vote else ""
@@ -75,34 +75,36 @@ class ReaderState:
 
 @dataclass(frozen=True)
 class CaseState:
-    """The case on the page: what the layer and view controls draw from."""
+    """The answered case on the page, from which the layer and view controls draw.
+
+    ``cache`` is what the model read, for the next question. ``base`` is as of
+    :class:`EvidenceState`.
+    """
 
     image: Image
     evidence: Evidence
     result: Case
     reading: ReaderState = ReaderState()
-    cache: CaseCache | None = field(
-        default=None, repr=False
-    )  # what the model read, for the next question
-    base: int = 0  # as of Found
+    cache: CaseCache | None = field(default=None, repr=False)
+    base: int = 0
 
 
 @dataclass
 class Visit:
-    """The newest press of a visit, by its page's own clock; the one thing here that changes.
+    """The newest press in a visit, by the clock of its page; the only mutable value here.
 
-    A press of Ask, of Stop or of another picture or knowledge base overtakes every Ask before
-    it, whichever request comes first to the server and whether that Ask runs or still waits.
-    So a run alone writes its answers, and its last update leaves the page settled. No case is
-    kept here.
+    A press of Ask, of Stop or of another picture or knowledge base supersedes every earlier
+    Ask, whichever request reaches the server first and whether that Ask runs or still waits.
+    So one run at a time writes its answers, and its last update leaves the page settled. No
+    case is kept here.
     """
 
     newest: float = -math.inf  # ms
-    picture: bool = False  # the newest press put another picture on the page
-    base: bool = False  # or another knowledge base under it
+    picture: bool = False  # the newest press chose another picture
+    base: bool = False  # or another knowledge base
 
     def press(self, moment: object, *, picture: bool = False, base: bool = False) -> float:
-        """Note a press at ``moment`` in ms and return it; what is no moment was before all."""
+        """Record a press and return its moment in ms; an invalid one counts as −∞."""
         if isinstance(moment, bool) or not isinstance(moment, int | float) or not moment >= 0:
             return -math.inf
         if moment >= self.newest:
@@ -110,27 +112,77 @@ class Visit:
             self.picture, self.base = picture, base
         return float(moment)
 
+    @property
+    def cleared(self) -> bool:
+        """Whether the newest press cleared the page, by another picture or knowledge base."""
+        return self.picture or self.base
+
+
+class Update(TypedDict, total=False):
+    """New contents of the page's components; each name is a field of :mod:`app.layout`'s parts."""
+
+    # The state of the visit.
+    image: Image | None
+    multiframe: bytes
+    payload: str
+    evidence_state: EvidenceState | None
+    case_state: CaseState | None
+    # The case.
+    samples: str
+    viewer: str
+    heat: str
+    model_view: str
+    preview: str
+    question: str
+    status: str
+    noise: int
+    # The evidence.
+    base_facts: str
+    evidence_cards: str
+    compare: str
+    # The answers.
+    stale: str
+    answer_columns: str
+    # The attention; the maps and the lines are plotly figures.
+    attention_note: str
+    view: str
+    head: str
+    states: str
+    before: Any
+    after: Any
+    difference: Any
+    extremes: str
+    lines: Any
+    layer: int
+    overlays: str
+    # Saving.
+    download: str
+    history: str
+
 
 def cleared() -> Update:
-    """The results' parts with nothing in them, since another picture is on the page."""
+    """Return the results' components without contents, for another picture."""
     return {
-        "shown": None,
-        "found": None,
+        "case_state": None,
+        "evidence_state": None,
         "stale": "",
         "heat": "",
-        "evidence": cards.empty("The most similar reports appear here, before any answer."),
-        "answers": cards.empty("Three answers appear here, side by side."),
-        "attention": cards.empty("Where the question read from appears here, layer by layer."),
+        "evidence_cards": frame.empty("The most similar reports appear here, before any answer."),
+        "answer_columns": frame.empty("Three answers appear here, side by side."),
+        "attention_note": frame.empty("The question’s attention appears here, layer by layer."),
     }
 
 
-def of_base(about: About, held: object) -> Any:
-    """What a visit holds (Found, Shown) where it is of this knowledge base, else None."""
-    return held if getattr(held, "base", None) == about.base.number else None
+State = TypeVar("State", EvidenceState, CaseState)
+
+
+def of_base(about: About, state: object, kind: type[State]) -> State | None:
+    """Return a visit's state if it is of this kind and this knowledge base, else None."""
+    return state if isinstance(state, kind) and state.base == about.base.number else None
 
 
 def refuse(error: Exception | str) -> Update:
-    """The status line that says why; only errors meant for a person are quoted."""
+    """Return the status line with the reason; only errors meant for a person are quoted."""
     if isinstance(error, str):
         sentence = error
     elif isinstance(error, MRRAGError):
@@ -140,4 +192,4 @@ def refuse(error: Exception | str) -> Update:
         frames = "".join(traceback.format_tb(error.__traceback__))
         logger.error("Unexpected %s\n%s", type(error).__name__, frames)
         sentence = UNEXPECTED
-    return {"status": cards.status(sentence, kind="problem")}
+    return {"status": frame.status(sentence, kind="problem")}

@@ -1,7 +1,7 @@
 /* The picture viewer: window, zoom, pan, frames and the attention over the picture.
 
    The body of a function that gradio calls once with `element`, `trigger`, `props` and
-   `watch`. A picture comes as JSON in `props.value` (made by app/viewer.py); its markup is fixed, so
+   `watch`. A picture comes as JSON in `props.value` (made by app/sections/payload.py); its markup is fixed, so
    nothing of a case is ever parsed as HTML. Coordinates are pixels of the file, and a view
    is a scale in screen pixels per file pixel with the file point at the canvas's middle.
 

@@ -1,85 +1,95 @@
-"""A finished case as one HTML file that needs nothing else: figures alive, offline.
+"""A finished case as one HTML page that needs no network, and as a notebook shows it.
 
-The same cards and figures as the page's, and the same values as the JSON export, which
-it holds. Pictures are in it only where they were asked for. It knows nothing of gradio.
+The same cards and figures as the page's, and the same values as the JSON export, which the
+page holds. Pictures are included only where they were asked for.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
+from markupsafe import Markup
 
 from mrrag.case import Case
-from mrrag.report import cards, plots
-from mrrag.report.cards import STYLE
+from mrrag.report import answer_cards, cards, plots
 from mrrag.report.pictures import data_url, file_url, shrink
+from mrrag.report.templating import (
+    embedded,
+    figure_html,
+    number,
+    plotly_script,
+    render,
+    style,
+)
 from mrrag.retrieval.knowledge_base import KnowledgeBase
-from mrrag.types import Image
+from mrrag.types import Image, Weights
 
 PICTURE_PX = 1024
-# The page's own controls have nothing to act on here.
-OWN_STYLE = """
-body { margin: 0; background: var(--sunk); font-family: system-ui, sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 16px; display: grid; gap: 14px; }
-section { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
-  padding: 14px 16px; min-width: 0; }
-.deeds { display: none !important; }
-.enlarge { cursor: default; pointer-events: none; }
-.picture { max-width: min(100%, 512px); background: #000; }
-.facts { display: grid; grid-template-columns: auto 1fr; gap: 2px 14px; font-size: 12.5px; }
-.facts dt { color: var(--quiet); }
-.facts dd { margin: 0; overflow-wrap: anywhere; }
-#maps { margin: 10px 0; }
-"""
+Pixels = tuple[Image, KnowledgeBase]
 
 
-def case_to_html(
-    case: Case,
-    exported: Mapping[str, Any],
-    pixels: tuple[Image, KnowledgeBase] | None = None,
-) -> str:
-    """The case as a page.
+def case_to_html(case: Case, exported: Mapping[str, Any], pixels: Pixels | None = None) -> str:
+    """Return the case as a page with live figures.
 
     Parameters
     ----------
     exported
-        What :func:`mrrag.report.export.case_to_json` made of it; it is put into the page.
+        From :func:`mrrag.report.export.case_to_json`; it is embedded in the page.
     pixels
-        The case's picture and where the reports' pictures are; None leaves them out.
+        The case's picture, and the knowledge base that has the reports' pictures; None leaves
+        pictures out.
     """
-    title = cards.text(f"MR-RAG: {case.question}")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE.read_text(encoding='utf-8')}{OWN_STYLE}</style></head>"
-        f'<body class="ours"><main>{_head(exported, pixels)}{_evidence(case, pixels)}'
-        f"{_answers(case)}{_attention(case)}{_facts(exported)}</main>"
-        f'<script type="application/json" id="case">{_embedded(exported)}</script></body></html>'
+    attention = _figures(case)
+    return render(
+        "case.html",
+        **_contents(case, exported, pixels),
+        attention=attention,
+        plotly=plotly_script() if attention else "",
+        facts=_facts(exported),
+        embedded=embedded(exported),
+        embedded_id="case",
     )
 
 
-def _embedded(exported: Mapping[str, Any]) -> str:
-    """JSON that cannot end the script element that holds it."""
-    return json.dumps(exported, ensure_ascii=True).replace("<", "\\u003c").replace("&", "\\u0026")
+def case_fragment(case: Case, exported: Mapping[str, Any], pixels: Pixels | None = None) -> str:
+    """Return the case as a notebook shows it: in a frame of its own, without any script.
+
+    The parameters are those of :func:`case_to_html`.
+    """
+    page = render(
+        "case.html",
+        **_contents(case, exported, pixels),
+        attention=_tables(case),
+        plotly="",
+        facts=(),
+        embedded="",
+        embedded_id="",
+    )
+    return render("notebook.html", title=f"MR-RAG: {case.question}", page=str(page))
 
 
-def _head(exported: Mapping[str, Any], pixels: tuple[Image, KnowledgeBase] | None) -> str:
+def _contents(case: Case, exported: Mapping[str, Any], pixels: Pixels | None) -> dict[str, Any]:
+    """Return what both forms show in the same way."""
     picture = ""
     if pixels is not None:
-        url = data_url(shrink(pixels[0].display, PICTURE_PX), lossless=False)
-        picture = f'<img class="picture" src="{url}" alt="The picture that was asked about">'
-    return (
-        f'<section><h2>MR-RAG, one case</h2><p class="warning"><b>{cards.DISCLAIMER}</b></p>'
-        f'<p class="asked"><span class="small">Question</span> '
-        f"{cards.text(exported['question'])}</p>{picture}</section>"
-    )
+        picture = data_url(shrink(pixels[0].display, PICTURE_PX), lossless=False)
+    return {
+        "title": f"MR-RAG: {case.question}",
+        "style": style("style", "offline"),
+        "ours": True,
+        "disclaimer": cards.DISCLAIMER,
+        "question": exported["question"],
+        "picture": picture,
+        "evidence": _evidence(case, pixels),
+        "answers": answer_cards.answer_columns(
+            case.question, {}, case.answers, case.notes, warnings=case.warnings
+        ),
+        "intro": answer_cards.attention_intro(),
+    }
 
 
-def _evidence(case: Case, pixels: tuple[Image, KnowledgeBase] | None) -> str:
+def _evidence(case: Case, pixels: Pixels | None) -> Markup:
     influence = case.influence
     items = []
     for n, item in enumerate(case.retrieved):
@@ -97,58 +107,62 @@ def _evidence(case: Case, pixels: tuple[Image, KnowledgeBase] | None) -> str:
                 influence=(influence.before[n], influence.after[n]) if influence else None,
             )
         )
-    assert case.settings.weights is not None
-    drawn = cards.evidence(
+    return cards.evidence(
         items,
         case.question,
-        case.settings.weights,
+        case.settings.weights or Weights(0.0, 0.0, 0.0),
         (),
         case.seconds.get("evidence", 0.0),
         case.warnings,
         case.settings.excluded,
     )
-    return f"<section><h2>Evidence</h2>{drawn}</section>"
 
 
-def _answers(case: Case) -> str:
-    columns = cards.answer_columns(
-        case.question, {}, case.answers, case.notes, warnings=case.warnings
-    )
-    return f"<section><h2>Answers</h2>{columns}</section>"
-
-
-def _attention(case: Case) -> str:
+def _figures(case: Case) -> Markup | str:
+    """Return the attention on each report as live figures; empty where there is none."""
     if case.before is None or case.after is None:
         return ""
     maps = plots.attention_maps(case.before, case.after, plots.REPORTS)
     if maps is None:
         return ""
     middle = case.after.layers[len(case.after.layers) // 2] if case.after.layers else 0
-    drawn = "".join(f'<div class="map">{_figure(figure)}</div>' for figure in plots.heatmaps(maps))
-    lines = _figure(plots.report_lines(case.before, case.after, middle))
-    return (
-        f"<section><h2>Attention</h2>{cards.attention_intro()}"
-        f"<script>{get_plotlyjs()}</script>"
-        f'<div id="maps">{drawn}</div>{cards.extremes(plots.summary(maps))}'
-        f'<div class="map">{lines}</div></section>'
+    return render(
+        "plots.html",
+        maps=[figure_html(figure) for figure in plots.heatmaps(maps)],
+        extremes=answer_cards.extremes(plots.summary(maps)),
+        lines=figure_html(plots.report_lines(case.before, case.after, middle)),
     )
 
 
-def _figure(figure: go.Figure) -> str:
-    drawn: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displayModeBar": False}
+def _tables(case: Case) -> Markup | str:
+    """Return the attention on each report as tables; empty where there is none."""
+    if case.before is None or case.after is None:
+        return ""
+    maps = plots.attention_maps(case.before, case.after, plots.REPORTS)
+    if maps is None:
+        return ""
+    labels = plots.layer_labels(len(maps.before), maps.critical)
+    titles = (
+        ("Before: RAG", maps.before, (0.0, maps.top), plots.SEQUENTIAL, False),
+        ("After: MR-RAG", maps.after, (0.0, maps.top), plots.SEQUENTIAL, False),
+        ("Difference", maps.difference, (-maps.swing, maps.swing), plots.DIVERGING, True),
     )
-    return drawn
+    tables = []
+    for title, values_LX, limits, scale, signed in titles:
+        grounds, inks = plots.cell_colours(values_LX, limits, scale)
+        rows = [
+            [
+                (number(float(value), signed=signed, digits=2), ground, ink)
+                for value, ground, ink in zip(*row, strict=True)
+            ]
+            for row in zip(values_LX, grounds, inks, strict=True)
+        ]
+        tables.append((title, list(zip(labels, rows, strict=True))))
+    summary = answer_cards.extremes(plots.summary(maps))
+    return render("heat_tables.html", maps=tables, columns=maps.columns, extremes=summary)
 
 
-def _facts(exported: Mapping[str, Any]) -> str:
-    """Input, settings and versions, as they are in the JSON."""
-    facts = {
-        **{f"input {name}": value for name, value in (exported["input"] or {}).items()},
-        **exported["settings"],
-        **exported["versions"],
-    }
-    listed = "".join(
-        f"<dt>{cards.text(name)}</dt><dd>{cards.text(value)}</dd>" for name, value in facts.items()
-    )
-    return f'<section><h2>How it came about</h2><dl class="facts">{listed}</dl></section>'
+def _facts(exported: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return input, settings and versions, as they are in the JSON."""
+    given = {f"input {name}": value for name, value in (exported["input"] or {}).items()}
+    return list((given | exported["settings"] | exported["versions"]).items())

@@ -6,15 +6,14 @@ else what it claims in words, or that nothing is known.
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
-from mrrag.study.tables import GROUPS, leakage_text, name_of, steering_text
+from mrrag.report.templating import embedded, figure_html, plotly_script, render, style
+from mrrag.study.text import GROUPS, leakage_text, name_of, steering_text
 
 # Accuracy and F1, %, with K = 15, of the paper's main table: LLaVA-Med-1.5 alone, MR-RAG.
 PAPER_MAIN = {
@@ -40,56 +39,48 @@ CLAIMS = {
     "order": "The paper says nothing of the order, as far as is known here.",
     "retrieval": "The paper gives no figures of this kind, as far as is known here.",
 }
-STYLE = """
-:root { --ink: #1d2733; --quiet: #5c6b79; --line: #d5dce3; --panel: #fff; --sunk: #f3f5f7; }
-body { margin: 0; background: var(--sunk); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 16px; display: grid; gap: 14px; }
-section { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
-  padding: 14px 18px; min-width: 0; overflow-x: auto; }
-h1 { font-size: 22px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 0 0 8px; }
-p { margin: 4px 0; } .quiet { color: var(--quiet); }
-.paper { border-left: 3px solid #d55e00; padding-left: 10px; }
-table { border-collapse: collapse; font-size: 13.5px; margin: 8px 0; }
-th, td { padding: 3px 10px; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; }
-"""
 OURS, STEERED, PAPER = "#4477aa", "#d55e00", "#7a8b99"
 
 
-def report_html(result: Mapping[str, Any]) -> str:
-    """The result of :func:`mrrag.study.tables.tables` as a page, with the result itself in it."""
-    embedded = json.dumps(result).replace("<", "\\u003c").replace("&", "\\u0026")
-    sections = [_head(result)]
+def experiment_to_html(result: Mapping[str, Any]) -> str:
+    """Return the result of :func:`mrrag.study.tables.tables` as a page, which embeds it."""
+    sections = []
     for table in result["by_k"]:
         sections += [_methods(table), _noise(table)]
     sections += [_ablation(result, group) for group in GROUPS]
     sections += [_retrieval(result["retrieval"]), _facts(result)]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>MR-RAG, experiments'
-        '</title><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head>"
-        f"<body><main>{''.join(sections)}</main>"
-        f'<script type="application/json" id="result">{embedded}</script></body></html>'
+    return render(
+        "experiment.html",
+        title="MR-RAG, experiments",
+        style=style("experiment"),
+        plotly=plotly_script(),
+        ours=False,
+        summary=(
+            f"{result['n']} yes/no questions of {result['patients']} patients, split "
+            f"{result['split']}, from {result.get('data', '')}. "
+            f"{leakage_text(result['leakage'])}. {steering_text(result)}."
+        ),
+        skipped=list(result["skipped"].items()),
+        sections=[section for section in sections if section],
+        embedded=embedded(result),
+        embedded_id="result",
     )
 
 
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{''.join(parts)}</section>"
+Part = dict[str, Any]
+Section = dict[str, Any]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _section(title: str, *parts: Part) -> Section:
+    return {"title": title, "parts": parts}
 
 
-def _claim(name: str) -> str:
-    return f'<p class="paper">{html.escape(CLAIMS[name])}</p>'
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Part:
+    return {"kind": "table", "header": header, "rows": rows}
+
+
+def _claim(name: str) -> Part:
+    return {"kind": "claim", "text": CLAIMS[name]}
 
 
 def _percent(value: float | None) -> str:
@@ -105,22 +96,6 @@ def _p(row: Mapping[str, Any]) -> str:
     return f"{row['test']['p']:.2g}" if "test" in row else ""
 
 
-def _head(result: Mapping[str, Any]) -> str:
-    skipped = [(reason, n) for reason, n in result["skipped"].items()]
-    return (
-        "<section><h1>MR-RAG, experiments</h1>"
-        "<p><b>Research demonstration. Not a medical device.</b></p>"
-        f"<p>{result['n']} yes/no questions of {result['patients']} patients, split "
-        f"{html.escape(result['split'])}, from {html.escape(str(result.get('data', '')))}. "
-        f"{html.escape(leakage_text(result['leakage']))}. "
-        f"{html.escape(steering_text(result))}.</p>"
-        '<p class="quiet">Intervals are 95 % ones, by a bootstrap over patients; p is that of '
-        "McNemar's exact test on the same questions, without correction for their number.</p>"
-        + (_table(("Not asked", "Questions"), skipped) if skipped else "")
-        + "</section>"
-    )
-
-
 SCORES = {
     "balanced_accuracy": "Balanced",
     "macro_precision": "Macro P",
@@ -131,7 +106,7 @@ SCORES = {
 }
 
 
-def _methods(table: Mapping[str, Any]) -> str:
+def _methods(table: Mapping[str, Any]) -> Section:
     rows = table["methods"]
     header = ["Method", "Accuracy, %", "Macro F1, %", *SCORES.values(), "Unparsed", "Lenient"]
     body = [
@@ -154,6 +129,25 @@ def _methods(table: Mapping[str, Any]) -> str:
         ]
         for t in table["tests"]
     ]
+    parts = [
+        _table(header, body),
+        _claim("methods"),
+        {
+            "kind": "quiet",
+            "text": "The paper's main table (K = 15; other data, and LLaVA-Med 1.5), and the "
+            "same from here: accuracy / F1, %.",
+        },
+        _table(("Data", "Without RAG", "MR-RAG", "Gain in accuracy"), _beside_the_paper(rows)),
+        _bars([name_of(r["method"]) for r in rows], rows),
+    ]
+    if tests:
+        compared = ("Compared", "Only the first right", "Only the second right", "p")
+        parts.append(_table(compared, tests))
+    return _section(f"Methods, K = {table['k']}", *parts)
+
+
+def _beside_the_paper(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return the paper's main table, with a line of this experiment's where it has both."""
     paper = [
         [
             data,
@@ -168,49 +162,13 @@ def _methods(table: Mapping[str, Any]) -> str:
         gain = 100 * (on["accuracy"] - off["accuracy"])
         ours = [_percent(r["accuracy"]) + " / " + _percent(r["macro_f1"]) for r in (off, on)]
         paper.append(["here", *ours, f"{gain:+.1f}"])
-    return _section(
-        f"Methods, K = {table['k']}",
-        _table(header, body),
-        _claim("methods"),
-        '<p class="quiet">The paper\'s main table (K = 15; other data, and LLaVA-Med 1.5), and '
-        "the same from here: accuracy / F1, %.</p>",
-        _table(("Data", "Without RAG", "MR-RAG", "Gain in accuracy"), paper),
-        _bars([name_of(r["method"]) for r in rows], rows),
-        _table(("Compared", "Only the first right", "Only the second right", "p"), tests)
-        if tests
-        else "",
-    )
+    return paper
 
 
-def _noise(table: Mapping[str, Any]) -> str:
+def _noise(table: Mapping[str, Any]) -> Section | None:
     rows = table["noise"]
     if not rows:
-        return ""
-    figure = go.Figure()
-    for name, colour, symbol in (("rag", OURS, "circle"), ("mr_rag", STEERED, "square")):
-        shown = [row for row in rows if name in row]
-        if shown:
-            y = [100 * row[name]["accuracy"] for row in shown]
-            low, high = zip(*(row[name]["accuracy_interval"] for row in shown), strict=True)
-            figure.add_scatter(
-                x=[100 * row["irrelevant"] / row["k"] for row in shown],
-                y=y,
-                name=name_of(name),
-                mode="lines+markers",
-                line={"color": colour},
-                marker={"symbol": symbol, "size": 8},
-                error_y={
-                    "array": [100 * h - v for h, v in zip(high, y, strict=True)],
-                    "arrayminus": [v - 100 * n for n, v in zip(low, y, strict=True)],
-                },
-            )
-    figure.add_scatter(
-        x=[100 * share for share, _ in PAPER_NOISE], y=[accuracy for _, accuracy in PAPER_NOISE],
-        name="the paper's RAG", mode="lines+markers",
-        line={"color": PAPER, "dash": "dash"}, marker={"symbol": "x", "size": 9},
-    )  # fmt: skip
-    figure.update_xaxes(title="irrelevant reports, %")
-    figure.update_yaxes(title="accuracy, %")
+        return None
     body = [
         [
             f"{row['irrelevant']} of {row['k']}",
@@ -223,14 +181,50 @@ def _noise(table: Mapping[str, Any]) -> str:
         f"Irrelevant reports, K = {table['k']}",
         _table(("Irrelevant", "RAG, %", "MR-RAG, %", "p"), body),
         _claim("noise"),
-        _figure(figure),
+        _figure(_noise_curve(rows)),
     )
 
 
-def _ablation(result: Mapping[str, Any], group: str) -> str:
+def _noise_curve(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Plot accuracy over the share of irrelevant reports, with the paper's RAG beside."""
+    figure = go.Figure()
+    for name, colour, symbol in (("rag", OURS, "circle"), ("mr_rag", STEERED, "square")):
+        shown = [row for row in rows if name in row]
+        if shown:
+            figure.add_scatter(
+                x=[100 * row["irrelevant"] / row["k"] for row in shown],
+                y=[100 * row[name]["accuracy"] for row in shown],
+                name=name_of(name),
+                mode="lines+markers",
+                line={"color": colour},
+                marker={"symbol": symbol, "size": 8},
+                error_y=_error_bars([row[name] for row in shown]),
+            )
+    figure.add_scatter(
+        x=[100 * share for share, _ in PAPER_NOISE],
+        y=[accuracy for _, accuracy in PAPER_NOISE],
+        name="the paper's RAG",
+        mode="lines+markers",
+        line={"color": PAPER, "dash": "dash"},
+        marker={"symbol": "x", "size": 9},
+    )
+    figure.update_xaxes(title="irrelevant reports, %")
+    figure.update_yaxes(title="accuracy, %")
+    return figure
+
+
+def _error_bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the intervals of accuracy around it, in percentage points."""
+    return {
+        "array": [100 * (r["accuracy_interval"][1] - r["accuracy"]) for r in rows],
+        "arrayminus": [100 * (r["accuracy"] - r["accuracy_interval"][0]) for r in rows],
+    }
+
+
+def _ablation(result: Mapping[str, Any], group: str) -> Section | None:
     rows = [row for row in result["ablations"] if row["group"] == group]
     if not rows:
-        return ""
+        return None
     header = ("", "Irrelevant", "Accuracy, %", "Macro F1, %", "Unparsed", "Against", "p")
     body = [
         [
@@ -248,9 +242,9 @@ def _ablation(result: Mapping[str, Any], group: str) -> str:
     return _section(GROUPS[group], _table(header, body), _claim(group), _bars(names, rows))
 
 
-def _retrieval(rows: Sequence[Mapping[str, Any]]) -> str:
+def _retrieval(rows: Sequence[Mapping[str, Any]]) -> Section | None:
     if not rows:
-        return ""
+        return None
     header = [
         *("Retrieved by", "K", "Irrelevant", "Agree, %", "Contradict, %", "Silent, %"),
         *("Agreement, %", "Own report among K, %", "of"),
@@ -266,49 +260,33 @@ def _retrieval(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for r in rows
     ]
-    return _section(
-        "What is retrieved",
-        f"<p>What the reports say of the finding asked about, beside the gold answer; of "
+    text = (
+        "What the reports say of the finding asked about, compared with the right answer, for the "
         f"{rows[0]['questions_with_a_finding']} questions that name one finding. Agreement is "
-        "the share of those that speak. The own report, which is never retrieved, is looked "
-        "for by α and γ alone.</p>",
-        _table(header, body),
-        _claim("retrieval"),
+        "the share among reports that speak of it. The own report, which is never retrieved, is "
+        "ranked by α and γ alone."
+    )
+    return _section(
+        "Retrieval", {"kind": "text", "text": text}, _table(header, body), _claim("retrieval")
     )
 
 
-def _facts(result: Mapping[str, Any]) -> str:
-    names = (
-        "weights",
-        "layers",
-        "strength",
-        "rows",
-        "form",
-        "plan",
-        "data_fingerprint",
-        "versions",
-    )
-    facts = {name: result[name] for name in names if name in result}
-    return _section("How it came about", f"<pre>{html.escape(json.dumps(facts, indent=1))}</pre>")
+def _facts(result: Mapping[str, Any]) -> Section:
+    names = ("weights", "layers", "strength", "rows", "form", "plan", "data_fingerprint")
+    facts = {name: result[name] for name in (*names, "versions") if name in result}
+    code = {"kind": "code", "text": json.dumps(facts, indent=1)}
+    return _section("Settings and versions", code)
 
 
-def _bars(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy with its interval, a line a method."""
-    x = [100 * row["accuracy"] for row in rows]
+def _bars(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Part:
+    """Plot accuracy with its interval, a line a method."""
     figure = go.Figure(
         go.Scatter(
-            x=x,
+            x=[100 * row["accuracy"] for row in rows],
             y=list(names),
             mode="markers",
             marker={"color": OURS, "size": 9},
-            error_x={
-                "array": [
-                    100 * r["accuracy_interval"][1] - v for r, v in zip(rows, x, strict=True)
-                ],
-                "arrayminus": [
-                    v - 100 * r["accuracy_interval"][0] for r, v in zip(rows, x, strict=True)
-                ],
-            },
+            error_x=_error_bars(rows),
         )
     )
     figure.update_xaxes(title="accuracy, %")
@@ -316,7 +294,7 @@ def _bars(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return _figure(figure, 120 + 26 * len(rows))
 
 
-def _figure(figure: go.Figure, height: int = 340) -> str:
+def _figure(figure: go.Figure, height: int = 340) -> Part:
     figure.update_layout(
         height=height,
         margin={"l": 8, "r": 8, "t": 12, "b": 44},
@@ -324,7 +302,4 @@ def _figure(figure: go.Figure, height: int = 340) -> str:
         font={"family": "system-ui, sans-serif"},
     )
     figure.update_yaxes(automargin=True)
-    drawn: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displayModeBar": False}
-    )
-    return drawn
+    return {"kind": "figure", "figure": figure_html(figure)}

@@ -7,12 +7,14 @@ know where attention comes from; it is told the values of the patches and their 
 from __future__ import annotations
 
 import base64
-import html
 import io
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
+from markupsafe import Markup
+
+from mrrag.report.templating import render
 
 # Anchors of cividis (Nuñez et al. 2018), made to look alike with and without colour
 # blindness, and monotone in lightness, so that it also reads in grey.
@@ -95,7 +97,7 @@ def heat_pixels(values: npt.NDArray[np.floating], top: float) -> npt.NDArray[np.
 
 def overlay_html(
     picture: str, shape: tuple[int, int], heat: npt.NDArray[np.uint8], alternative: str
-) -> str:
+) -> Markup:
     """An X-ray with one pixel of heat per patch stretched over it.
 
     ``picture`` is the X-ray's URL and ``shape`` its (rows, columns); ``heat`` is RGBA
@@ -107,8 +109,11 @@ def overlay_html(
         f"top:{100 * top / rows:.4f}%;left:{100 * left / columns:.4f}%;"
         f"height:{100 * side / rows:.4f}%;width:{100 * side / columns:.4f}%"
     )
-    return (
-        f'<div class="overlay" style="aspect-ratio:{columns}/{rows}">'
-        f'<img class="film" src="{picture}" alt="{html.escape(alternative)}">'
-        f'<img class="heat" src="{data_url(heat)}" style="{place}" alt=""></div>'
+    return render(
+        "overlay.html",
+        ratio=f"{columns}/{rows}",
+        picture=picture,
+        alternative=alternative,
+        heat=data_url(heat),
+        place=place,
     )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from mrrag.report.cards import number
 from mrrag.report.pictures import CIVIDIS
+from mrrag.report.templating import number
 from mrrag.types import AttentionTrace, FloatArray
 
 REPORTS, WHOLE_PROMPT = "Each report", "Whole prompt"
@@ -140,10 +141,10 @@ def layer_labels(layers: int, critical: Sequence[int]) -> list[str]:
     return [f"▶ {layer}" if layer in critical else str(layer) for layer in range(layers)]
 
 
-def cell_labels(
-    values_LX: FloatArray, limits: tuple[float, float], scale: Scale, *, signed: bool
-) -> list[go.Scatter]:
-    """The values as text: dark on light cells and light on dark ones, whichever contrasts more."""
+def cell_colours(
+    values_LX: FloatArray, limits: tuple[float, float], scale: Scale
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the ground of each cell, and black or white ink, whichever contrasts more."""
     low, high = limits
     share_LX = np.clip((values_LX - low) / (high - low), 0.0, 1.0)
     places = [place for place, _ in scale]
@@ -153,15 +154,25 @@ def cell_labels(
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     luminance_LX = linear @ np.array([0.2126, 0.7152, 0.0722])
     light_LX = 1.05 / (luminance_LX + 0.05) > (luminance_LX + 0.05) / 0.05
+    bytes_LX3 = np.rint(255 * colours).astype(int).tolist()
+    grounds = [["#{:02x}{:02x}{:02x}".format(*cell) for cell in row] for row in bytes_LX3]
+    return grounds, np.where(light_LX, "#ffffff", "#000000").tolist()
+
+
+def cell_labels(
+    values_LX: FloatArray, limits: tuple[float, float], scale: Scale, *, signed: bool
+) -> list[go.Scatter]:
+    """Return the values as text, in the ink that contrasts more with the cell."""
+    inks = np.array(cell_colours(values_LX, limits, scale)[1])
     traces = []
-    for chosen_LX, colour in ((light_LX, "#ffffff"), (~light_LX, "#000000")):
-        layer, column = np.nonzero(chosen_LX)
+    for colour in ("#ffffff", "#000000"):
+        layer, column = np.nonzero(inks == colour)
         traces.append(
             go.Scatter(
                 x=column.tolist(),
                 y=layer.tolist(),
                 mode="text",
-                text=[number(float(v), signed=signed, digits=2) for v in values_LX[chosen_LX]],
+                text=[number(float(v), signed=signed, digits=2) for v in values_LX[inks == colour]],
                 textfont={"size": 10, "color": colour},
                 hoverinfo="skip",
             )
@@ -217,19 +228,27 @@ def heatmap(
             x0=-0.5, x1=count - 0.5, y0=layer - 0.5, y1=layer + 0.5,
             line={"width": 2, "color": "#d55e00"},
         )  # fmt: skip
+    figure.update_layout(**_map_layout(title, columns, layers, critical, kind))
+    return figure
+
+
+def _map_layout(
+    title: str, columns: Sequence[str], layers: int, critical: Sequence[int], kind: str
+) -> dict[str, Any]:
+    count = len(columns)
     step = max(1, layers // 16)
     shown = [y for y in range(layers) if y % step == 0 or y in critical]
     labels = layer_labels(layers, critical)
-    figure.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 13}},
-        height=int(118 + layers * (26 if layers <= 12 else 13)),
-        margin={"l": 44, "r": 8, "t": 34, "b": 74},
-        font={"family": "IBM Plex Sans, system-ui, sans-serif", "size": 12},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        dragmode=False,
-        showlegend=False,
-        xaxis={
+    return {
+        "title": {"text": title, "x": 0, "xanchor": "left", "font": {"size": 13}},
+        "height": int(118 + layers * (26 if layers <= 12 else 13)),
+        "margin": {"l": 44, "r": 8, "t": 34, "b": 74},
+        "font": {"family": "IBM Plex Sans, system-ui, sans-serif", "size": 12},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "dragmode": False,
+        "showlegend": False,
+        "xaxis": {
             "tickvals": list(range(count)),
             "ticktext": list(columns),
             "title": {
@@ -243,7 +262,7 @@ def heatmap(
             "zeroline": False,
             "tickangle": 0,
         },
-        yaxis={
+        "yaxis": {
             "tickvals": shown,
             "ticktext": [labels[y] for y in shown],
             "title": {"text": "layer", "standoff": 2, "font": {"size": 11}},
@@ -253,8 +272,7 @@ def heatmap(
             "showgrid": False,
             "zeroline": False,
         },
-    )
-    return figure
+    }
 
 
 def heatmaps(maps: Maps, after: str = "After: MR-RAG") -> tuple[go.Figure, go.Figure, go.Figure]:

@@ -1,42 +1,51 @@
-"""A running page and a browser, for the tests that use both.
+"""A running page, a browser and a loaded pipeline, shared by the tests of one process.
 
-Skipped where there is no Chromium; with MRRAG_REQUIRE_BROWSER=1 (as in continuous
-integration) that is a failure. CHROMIUM names a binary that is not on the path.
+Tests that need a browser are skipped where there is no Chromium; with MRRAG_REQUIRE_BROWSER=1
+(as in continuous integration) that is a failure. CHROMIUM names a binary that is not on the path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import Future
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from browsing import ARGUMENTS, OPENED, SECONDS, chromium, serve
+from browsing import ARGUMENTS, OPENED, SECONDS, chromium_or_skip, serve
+
+from app.about import read_about
+from app.backend import Backend
+from app.bench.server import Server
+from mrrag.files import ASSETS
+from mrrag.pipeline import Pipeline, load_pipeline
 
 
-@pytest.fixture(scope="module")
-def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the server keeps its temporary files."""
-    return tmp_path_factory.mktemp("served")
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running ``python app.py``; modules that need other options override it."""
+    yield from serve(tmp_path_factory)
 
 
-@pytest.fixture(scope="module")
-def arguments() -> list[str]:
-    """What the server is started with."""
-    return []
+@pytest.fixture(scope="session")
+def pipeline() -> Pipeline:
+    """The bundled model and knowledge base."""
+    return load_pipeline()
 
 
-@pytest.fixture(scope="module")
-def address(temporary: Path, arguments: list[str]) -> Iterator[str]:
-    """A running ``python app.py``."""
-    yield from serve(temporary, *arguments)
+@pytest.fixture(scope="session")
+def backend(pipeline: Pipeline) -> Backend:
+    """The bundled model as the page uses it."""
+    loading: Future[Pipeline] = Future()
+    loading.set_result(pipeline)
+    return Backend(read_about(ASSETS), loading)
 
 
+# Not of the session: while it is open, asyncio.run is refused to every other test.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
-    path = chromium()
+    path = chromium_or_skip()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -46,21 +55,21 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
+def page(browser: Any, server: Server) -> Iterator[Any]:
     """A fresh visit, which must make no request elsewhere and raise no script error."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     page = context.new_page()
     page.set_default_timeout(1000 * SECONDS)
     requests: list[str] = []
-    broken: list[str] = []
+    errors: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     page.on("websocket", lambda sockets: requests.append(sockets.url))
-    page.on("pageerror", lambda error: broken.append(str(error)))
-    page.on("dialog", lambda dialog: broken.append(dialog.message))
-    page.goto(address)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: errors.append(dialog.message))
+    page.goto(server.address)
     page.wait_for_selector(OPENED)
     yield page
     context.close()
     hosts = {urlsplit(url).hostname for url in requests if not url.startswith(("data:", "blob:"))}
     assert hosts == {"127.0.0.1"}
-    assert broken == []
+    assert errors == []

@@ -11,15 +11,16 @@ import pytest
 import tiny_openclip
 from tiny_bitower import write_data_set
 
-from mrrag.__main__ import parser
+from app.bench.server import Server
+from mrrag.cli.main import parser
 
 IDS = "[...document.querySelectorAll('.evidence-card')].map(c => c.dataset.id)"
 
 
 @pytest.fixture(scope="module")
-def address(temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A page over the bundled knowledge base and one that open_clip's tower built."""
-    browsing.chromium()
+    browsing.chromium_or_skip()
     folder = tmp_path_factory.mktemp("own")
     data = write_data_set(folder / "data", 12)
     tower = tiny_openclip.write_biomedclip(folder / "tower")
@@ -28,7 +29,7 @@ def address(temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     arguments = parser().parse_args([*command, "--encoder", str(tower)])
     arguments.run(arguments)
     bundled = Path("assets") / "knowledge_base"
-    yield from browsing.serve(temporary, "--kb", str(bundled), "--kb", str(own))
+    yield from browsing.serve(tmp_path_factory, "--kb", str(bundled), "--kb", str(own))
 
 
 def choose(page: Any, name: str) -> None:

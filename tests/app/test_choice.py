@@ -23,10 +23,10 @@ from published import FULL_SIZE
 
 from app.about import read_about
 from app.choice import Choice, choose_model, has_cuda, instead_of, on_zero_gpu
+from app.frame import header
 from mrrag.errors import ModelError
 from mrrag.learnt import learnt_for
 from mrrag.model.checkpoint import OTHERWISE
-from mrrag.report.cards import header
 from mrrag.types import BUNDLED, LLAVA_MED, Weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,9 +112,9 @@ def test_the_page_reads_a_config_that_leaves_out_what_is_usual(tmp_path: Path) -
 
 def test_layers_are_never_guessed_for_another_model(tmp_path: Path) -> None:
     bundled = learnt_for(BUNDLED, None, ASSETS)
-    assert bundled.layers
+    assert bundled.steering.layers
     other = learnt_for(LLAVA_MED, None, ASSETS)
-    assert (other.layers, other.strength) == ((), 1.0)
+    assert (other.steering.layers, other.steering.strength) == ((), 1.0)
     assert other.weights == bundled.weights
     assert learnt_for(BUNDLED, tmp_path, ASSETS).weights == Weights(1 / 3, 1 / 3, 1 / 3)
     (tmp_path / "learnt.json").write_text(
@@ -129,7 +129,7 @@ def test_layers_are_never_guessed_for_another_model(tmp_path: Path) -> None:
         )
     )
     own = learnt_for(LLAVA_MED, tmp_path, ASSETS)
-    assert (own.weights.alpha, own.layers, own.strength) == (0.5, (14, 15), 0.5)
+    assert (own.weights.alpha, own.steering.layers, own.steering.strength) == (0.5, (14, 15), 0.5)
 
 
 def free_port() -> int:

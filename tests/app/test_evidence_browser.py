@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.bench.load import files_in
 from app.bench.page import MOUNTED_MS
+from app.bench.server import Server
 
 IDS = "[...document.querySelectorAll('.evidence-card')].map(c => c.dataset.id)"
 
@@ -191,7 +191,7 @@ def test_one_head_can_be_shown(page: Any) -> None:
 def test_a_case_is_saved_by_the_browser(
     page: Any,
     browser: Any,
-    temporary: Path,
+    server: Server,
     tmp_path: Path,
     kind: str,
 ) -> None:
@@ -201,7 +201,7 @@ def test_a_case_is_saved_by_the_browser(
         page.get_by_role("button", name=f"Save as {kind}").click()
     file = tmp_path / waiting.value.suggested_filename
     waiting.value.save_as(file)
-    assert files_in(temporary) == []
+    assert server.uploads() == []
     if kind == "JSON":
         exported = json.loads(file.read_text(encoding="utf-8"))
         assert exported["question"] == page.input_value("#question textarea")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import HOSTILE, RAMP, WINDOW, ask, chromium, pick, upload
+from browsing import HOSTILE, RAMP, WINDOW, ask, chromium_or_skip, pick, serve, upload
 from pydicom.config import disable_value_validation
 from tiny_dicom import make_dicom
+
+from app.bench.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS = 8
@@ -19,9 +22,9 @@ LONG = 2**17  # characters, and eight of them on the page
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Serve a knowledge base of hostile reports, a megabyte together."""
-    chromium()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A page over a knowledge base of hostile reports, a megabyte together."""
+    chromium_or_skip()
     folder = tmp_path_factory.mktemp("hostile")
     picture = (ROOT / "sample_cases" / "case-4.png").read_bytes()
     rows = []
@@ -33,7 +36,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     built = folder / "kb"
     command = ["-m", "mrrag", "index", "--data", str(folder), "--kb", str(built)]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
-    return ["--kb", str(built)]
+    yield from serve(tmp_path_factory, "--kb", str(built))
 
 
 def nothing_ran(page: Any) -> bool:

@@ -1,8 +1,4 @@
-"""The page in a real browser, served by ``python app.py`` as a person would start it.
-
-Skipped where there is no Chromium; with MRRAG_REQUIRE_BROWSER=1 (as in continuous
-integration) that is a failure. CHROMIUM names a binary that is not on the path.
-"""
+"""The page in a real browser, served by ``python app.py`` as a person would start it."""
 
 from __future__ import annotations
 
@@ -16,7 +12,8 @@ from typing import Any
 import pytest
 from browsing import HOSTILE, ask
 
-from app.bench.load import Visitor, files_in, picture
+from app.bench.load import Visitor, picture
+from app.bench.server import Server
 
 
 def test_a_sample_case_is_answered_with_evidence_and_heatmaps(page: Any) -> None:
@@ -81,7 +78,7 @@ def test_a_hostile_question_is_shown_as_text(page: Any) -> None:
 
 
 def test_a_dicom_upload_is_read_and_leaves_no_file(
-    page: Any, temporary: Path, tmp_path: Path
+    page: Any, server: Server, tmp_path: Path
 ) -> None:
     from pydicom.data import get_testdata_file
 
@@ -91,20 +88,20 @@ def test_a_dicom_upload_is_read_and_leaves_no_file(
     page.wait_for_selector(".film-frame img")
     assert "CT" in page.inner_text(".film-tags")
     assert "CompressedSamples" not in page.content()  # the patient's name in that file
-    assert files_in(temporary) == []
+    assert server.uploads() == []
     ask(page, "Is there a pleural effusion?")
     assert page.locator(".answer[data-done=true]").count() == 3
 
 
 def test_a_file_that_is_no_picture_is_refused_and_the_page_goes_on(
-    page: Any, temporary: Path, tmp_path: Path
+    page: Any, server: Server, tmp_path: Path
 ) -> None:
     upload = tmp_path / "notes.dcm"
     upload.write_text("not a picture")
     page.set_input_files("#upload input[type=file]", upload)
     page.wait_for_selector("#preview .status.problem")
     assert "Traceback" not in page.content()
-    assert files_in(temporary) == []
+    assert server.uploads() == []
     page.click("#ask")
     page.wait_for_selector("#status .problem")
     assert "no picture" in page.inner_text("#status")
@@ -112,10 +109,10 @@ def test_a_file_that_is_no_picture_is_refused_and_the_page_goes_on(
     page.wait_for_selector(".film-frame img")
 
 
-def test_a_question_that_waits_says_how_many_are_ahead(page: Any, address: str) -> None:
+def test_a_question_that_waits_says_how_many_are_ahead(page: Any, server: Server) -> None:
     page.click("button.sample >> nth=0")
     page.wait_for_selector(".film-frame img")
-    others = [Visitor(address.rstrip("/")) for _ in range(10)]
+    others = [Visitor(server.address) for _ in range(10)]
     for n, other in enumerate(others):
         other.upload(picture(n))
     for n, other in enumerate(others):

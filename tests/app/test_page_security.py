@@ -22,7 +22,8 @@ from pydicom import dcmread
 from pydicom.config import disable_value_validation
 from pydicom.data import get_testdata_file
 
-from app.bench.load import API, ROOT, Visitor, files_in, picture, serving
+from app.bench.load import API, Visitor, picture
+from app.bench.server import ROOT, Server, running
 from app.sections.visit import UNEXPECTED
 
 PATIENT = "Zebedee^Planted"
@@ -32,22 +33,16 @@ REFUSALS = (RuntimeError, httpx.HTTPStatusError)
 HOSTILE = "<script>hurt()</script>{{7*7}}${7*7}"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the server keeps its temporary files; its log lies beside."""
-    return tmp_path_factory.mktemp("served")
+@pytest.fixture
+def address(server: Server) -> str:
+    server.wait_for()
+    return server.address
 
 
-@pytest.fixture(scope="module")
-def log(folder: Path) -> Path:
-    return folder.parent / "served.log"
-
-
-@pytest.fixture(scope="module")
-def address(folder: Path, log: Path) -> Iterator[str]:
-    with serving(folder, log) as (url, _):
-        yield url
-    assert list(folder.iterdir()) == []
+@pytest.fixture
+def folder(server: Server) -> Path:
+    """Where the server keeps its temporary files."""
+    return server.folder
 
 
 @pytest.fixture
@@ -130,13 +125,13 @@ def test_an_upload_cannot_leave_its_folder_by_its_name(address: str, folder: Pat
 
 
 def test_the_folder_of_uploads_is_private_and_they_are_deleted_as_read(
-    visitor: Visitor, folder: Path
+    visitor: Visitor, server: Server
 ) -> None:
-    (private,) = folder.glob("mr-rag-*")
+    (private,) = server.folder.glob("mr-rag-*")
     assert private.stat().st_mode & 0o777 == 0o700
     shown = visitor.upload(picture(7))
     assert "135 px" in shown["preview"]
-    assert files_in(folder) == []
+    assert server.uploads() == []
 
 
 def test_an_upload_is_not_read_by_another_visit_once_it_was_read(
@@ -151,9 +146,7 @@ def test_an_upload_is_not_read_by_another_visit_once_it_was_read(
     other.http.close()
 
 
-def test_an_upload_that_is_broken_off_never_reaches_the_disk(
-    address: str, folder: Path, log: Path
-) -> None:
+def test_an_upload_that_is_broken_off_never_reaches_the_disk(address: str, server: Server) -> None:
     begun = (
         f"POST /{API}/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10000000\r\n"
         "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
@@ -164,19 +157,19 @@ def test_an_upload_that_is_broken_off_never_reaches_the_disk(
         connection.sendall(begun.encode() + 20_000 * b"patient")
         # Another request, through and through, so that what was sent has been read.
         httpx.get(f"{address}/config")
-        assert files_in(folder) == []
+        assert server.uploads() == []
     httpx.get(f"{address}/config")
-    assert files_in(folder) == []
-    assert "Traceback" not in log.read_text()
+    assert server.uploads() == []
+    assert "Traceback" not in server.log.read_text()
 
 
-def test_a_file_over_the_limit_is_refused(address: str, folder: Path) -> None:
+def test_a_file_over_the_limit_is_refused(address: str, server: Server) -> None:
     from app.sections.case import MAX_UPLOAD_BYTES
 
     files = {"files": ("big.dcm", b"\0" * (MAX_UPLOAD_BYTES + 2**20))}
     answer = httpx.post(f"{address}/{API}/upload", files=files, timeout=120)
     assert answer.status_code == 413
-    assert files_in(folder) == []
+    assert server.uploads() == []
 
 
 def png_bomb() -> bytes:
@@ -192,12 +185,12 @@ def png_bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + ends
 
 
-def test_a_decompression_bomb_is_refused_in_a_sentence(visitor: Visitor, folder: Path) -> None:
+def test_a_decompression_bomb_is_refused_in_a_sentence(visitor: Visitor, server: Server) -> None:
     assert "far too many pixels" in visitor.upload(png_bomb())["preview"]
     bomb = BytesIO()
     PIL.Image.fromarray(np.zeros((9000, 9000), np.uint8)).save(bomb, "PNG")
     assert "film-title" not in visitor.upload(bomb.getvalue())["preview"]
-    assert files_in(folder) == []
+    assert server.uploads() == []
 
 
 FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
@@ -205,7 +198,7 @@ BAD = [None, "<script>", -1, 1e308, [], {}, [[]], True, FILE]
 
 
 def test_every_handler_called_with_anything_says_a_sentence_and_goes_on(
-    visitor: Visitor, log: Path
+    visitor: Visitor, server: Server
 ) -> None:
     visitor.upload(picture(7))
     visitor.do("ask", "click", question="Is there an effusion?")
@@ -218,8 +211,8 @@ def test_every_handler_called_with_anything_says_a_sentence_and_goes_on(
                 said = str(list(visitor.send(handler, [bad] * len(handler["inputs"]), bad)))
                 assert "root:" not in said
                 assert UNEXPECTED not in said
-    assert "Traceback" not in log.read_text()
-    assert "Unexpected" not in log.read_text()
+    assert "Traceback" not in server.log.read_text()
+    assert "Unexpected" not in server.log.read_text()
     assert "135 px" in visitor.upload(picture(7))["preview"]
 
 
@@ -257,16 +250,16 @@ def test_tags_that_are_markup_or_a_megabyte_are_shown_as_text_or_not_at_all(
     assert "&lt;script&gt;" in shown
 
 
-def test_nothing_of_a_case_is_in_the_log(visitor: Visitor, folder: Path, log: Path) -> None:
+def test_nothing_of_a_case_is_in_the_log(visitor: Visitor, server: Server) -> None:
     visitor.upload(dicom(PatientName=PATIENT, PatientID="PLANTED-77"), "planted-name.dcm")
     assert "status done" in visitor.do("ask", "click", question=QUESTION)["status"]
     assert PATIENT not in str(visitor.shown)
     visitor.upload(b"DICM" + PATIENT.encode(), "planted-name.dcm")
-    assert files_in(folder) == []
+    assert server.uploads() == []
     # gradio's links to a case as it stands, which the page does not offer.
     visitor.http.get(f"/{API}/deep_link", params={"session_hash": visitor.session})
-    kept = files_in(folder)
-    written = log.read_text().lower() + "".join(file.read_text().lower() for file in kept)
+    kept = server.uploads()
+    written = server.log.read_text().lower() + "".join(file.read_text().lower() for file in kept)
     for secret in ("zebedee", "planted", "effusion"):
         assert secret not in written
     for file in kept:
@@ -275,10 +268,10 @@ def test_nothing_of_a_case_is_in_the_log(visitor: Visitor, folder: Path, log: Pa
 
 def test_a_login_is_asked_for_where_one_is_set(tmp_path: Path) -> None:
     login = {"MRRAG_USER": "reader", "MRRAG_PASSWORD": "a long secret"}
-    folder = tmp_path / "served"
-    folder.mkdir()
     # Ended while the model loads, too, it leaves nothing.
-    with serving(folder, tmp_path / "log", "MR-RAG is at", **login) as (url, _):
+    with running(tmp_path / "served", **login) as server:
+        server.wait_for("MR-RAG is at")
+        url = server.address
         for path in ("/config", f"/{API}/queue/data?session_hash=a", f"/{API}/info"):
             assert httpx.get(url + path).status_code == 401
         data = {"fn_index": 0, "data": [], "session_hash": "a"}
@@ -291,7 +284,7 @@ def test_a_login_is_asked_for_where_one_is_set(tmp_path: Path) -> None:
             right = {"username": "reader", "password": "a long secret"}
             assert browser.post("/login", data=right).status_code == 200
             assert "components" in browser.get("/config").json()
-    assert list(folder.iterdir()) == []
+    assert list(server.folder.iterdir()) == []
 
 
 def test_half_a_login_is_refused() -> None:

@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
+from tiny_case import ABOUT, LEARNT_CONTROLS
 from tiny_dicom import NAME, RAMP, RGB, make_dicom, make_table, shipped
 
-from app.sections import viewer
-from app.sections.asking import ask
+from app.backend import Backend
+from app.sections import payload, viewer
+from app.sections.asking import AskInputs, ask
 from app.sections.case import choose_frame, model_view, read_upload
 from app.sections.visit import Visit
-from mrrag.data.images import apply_window, read_image, window_grey
+from mrrag.data.grey import apply_window, window_grey
+from mrrag.data.images import read_image
 from mrrag.errors import ImageError, MRRAGError, SettingsError
 from mrrag.types import Image, Window
 
@@ -46,7 +49,7 @@ def table(sent: dict[str, Any]) -> np.ndarray:
 
 
 def sent_film(image: Image) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(viewer.film(image, "A title", frames_kept=False))
+    found: dict[str, Any] = json.loads(payload.encode(image, "A title", multiframe=False))
     return found
 
 
@@ -104,7 +107,7 @@ def test_padding_does_not_colour_the_means() -> None:
     padding = np.zeros((4, 4), bool)
     values[0, 0], padding[0, 0] = 60000, True
     values[2:, 2:], padding[2:, 2:] = 60000, True
-    mean, outside = viewer.block_mean(values, padding, 2)
+    mean, outside = payload.block_mean(values, padding, 2)
     assert outside is not None
     assert outside.tolist() == [[False, False], [False, True]]
     assert mean[~outside].tolist() == [100, 100, 100]
@@ -165,14 +168,14 @@ def test_colour_travels_as_it_is() -> None:
 
 def test_a_film_says_nothing_of_the_patient() -> None:
     image = read_image(make_dicom(DEEP, **WINDOW))
-    assert NAME.split("^")[1] not in viewer.film(image, "A title", frames_kept=False)
+    assert NAME.split("^")[1] not in payload.encode(image, "A title", multiframe=False)
 
 
 def test_values_too_large_to_keep_are_not_kept() -> None:
     small = Image(display=RAMP, values=RAMP)
-    assert viewer.retained(small) is small
+    assert payload.retained(small) is small
     large = np.broadcast_to(np.float32(0), (4096, 4096))  # no memory of its own
-    kept = viewer.retained(Image(display=RAMP, values=large))
+    kept = payload.retained(Image(display=RAMP, values=large))
     assert kept.values is None
     assert kept.display is RAMP
 
@@ -186,7 +189,7 @@ def test_values_too_large_to_keep_are_not_kept() -> None:
 )
 def test_other_frames_are_read_from_what_is_kept(name: str) -> None:
     data = shipped(name)
-    kept = viewer.other_frames(data, read_image(data))
+    kept = payload.other_frames(data, read_image(data))
     assert kept
     frames = read_image(data).frames
     for frame in (0, frames - 1):
@@ -204,7 +207,7 @@ def test_what_is_kept_for_other_frames_names_no_patient() -> None:
         PhotometricInterpretation="MONOCHROME2", BitsAllocated=16, BitsStored=16, HighBit=15,
         PixelRepresentation=0, PatientBirthDate="19700101", InstitutionName="St Secret",
     )  # fmt: skip
-    kept = viewer.other_frames(data, read_image(data))
+    kept = payload.other_frames(data, read_image(data))
     assert kept
     for secret in (b"Secret", b"ID-4711", b"19700101", b"1.2.3\0"):
         assert secret in data
@@ -227,31 +230,31 @@ def test_each_frames_own_window_is_kept() -> None:
         SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", BitsAllocated=16,
         BitsStored=16, HighBit=15, PixelRepresentation=0, PerFrameFunctionalGroupsSequence=groups,
     )  # fmt: skip
-    kept = viewer.other_frames(data, read_image(data))
+    kept = payload.other_frames(data, read_image(data))
     assert [read_image(kept, frame=i).windows[0].center for i in (0, 1)] == [1000, 3000]
     assert b"Secret" not in kept
 
 
 def test_one_frame_keeps_no_file() -> None:
     data = make_dicom(DEEP)
-    assert viewer.other_frames(data, read_image(data)) == b""
-    assert viewer.other_frames(b"not a file", replace(read_image(data), frames=4)) == b""
+    assert payload.other_frames(data, read_image(data)) == b""
+    assert payload.other_frames(b"not a file", replace(read_image(data), frames=4)) == b""
 
 
 def test_a_file_too_large_to_keep_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     data = shipped("rtdose.dcm")
-    monkeypatch.setattr(viewer, "MAX_FRAME_BYTES", len(data) - 1)
-    assert viewer.other_frames(data, read_image(data)) == b""
+    monkeypatch.setattr(payload, "MAX_FRAME_BYTES", len(data) - 1)
+    assert payload.other_frames(data, read_image(data)) == b""
 
 
 def test_a_frame_takes_the_pictures_place() -> None:
     first = read_upload((), shipped("rtdose.dcm"))
-    update = choose_frame(first["image"], first["file"], 3)
+    update = choose_frame(first["image"], first["multiframe"], 3)
     assert update["image"].frame == 3
     assert update["image"].sha256 == first["image"].sha256
-    assert json.loads(update["waiting"])["frame"] == 3
-    assert update["film"] != first["film"]
-    assert update["shown"] is None
+    assert json.loads(update["payload"])["frame"] == 3
+    assert update["viewer"] != first["viewer"]
+    assert update["case_state"] is None
     expected = read_image(shipped("rtdose.dcm"), frame=3)
     np.testing.assert_array_equal(update["image"].display, expected.display)
 
@@ -259,11 +262,11 @@ def test_a_frame_takes_the_pictures_place() -> None:
 @pytest.mark.parametrize("frame", [-1, 15, 1.5, True, None, "1", {}])
 def test_unknown_frames_are_refused(frame: object) -> None:
     first = read_upload((), shipped("rtdose.dcm"))
-    update = choose_frame(first["image"], first["file"], frame)
+    update = choose_frame(first["image"], first["multiframe"], frame)
     assert 'class="status problem"' in update["status"]
     assert "image" not in update
     assert "problem" in choose_frame(first["image"], b"", 0)["status"]
-    assert "problem" in choose_frame(None, first["file"], 0)["status"]
+    assert "problem" in choose_frame(None, first["multiframe"], 0)["status"]
 
 
 # ---------------------------------------------------------------- from the browser
@@ -292,13 +295,13 @@ def test_a_window_that_no_viewer_sends_is_refused(sent: object) -> None:
 def test_a_window_too_narrow_is_refused(center: float, width: float) -> None:
     image = read_image(make_dicom(DEEP))
     with pytest.raises(ImageError, match="width"):
-        viewer.as_chosen(image, view(center=center, width=width))
+        viewer.through_window(image, view(center=center, width=width))
 
 
 @pytest.mark.parametrize("sent", [None, "", view(use=False)])
 def test_the_model_reads_the_file_as_it_is_unless_told_otherwise(sent: object) -> None:
     image = read_image(make_dicom(DEEP, **WINDOW))
-    assert viewer.as_chosen(image, sent) is image
+    assert viewer.through_window(image, sent) is image
 
 
 @pytest.mark.parametrize("invert", [False, True])
@@ -308,7 +311,7 @@ def test_the_chosen_window_is_drawn_from_the_values(photometric: str, invert: bo
         DEEP, PhotometricInterpretation=photometric, PixelPaddingValue=int(DEEP[0, 0])
     )
     image = read_image(data)
-    chosen = viewer.as_chosen(image, view(invert=invert))
+    chosen = viewer.through_window(image, view(invert=invert))
     plain = np.clip(((DEEP - 999.5) / 499 + 0.5) * 255, 0, 255)
     expected = 255 - plain if (photometric == "MONOCHROME1") != invert else plain
     padding = DEEP[0, 0]
@@ -321,27 +324,25 @@ def test_the_chosen_window_is_drawn_from_the_values(photometric: str, invert: bo
 def test_a_voi_table_can_be_inverted_by_hand() -> None:
     image = read_image(make_dicom(RAMP, VOILUTSequence=make_table([i // 2 for i in range(256)])))
     asked = view(center=None, width=None)
-    assert viewer.as_chosen(image, asked) is image
-    turned = viewer.as_chosen(image, view(center=None, width=None, invert=True))
+    assert viewer.through_window(image, asked) is image
+    turned = viewer.through_window(image, view(center=None, width=None, invert=True))
     np.testing.assert_array_equal(turned.display, 255 - image.display)
     assert "Inverted" in turned.notes[-1]
 
 
 def test_a_colour_picture_has_no_window_to_read_through() -> None:
     with pytest.raises(SettingsError, match="colour"):
-        viewer.as_chosen(read_image(make_dicom(RGB)), view())
+        viewer.through_window(read_image(make_dicom(RGB)), view())
 
 
 def test_ask_and_the_models_view_refuse_a_bad_window() -> None:
-    engine: Future[Any] = Future()
-    engine.set_exception(AssertionError("a refusal does not reach the model"))
-    image = read_image(make_dicom(RGB))
-    about: Any = None
-    visit = Visit()
-    case = (None, image, "Is it?", ())
-    (update,) = ask(engine, about, visit, 1.0, *case, window=view())
+    loading: Future[Any] = Future()
+    loading.set_exception(AssertionError("a refusal does not reach the model"))
+    backend = Backend(ABOUT, loading)
+    inputs = AskInputs(None, None, read_image(make_dicom(RGB)), "Is it?", window=view())
+    (update,) = ask(backend, Visit(), 1.0, inputs, LEARNT_CONTROLS)
     assert "colour" in update["status"]
-    assert model_view(engine, None, "") == {"sees": ""}
+    assert model_view(backend, None, "") == {"model_view": ""}
 
 
 def test_no_other_window_is_close_to_a_threshold() -> None:
@@ -385,12 +386,12 @@ def test_the_heatmaps_scale_ignores_the_padding_alone() -> None:
         ({"transfer syntax": "x", "burned-in annotation": "YES"}, True,
          ["Text may be burned in.", "MONOCHROME1."]),
         ({"format": "PNG"}, False, []),
-        ({"format": "JPEG"}, False, ["Compressed with loss."]),
-        ({"lossy compression": "yes"}, True, ["Compressed with loss.", "MONOCHROME1."]),
+        ({"format": "JPEG"}, False, ["Lossy compression."]),
+        ({"lossy compression": "yes"}, True, ["Lossy compression.", "MONOCHROME1."]),
     ],
 )  # fmt: skip
 def test_warnings(tags: dict[str, str], inverted: bool, expected: list[str]) -> None:
-    assert [head for _, head, _ in viewer.warnings(tags, inverted)] == expected
+    assert [head for _, head, _ in payload.warnings(tags, inverted)] == expected
 
 
 def test_only_technical_attributes_are_shown() -> None:

@@ -14,8 +14,9 @@ import pytest
 from browsing import CANVAS, OPENED, RAMP, SECONDS, WINDOW, ask, pick, upload
 from tiny_dicom import RGB, make_dicom, make_table, shipped
 
-from app.bench.load import files_in
-from mrrag.data.images import apply_window, read_image
+from app.bench.server import Server
+from mrrag.data.grey import apply_window
+from mrrag.data.images import read_image
 from mrrag.report.pictures import padded_square, patch_box
 from mrrag.types import Image, Window
 
@@ -270,11 +271,11 @@ def test_the_viewer_is_reached_by_keyboard_and_shows_it(page: Any) -> None:
     assert "512 by 512 pixels" in page.get_attribute(CANVAS, "aria-label")
 
 
-def test_one_finger_sets_the_window_and_two_zoom(browser: Any, address: str) -> None:
+def test_one_finger_sets_the_window_and_two_zoom(browser: Any, server: Server) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
     page = context.new_page()
     page.set_default_timeout(1000 * SECONDS)
-    page.goto(address)
+    page.goto(server.address)
     page.wait_for_selector(OPENED)
     pick(page)
     x, y = middle(page)
@@ -309,7 +310,7 @@ def test_one_finger_sets_the_window_and_two_zoom(browser: Any, address: str) -> 
 
 
 def test_another_frame_is_shown_and_leaves_no_file(
-    page: Any, temporary: Path, tmp_path: Path
+    page: Any, server: Server, tmp_path: Path
 ) -> None:
     frames = np.stack([RAMP, RAMP[::-1], RAMP.T.reshape(RAMP.shape)])
     data = make_dicom(
@@ -330,7 +331,7 @@ def test_another_frame_is_shown_and_leaves_no_file(
         read_image(data, frame=2), Window("", chosen["center"], chosen["width"])
     )
     assert differ(page, expected) <= 1
-    assert files_in(temporary) == []
+    assert server.uploads() == []
     page.locator(".frames input").focus()
     page.keyboard.press("Home")
     page.wait_for_function("document.querySelector('.hud-zoom').innerText.includes('frame 1 of 3')")

@@ -11,15 +11,10 @@ from mrrag.case import Case, Settings
 from mrrag.data.images import load_image
 from mrrag.errors import ModelError
 from mrrag.files import ASSETS
-from mrrag.pipeline import Pipeline, answer, find_evidence, load_pipeline
+from mrrag.pipeline import Pipeline, answer, find_evidence
 from mrrag.types import Query
 
 SAMPLES = Path(ASSETS).parent / "sample_cases"
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> Pipeline:
-    return load_pipeline()
 
 
 def test_a_lent_case_is_the_same_case_and_can_be_sent(pipeline: Pipeline) -> None:
@@ -33,8 +28,8 @@ def test_a_lent_case_is_the_same_case_and_can_be_sent(pipeline: Pipeline) -> Non
     *_, lent = lend(pipeline)(pipeline, query, evidence, settings)
     assert isinstance(here, Case)
     assert isinstance(lent, Case)
-    assert here.kept is not None
-    assert lent.kept is None
+    assert here.cache is not None
+    assert lent.cache is None
     assert {m: a.text for m, a in lent.answers.items()} == {
         m: a.text for m, a in here.answers.items()
     }

@@ -15,9 +15,9 @@ import pytest
 from mrrag.case import Case, Settings
 from mrrag.data.images import load_image
 from mrrag.errors import SettingsError
+from mrrag.explain import explain
 from mrrag.files import ASSETS
 from mrrag.pipeline import Pipeline, answer, find_evidence, load_pipeline
-from mrrag.explain import explain
 from mrrag.report.case_page import case_to_html
 from mrrag.report.export import case_to_json, differences, read_case
 from mrrag.types import Image, Query, Weights

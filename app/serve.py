@@ -1,0 +1,231 @@
+"""Serve the page: options, choice of the model, and loading it while the page is served."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.about import read_about
+from app.choice import Choice, choose_model, has_cuda, instead_of
+from mrrag.errors import MRRAGError
+from mrrag.files import ASSETS
+from mrrag.types import BUNDLED, LLAVA_MED
+
+if TYPE_CHECKING:
+    from app.backend import Backend
+    from mrrag.pipeline import Pipeline
+
+SAMPLES = Path(__file__).resolve().parents[1] / "sample_cases"
+EPILOG = """\
+example, over your own reports and with a login:
+  MRRAG_USER=reader MRRAG_PASSWORD=... python app.py --kb runs/kb --port 8000
+
+Set MRRAG_USER and MRRAG_PASSWORD to ask visitors for a login.
+"""
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line; ``login`` is the user and password, or None."""
+    parser = argparse.ArgumentParser(
+        description="Serve the MR-RAG page.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_address(parser)
+    add_model(parser)
+    parsed = parser.parse_args(arguments)
+    login = (os.environ.get("MRRAG_USER", ""), os.environ.get("MRRAG_PASSWORD", ""))
+    if any(login) and not all(login):
+        parser.error("MRRAG_USER and MRRAG_PASSWORD go together: set both, or neither.")
+    parsed.login = login if all(login) else None
+    return parsed
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Add the options of where the page is served."""
+    parser.add_argument(
+        "--host",
+        default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
+        help="address to listen on (default: GRADIO_SERVER_NAME, else 127.0.0.1)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="accept requests to this host name, besides --host and the machine's own names; "
+        "repeatable",
+    )
+    parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the model and the knowledge bases."""
+    parser.add_argument(
+        "--assets",
+        type=Path,
+        default=ASSETS,
+        help="folder of the bundled model, encoder and knowledge base (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME_OR_FOLDER",
+        help=f"a checkpoint on the hub or in a folder, or {BUNDLED!r} (default: {LLAVA_MED} on a "
+        f"CUDA GPU, else {BUNDLED!r})",
+    )
+    parser.add_argument(
+        "--kb",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="a knowledge base of your own; repeatable, visitors then choose one "
+        "(default: the bundled one)",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the model's repository")
+    parser.add_argument(
+        "--tower",
+        default="checkpoint",
+        help="vision tower: 'checkpoint' (default), 'stock' for the CLIP that training started "
+        "from, or a name or folder",
+    )
+    parser.add_argument(
+        "--quantize", choices=("int8", "int4"), help="for a GPU with too little memory"
+    )
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """Make a folder for uploads that only this user can read; delete it at the end.
+
+    A signal ends the process in order, so that the folder is deleted then, too. Gradio reads
+    the environment as it is imported, which must not happen before.
+    """
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
+    with tempfile.TemporaryDirectory(prefix="mr-rag-") as private:
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = private
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        yield Path(private)
+
+
+def choose(arguments: argparse.Namespace, *, zero_gpu: bool) -> tuple[Choice, Path | None]:
+    """Choose the model, and download it if need be.
+
+    Returns
+    -------
+    Choice
+        The bundled model where the default one cannot be loaded here.
+    Path or None
+        The folder of the checkpoint; None for the bundled model.
+
+    Raises
+    ------
+    MRRAGError
+        If a model that was asked for cannot be loaded here.
+    """
+    choice = choose_model(arguments.model, cuda=zero_gpu or has_cuda(), zero_gpu=zero_gpu)
+    if choice.model != BUNDLED:
+        try:
+            return choice, checkpoint_folder(choice, arguments)
+        except MRRAGError as error:
+            choice = instead_of(choice, error)
+            print(choice.why, flush=True)
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    return choice, None
+
+
+def checkpoint_folder(choice: Choice, arguments: argparse.Namespace) -> Path:
+    """Download a checkpoint if need be, and check that it can be loaded here."""
+    from mrrag.model.checkpoint import check_loadable, find_checkpoint
+
+    folder = find_checkpoint(
+        choice.model, arguments.revision, announce=lambda line: print(line, flush=True)
+    )
+    check_loadable(folder, device=choice.device, quantize=arguments.quantize)
+    return folder
+
+
+def serve(
+    choice: Choice, folder: Path | None, arguments: argparse.Namespace, *, zero_gpu: bool
+) -> None:
+    """Serve the page at once, then load the model; on ZeroGPU the other way round."""
+    from app.backend import Backend
+    from app.launch import launch_options, log_error_types_only
+    from app.page import build_page
+    from app.sections.case import load_samples
+
+    backends = [
+        Backend(
+            read_about(
+                arguments.assets,
+                model=choice.model,
+                folder=folder,
+                knowledge_base=base,
+                number=number,
+                why=choice.why,
+            ),
+            Future(),
+        )
+        for number, base in enumerate(arguments.kb or [None])
+    ]
+    if zero_gpu:
+        load(backends, choice, arguments)
+        backends = borrowing(backends, choice)
+    page = build_page(backends, load_samples(SAMPLES))
+    options = launch_options(arguments.host, arguments.port, arguments.allow_host, arguments.login)
+    log_error_types_only()
+    _, address, _ = page.launch(**options, prevent_thread_lock=True)
+    try:
+        if not zero_gpu:
+            print(f"MR-RAG is at {address} (loading the model; stop with Ctrl-C)", flush=True)
+            load(backends, choice, arguments)
+        print(f"The model is ready, at {address}.", flush=True)
+        page.block_thread()
+    finally:
+        page.close(verbose=False)
+
+
+def load(backends: Sequence[Backend], choice: Choice, arguments: argparse.Namespace) -> None:
+    """Load the model once, and each backend's knowledge base."""
+    # Torch takes seconds to import; the page is already there while it does.
+    from mrrag.pipeline import load_pipeline, with_knowledge_base
+
+    bases: list[Path | None] = arguments.kb or [None]
+    first = load_pipeline(
+        arguments.assets,
+        model=choice.model,
+        knowledge_base=bases[0],
+        revision=arguments.revision,
+        device=choice.device,
+        vision_tower=arguments.tower,
+        quantize=arguments.quantize,
+    )
+    pipelines: list[Pipeline] = [first]
+    for base in bases[1:]:
+        if base is not None:
+            pipelines.append(
+                with_knowledge_base(first, base, assets=arguments.assets, model=choice.model)
+            )
+    for backend, pipeline in zip(backends, pipelines, strict=True):
+        backend.loading.set_result(pipeline)
+
+
+def borrowing(backends: Sequence[Backend], choice: Choice) -> list[Backend]:
+    """Return the backends with answers on a borrowed GPU; the bundled model needs none.
+
+    The functions that borrow are made for either model, since ZeroGPU ends a Space without one.
+    """
+    from app.zero_gpu import lend
+
+    lent = [backend._replace(answer=lend(backend.pipeline())) for backend in backends]
+    return list(backends) if choice.model == BUNDLED else lent
