@@ -1,6 +1,6 @@
-"""A whole pipeline of random parts, and questions about its cases, for the experiments.
+"""A whole pipeline of random parts, and an experiment on its cases.
 
-Run as a script, it experiments in a folder and kills itself on the way.
+Run as a script, it answers into a folder and kills itself half-way.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from mrrag.data.corpus import Question, Record
 from mrrag.learnt import Learnt
 from mrrag.model.backbone import load_backbone
 from mrrag.pipeline import Pipeline
+from mrrag.retrieval.build import build_knowledge_base
 from mrrag.retrieval.calibration import calibrate
-from mrrag.retrieval.knowledge_base import KnowledgeBase, build_knowledge_base
-from mrrag.study.experiment import answer_all, choose_questions
+from mrrag.retrieval.knowledge_base import KnowledgeBase
+from mrrag.study.experiment import Experiment, answer_all, choose_questions
 from mrrag.study.plan import Plan, cells_of
 from mrrag.types import Steering, Weights
 
@@ -36,7 +37,7 @@ ASKED = (
 
 
 def make_questions(cases: list[Record]) -> list[Question]:
-    """Three closed questions a case, and an open one for every other."""
+    """Return three closed questions for each case, and an open one for every other."""
     rows = []
     for n, case in enumerate(cases):
         uid = case.document.id
@@ -49,7 +50,7 @@ def make_questions(cases: list[Record]) -> list[Question]:
 
 
 def make_pipeline(folder: Path, checkpoint: Path) -> tuple[Pipeline, list[Record]]:
-    """The knowledge base holds the cases that are asked about, and is made but once."""
+    """Return a pipeline whose knowledge base, built once, holds the cases that are asked about."""
     tower = make_loaded_tower(folder / "tower")
     cases = make_cases(folder / "images", 8)
     if not (folder / "kb").exists():
@@ -59,15 +60,19 @@ def make_pipeline(folder: Path, checkpoint: Path) -> tuple[Pipeline, list[Record
     return Pipeline(load_backbone(checkpoint), tower, base, LEARNT, None, calibration), cases
 
 
-def experiment(pipeline: Pipeline, cases: list[Record], run: Path, **options: Any) -> None:
-    """Answer the whole plan in a run folder."""
-    questions = choose_questions(cases, make_questions(cases))
+def make_experiment(pipeline: Pipeline, cases: list[Record]) -> Experiment:
+    """Return the whole plan on all closed questions."""
     cells = cells_of(PLAN, LEARNT, pipeline.backbone.layers)
-    answer_all(pipeline, questions, cells, PLAN, run, made_of=MADE_OF, batch=8, **options)
+    return Experiment(choose_questions(cases, make_questions(cases)), PLAN, tuple(cells), MADE_OF)
+
+
+def answer(pipeline: Pipeline, cases: list[Record], run: Path, **options: Any) -> None:
+    """Answer the whole plan in a run folder."""
+    answer_all(pipeline, make_experiment(pipeline, cases), run, batch=8, **options)
 
 
 def dying(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
-    """Progress until the second batch."""
+    """Yield the first batch, then kill this process."""
     for n, item in enumerate(items):
         if n == 1:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -77,4 +82,4 @@ def dying(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     made, checkpoint, run = map(Path, sys.argv[1:])
-    experiment(*make_pipeline(made, checkpoint), run, ticker=dying)
+    answer(*make_pipeline(made, checkpoint), run, ticker=dying)

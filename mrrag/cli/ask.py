@@ -132,7 +132,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 def print_case(case: Case) -> None:
     """Print a case as text."""
-    from mrrag.study.tables import NAMES
+    from mrrag.study.text import NAMES
 
     print("score = α·image-report + β·image-image + γ·question-report")
     for n, r in enumerate(case.retrieved):

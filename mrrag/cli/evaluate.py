@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mrrag.cli.options import (
     RUNS,
@@ -21,11 +21,12 @@ from mrrag.cli.options import (
     ticker,
 )
 from mrrag.errors import SettingsError
-from mrrag.study.plan import ABLATIONS, ANSWER_TOKENS, SHARES, WAYS
+from mrrag.study.plan import ABLATIONS, ALL_METHODS, ANSWER_TOKENS, SHARES
 
 if TYPE_CHECKING:
     from mrrag.data.corpus import Corpus
     from mrrag.pipeline import Pipeline
+    from mrrag.study.experiment import Experiment
     from mrrag.study.plan import Plan
 
 
@@ -72,8 +73,8 @@ def add_commands(commands: Commands) -> None:
     evaluate.add_argument(
         "--methods",
         nargs="+",
-        default=WAYS,
-        choices=WAYS,
+        default=ALL_METHODS,
+        choices=ALL_METHODS,
         help="methods to compare (default: all)",
     )
     evaluate.add_argument(
@@ -107,7 +108,7 @@ def add_commands(commands: Commands) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Ask what is not answered yet; the first process then writes the tables."""
-    from mrrag.study.experiment import answer_all, choose_questions
+    from mrrag.study.experiment import Experiment, answer_all, choose_questions
     from mrrag.study.plan import cells_of
 
     plan = plan_of(args)
@@ -129,20 +130,18 @@ def run_evaluate(args: argparse.Namespace) -> None:
         "quantize": args.quantize or "",
     }
     cells = cells_of(plan, pipeline.learnt, pipeline.backbone.layers)
+    experiment = Experiment(questions, plan, tuple(cells), made_of)
     answer_all(
         pipeline,
-        questions,
-        cells,
-        plan,
+        experiment,
         args.folder,
-        made_of=made_of,
         part=process.index,
         parts=process.count,
         ticker=ticker,
     )
     process.wait()
     if not process.index:
-        write_results(args, plan, pipeline, questions, cells, made_of)
+        write_results(args, pipeline, experiment)
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -171,40 +170,28 @@ def experiment_data(args: argparse.Namespace) -> Corpus:
     return read_corpus(bundled_world(args.assets, args.split or "test"))
 
 
-def write_results(
-    args: argparse.Namespace,
-    plan: Plan,
-    pipeline: Pipeline,
-    questions: Any,
-    cells: Any,
-    made_of: dict[str, str],
-) -> None:
+def write_results(args: argparse.Namespace, pipeline: Pipeline, experiment: Experiment) -> None:
     """Write tables and report into the run directory, and print the tables."""
     from mrrag.pipeline import versions
-    from mrrag.report.experiment_page import report_html
-    from mrrag.study.experiment import read_answers
-    from mrrag.study.tables import metric_rows, tables, text, write_csv, write_json
+    from mrrag.report.experiment_page import experiment_to_html
+    from mrrag.study.answer_file import read_answers
+    from mrrag.study.tables import metric_rows, tables, write_csv, write_json
+    from mrrag.study.text import tables_text
 
     result, predictions = tables(
-        questions,
-        cells,
-        read_answers(args.folder),
-        plan,
-        pipeline.knowledge_base,
-        pipeline.learnt,
-        made_of,
+        experiment, read_answers(args.folder), pipeline.knowledge_base, pipeline.learnt
     )
     result["data"] = str(args.data) if args.data else "the bundled world"
     result["versions"] = versions(pipeline)
     config = {k: result[k] for k in ("data", "data_fingerprint", "split", "plan", "versions")}
-    write_json(args.folder / "config.json", config | {"made_of": made_of})
+    write_json(args.folder / "config.json", config | {"made_of": dict(experiment.made_of)})
     write_json(args.folder / "result.json", result)
     write_csv(args.folder / "predictions.csv", predictions)
     write_csv(args.folder / "metrics.csv", metric_rows(result))
     for path in filter(None, (args.folder / "report.html", args.html)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report_html(result), encoding="utf-8")
+        path.write_text(experiment_to_html(result), encoding="utf-8")
     if args.json:
         print_json(result)
     else:
-        print(text(result))
+        print(tables_text(result))

@@ -1,8 +1,8 @@
-"""Many questions, answered in many ways, in batches.
+"""Answer many questions in many ways, in batches.
 
-All ways go through the engine that serves the page, and a batch reads its images and
-reports once however many ways differ only in steering. What is compared with what is
-not decided here.
+Every answer comes from the model code that serves the page. A batch reads its images and
+reports once, however many ways differ only in steering. What is compared with what is
+decided elsewhere.
 """
 
 from __future__ import annotations
@@ -33,13 +33,22 @@ Ticker = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 def no_ticker(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
-    """Progress to nobody."""
+    """Return the items without a progress bar."""
     return items
 
 
 @dataclass(frozen=True)
 class EncodedItem:
-    """A yes/no question about a case, read once, to be answered in many ways."""
+    """A yes/no question about a case, encoded once to be answered in many ways.
+
+    Attributes
+    ----------
+    features : float [1, image tokens, hidden]
+        Of the image, as the language model reads it. Questions about one image share the
+        tensor, by which a batch knows the prefixes that it may read once.
+    vectors : QueryVectors
+        Of the image and the question, for retrieval.
+    """
 
     question: Question
     case: Record
@@ -50,24 +59,29 @@ class EncodedItem:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One way's answers to many questions.
+    """The answers to N questions in one way.
 
     Attributes
     ----------
-    said : int8 [N]
-        As parsed.
+    predicted : int8 [N]
+        1 (yes), 0 (no) or -1 (neither could be parsed).
     p_yes : float32 [N]
         P(yes) / (P(yes) + P(no)) at the first token; one half where both are zero.
     texts : tuple of str
-        Empty strings where none were asked for.
+        Empty strings where no text was generated.
     """
 
-    said: Answers
+    predicted: Answers
     p_yes: npt.NDArray[np.float32]
     texts: tuple[str, ...]
 
 
-def read_questions_of(
+def noise_seed(seed: int, i: int) -> int:
+    """Return the seed of the i-th question's random draws."""
+    return seed * 1_000_003 + i
+
+
+def encode_items(
     pipeline: Pipeline,
     cases: Sequence[Record],
     questions: Sequence[Sequence[Question]],
@@ -75,47 +89,43 @@ def read_questions_of(
     limit: int | None = None,
     ticker: Ticker = no_ticker,
 ) -> list[EncodedItem]:
-    """Encode the cases and their yes/no questions, up to ``limit`` questions in case order."""
-    closed = [
-        (case, [q for q in row if q.answer_type == "closed"])
-        for case, row in zip(cases, questions, strict=True)
-    ]
-    kept: list[tuple[Record, list[Question]]] = []
+    """Encode cases and their yes/no questions, at most ``limit`` questions in case order."""
+    chosen: list[tuple[Record, list[Question]]] = []
     count = 0
-    for case, row in closed:
-        if row and (limit is None or count < limit):
-            kept.append((case, row))
-            count += len(row)
-    asked: list[EncodedItem] = []
-    chunks = [kept[i : i + BATCH] for i in range(0, len(kept), BATCH)]
+    for case, row in zip(cases, questions, strict=True):
+        closed = [q for q in row if q.answer_type == "closed"]
+        if closed and (limit is None or count < limit):
+            chosen.append((case, closed))
+            count += len(closed)
+    items: list[EncodedItem] = []
+    chunks = [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
     for chunk in ticker(chunks, len(chunks), "reading images"):
-        asked += encode_questions(pipeline, [(case, q) for case, row in chunk for q in row])
-    return asked[:limit]
+        items += encode_questions(pipeline, [(case, q) for case, row in chunk for q in row])
+    return items[:limit]
 
 
 def encode_questions(
     pipeline: Pipeline, questions: Sequence[tuple[Record, Question]]
 ) -> list[EncodedItem]:
-    """Read each image once, however many questions are about it, and encode all."""
+    """Encode questions, and each image once however many questions are about it."""
     paths = list(dict.fromkeys(case.image_path for case, _ in questions))
     images = [load_image(path) for path in paths]
     features = encode_images(pipeline.backbone, images)
     v_ND = pipeline.encoder.images(images)
     t_MD = pipeline.encoder.texts([q.question for _, q in questions])
-    # One tensor an image, by which a batch knows prefixes that it may read once.
-    rows = {path: (features[n : n + 1], v_ND[n]) for n, path in enumerate(paths)}
-    asked = []
+    by_path = {path: (features[n : n + 1], v_ND[n]) for n, path in enumerate(paths)}
+    items = []
     for (case, question), t_D in zip(questions, t_MD, strict=True):
-        of_image, v_D = rows[case.image_path]
+        of_image, v_D = by_path[case.image_path]
         gold = parse_yes_no(question.answer)
-        asked.append(EncodedItem(question, case, of_image, QueryVectors(v_D, t_D), gold))
-    return asked
+        items.append(EncodedItem(question, case, of_image, QueryVectors(v_D, t_D), gold))
+    return items
 
 
 def evidence_for(
     pipeline: Pipeline, item: EncodedItem, weights: Weights, k: int, noise: int = 0, seed: int = 0
 ) -> tuple[Retrieved, ...]:
-    """Retrieve for a question; its own study and patient are never candidates."""
+    """Retrieve reports for a question, never any of its own study or patient."""
     document = item.case.document
     return retrieve(
         pipeline.knowledge_base,
@@ -147,8 +157,8 @@ def answer_ways(
     Parameters
     ----------
     max_new_tokens
-        Where the answers are cut. With none, nothing is written, and the most probable
-        first token is taken for the answer's first word, which is all that a sweep needs.
+        Maximum number of answer tokens. With 0 no text is generated, and the most probable
+        first token counts as the answer, which is all that a sweep needs.
     """
     backbone = pipeline.backbone
     branches = [
@@ -176,11 +186,11 @@ def answer_ways(
     return outcomes
 
 
-def run(
+def answer_items(
     pipeline: Pipeline,
     items: Sequence[EncodedItem],
     weights: Weights | None,
-    steers: Sequence[Steering],
+    steerings: Sequence[Steering],
     *,
     k: int,
     noise: int = 0,
@@ -189,7 +199,17 @@ def run(
     label: str = "",
     ticker: Ticker = no_ticker,
 ) -> list[Outcome]:
-    """Answer all questions with the reports that ``weights`` retrieve (None: no reports)."""
+    """Answer all questions under each steering.
+
+    Parameters
+    ----------
+    weights
+        Weights of retrieval; None means no reports.
+    k, noise, seed
+        Number of reports, how many of them are drawn at random, and the seed of the draw.
+    label
+        Of the progress bar.
+    """
     chunks = [range(i, min(i + BATCH, len(items))) for i in range(0, len(items), BATCH)]
     parts: list[list[Outcome]] = []
     for chunk in ticker(chunks, len(chunks), label):
@@ -197,13 +217,15 @@ def run(
         evidence: list[Sequence[Retrieved]] = [
             ()
             if weights is None
-            else evidence_for(pipeline, item, weights, k, noise, seed * 1_000_003 + i)
+            else evidence_for(pipeline, item, weights, k, noise, noise_seed(seed, i))
             for i, item in zip(chunk, rows, strict=True)
         ]
-        parts.append(answer_ways(pipeline, rows, evidence, steers, max_new_tokens=max_new_tokens))
+        parts.append(
+            answer_ways(pipeline, rows, evidence, steerings, max_new_tokens=max_new_tokens)
+        )
     return [
         Outcome(
-            np.concatenate([outcome.said for outcome in outcomes]),
+            np.concatenate([outcome.predicted for outcome in outcomes]),
             np.concatenate([outcome.p_yes for outcome in outcomes]),
             tuple(text for outcome in outcomes for text in outcome.texts),
         )

@@ -1,6 +1,6 @@
-"""Figures over yes/no answers, with their uncertainty; plain functions of arrays.
+"""Scores of yes/no answers, with intervals and tests; plain functions of arrays.
 
-Answers are 1 (yes), 0 (no) or -1 (could not be parsed), which always counts as wrong.
+An answer is 1 (yes), 0 (no) or -1 (not parsed), which always counts as wrong.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Answers = npt.NDArray[np.int8]
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy and its kin on one set of questions.
+    """Accuracy, precision, recall and F1 on one set of questions.
 
-    ``macro`` figures average those of the two classes; ``positive`` ones are those of
-    "yes". The paper's are macro (inferred: only that fits its class balance).
+    ``macro`` scores are the mean of both classes; ``positive`` ones are those of "yes". The
+    paper's F1 is taken to be macro, since only that fits its class balance.
     """
 
     n: int
@@ -40,19 +40,23 @@ def _ratio(a: float, b: float) -> float:
     return a / b if b else 0.0
 
 
-def scores(gold: Answers, said: Answers) -> Scores:
-    """Score answers against gold (1 or 0); an absent class has precision and recall 0."""
+def scores(gold: Answers, predicted: Answers) -> Scores:
+    """Score predicted answers against gold ones (1 or 0).
+
+    A class that is never predicted has precision 0, and one that is absent from the gold
+    answers recall 0; balanced accuracy averages the classes that are present.
+    """
     per_class = []
     for value in (0, 1):
-        hit = float(np.sum((gold == value) & (said == value)))
-        precision = _ratio(hit, float(np.sum(said == value)))
+        hit = float(np.sum((gold == value) & (predicted == value)))
+        precision = _ratio(hit, float(np.sum(predicted == value)))
         recall = _ratio(hit, float(np.sum(gold == value)))
         per_class.append((precision, recall, _ratio(2 * precision * recall, precision + recall)))
     macro = np.mean(per_class, axis=0)
     present = [per_class[v][1] for v in (0, 1) if np.any(gold == v)]
     return Scores(
         n=len(gold),
-        accuracy=float(np.mean(gold == said)),
+        accuracy=float(np.mean(gold == predicted)),
         balanced_accuracy=float(np.mean(present)),
         macro_precision=float(macro[0]),
         macro_recall=float(macro[1]),
@@ -60,40 +64,44 @@ def scores(gold: Answers, said: Answers) -> Scores:
         positive_precision=per_class[1][0],
         positive_recall=per_class[1][1],
         positive_f1=per_class[1][2],
-        unparsed=int(np.sum(said == UNPARSED)),
+        unparsed=int(np.sum(predicted == UNPARSED)),
     )
 
 
-def _tallies(gold: Answers, said: Answers) -> npt.NDArray[np.float64]:
-    """What accuracy and macro F1 are made of, a row a question, [N, 6].
+def _tallies(gold: Answers, predicted: Answers) -> npt.NDArray[np.float64]:
+    """Return the counts that accuracy and macro F1 are made of, [N, 6], one row per question.
 
-    Right; one; hits of no, of yes; then how often each is gold plus how often it is said.
+    Columns: right; one; hits of no and of yes; gold plus predicted of no and of yes.
     """
-    hits = [(gold == value) & (said == value) for value in (0, 1)]
-    sizes = [(gold == value).astype(float) + (said == value) for value in (0, 1)]
-    return np.stack([gold == said, np.ones(len(gold)), *hits, *sizes], axis=1).astype(np.float64)
+    hits = [(gold == value) & (predicted == value) for value in (0, 1)]
+    sizes = [(gold == value).astype(float) + (predicted == value) for value in (0, 1)]
+    return np.stack([gold == predicted, np.ones(len(gold)), *hits, *sizes], axis=1).astype(
+        np.float64
+    )
 
 
 def bootstrap(
     gold: Answers,
-    said: Answers,
+    predicted: Answers,
     groups: npt.NDArray[np.int64],
     *,
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Percentile intervals of accuracy and macro F1, resampling whole patients.
+    """Return percentile intervals of accuracy and macro F1, resampling whole patients.
 
     Parameters
     ----------
-    groups
-        Each question's patient: questions about one patient are not independent.
+    groups : int [N]
+        The patient of each question; questions about one patient are not independent.
+    level
+        Coverage of the intervals.
     """
     rng = np.random.default_rng(seed)
     members, group_N = np.unique(groups, return_inverse=True)
     tallies_G6 = np.zeros((len(members), 6))
-    np.add.at(tallies_G6, group_N, _tallies(gold, said))
+    np.add.at(tallies_G6, group_N, _tallies(gold, predicted))
     accuracy, f1 = np.empty(resamples), np.empty(resamples)
     for i in range(resamples):
         chosen = rng.integers(len(members), size=len(members))
@@ -107,12 +115,12 @@ def bootstrap(
 
 
 def mcnemar(gold: Answers, first: Answers, second: Answers) -> tuple[int, int, float]:
-    """McNemar's exact test of two methods on the same questions.
+    """Return McNemar's exact test of two methods on the same questions.
 
     Returns
     -------
     only_first, only_second : int
-        Questions that only the one method answered rightly.
+        Number of questions that only this method answered correctly.
     p : float
         Two-sided exact binomial probability.
     """

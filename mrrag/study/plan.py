@@ -1,8 +1,8 @@
-"""What an experiment compares: methods × K × irrelevant reports, and ablations.
+"""The plan of an experiment: methods × K × irrelevant reports, and ablations.
 
-A way of answering is what the model reads (:class:`ReadingPlan`: whose weights, how many
-reports, how many of them irrelevant, in which order) and how it is steered while it
-reads (:class:`Steering`). A table is a list of ways with names (:class:`Cell`).
+A way of answering is what the model reads (:class:`ReadingPlan`: the weights of retrieval,
+the number of reports, how many of them are irrelevant, their order) and how its attention
+is steered meanwhile (:class:`Steering`). A table is a list of named ways (:class:`Cell`).
 
 It knows neither questions nor models, and imports nothing heavy: the command line lists
 its names.
@@ -10,7 +10,8 @@ its names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
@@ -19,44 +20,44 @@ from mrrag.errors import SettingsError
 from mrrag.learnt import Learnt
 from mrrag.types import METHODS, PLAIN, Steering, Weights
 
+# RAG by one similarity alone.
 SINGLE: dict[str, Weights] = {
     "image_report": Weights(1.0, 0.0, 0.0),
     "image_image": Weights(0.0, 1.0, 0.0),
     "question_report": Weights(0.0, 0.0, 1.0),
 }
+ALL_METHODS = (METHODS[0], *SINGLE, *METHODS[1:])
 SHARES = (0.0, 0.25, 0.5, 0.75)
-WAYS = (METHODS[0], *SINGLE, *METHODS[1:])
-ABLATIONS = ("similarities", "layers", "masking", "strength", "form", "order")
 ABLATION_SHARES = (0.0, 0.5)  # IFA is meant for reports that differ in relevance
 STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
-# Those to which each form is compared; the paper's is 1.
+# The strengths at which each form is compared; the paper's is 1.
 FORM_STRENGTHS = {"ifa": (0.1, 0.25, 1.0), "balanced": (1.0, 2.0, 4.0)}
 RANDOM_SETS = 3
-# Enough for the first word, which is what is parsed; the rest of an answer changes nothing.
+# Enough for the first word, which is all that strict parsing reads.
 ANSWER_TOKENS = 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared.
+    """What an experiment compares.
 
     Attributes
     ----------
     ks : tuple of int
-        Reports retrieved; ablations take the first.
+        Numbers of retrieved reports; ablations take the first.
     shares : tuple of float
-        Of the k, how many are replaced by reports drawn at random.
+        Shares of the k reports that are replaced by reports drawn at random.
     methods, ablations : tuple of str
-        Among :data:`WAYS` and :data:`ABLATIONS`.
+        Among :data:`ALL_METHODS` and :data:`ABLATIONS`.
     seed : int
-        Of the noise, the random layers and the shuffled order.
+        Seed of the random reports, the random layers and the shuffled order.
     answer_tokens : int
-        Where an answer is cut: the first word is all that strict parsing reads.
+        Maximum number of answer tokens.
     """
 
     ks: tuple[int, ...] = (8,)
     shares: tuple[float, ...] = SHARES
-    methods: tuple[str, ...] = WAYS
+    methods: tuple[str, ...] = ALL_METHODS
     ablations: tuple[str, ...] = ()
     seed: int = 0
     answer_tokens: int = ANSWER_TOKENS
@@ -64,7 +65,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class ReadingPlan:
-    """What the model reads before the question; ``weights`` None is no reports at all."""
+    """What the model reads before the question.
+
+    Attributes
+    ----------
+    weights : Weights or None
+        Weights of retrieval; None means no reports.
+    k, noise : int
+        Number of reports, and how many of them are drawn at random.
+    order : str
+        "ranked", "reversed" or "shuffled".
+    """
 
     weights: Weights | None = None
     k: int = 0
@@ -74,7 +85,7 @@ class ReadingPlan:
 
 @dataclass(frozen=True)
 class Cell:
-    """One line of a table: a way, its name there, and the line it is tested against."""
+    """One row of a table: a way of answering, its name, and the row it is tested against."""
 
     table: str
     name: str
@@ -85,131 +96,187 @@ class Cell:
 
 
 def effective(steering: Steering) -> Steering:
-    """The same; where it does nothing, the very same as plain RAG."""
+    """Return the steering with sorted layers; plain RAG's where it has no effect."""
     if not steering.strength or not steering.layers:
         return PLAIN
     return replace(steering, layers=tuple(sorted(steering.layers)))
 
 
 def cells_of(plan: Plan, learnt: Learnt, layers: int) -> list[Cell]:
-    """Every line of every table, in order; equal ways are answered once.
+    """Return every row of every table, in order.
+
+    Rows of different tables may share a way of answering; it is answered once.
 
     Parameters
     ----------
     layers
-        How many layers the model has.
+        Number of layers of the model.
+
+    Raises
+    ------
+    SettingsError
+        For an unknown method or ablation, a share outside 0 to 1, or an empty plan.
     """
     _check(plan)
-    ways: dict[str, tuple[Weights | None, Steering]] = {
-        "rag_off": (None, PLAIN),
-        **{name: (weights, PLAIN) for name, weights in SINGLE.items()},
-        "rag": (learnt.weights, PLAIN),
-        "mr_rag": (learnt.weights, effective(learnt.steering)),
-    }
     cells = []
     for k in plan.ks:
-        for name in plan.methods:
-            weights, steering = ways[name]
-            reading = ReadingPlan(weights, k) if weights else ReadingPlan()
-            cells.append(Cell("methods", name, k, reading, steering))
-        for share in plan.shares:
-            reading = ReadingPlan(learnt.weights, k, round(share * k))
-            for name in ("rag", "mr_rag"):
-                if name in plan.methods:
-                    cells.append(Cell("noise", name, k, reading, ways[name][1], "rag"))
+        cells += [*_method_cells(plan, learnt, k), *_noise_cells(plan, learnt, k)]
     k = plan.ks[0]
     for group in plan.ablations:
         for share in ABLATION_SHARES if group != "similarities" else (0.0,):
-            cells += _ablation(group, learnt, layers, k, round(share * k), plan.seed)
+            control = Cell(group, "", k, ReadingPlan(learnt.weights, k, round(share * k)))
+            cells += _ABLATIONS[group](control, learnt, layers, plan.seed)
     return list(dict.fromkeys(cells))
 
 
 def _check(plan: Plan) -> None:
-    for given, allowed in ((plan.methods, WAYS), (plan.ablations, ABLATIONS)):
-        for name in given:
+    for names, allowed in ((plan.methods, ALL_METHODS), (plan.ablations, ABLATIONS)):
+        for name in names:
             if name not in allowed:
-                raise SettingsError(f"{name} is not known here. Choose among {', '.join(allowed)}.")
+                raise SettingsError(
+                    f"Unknown method or ablation: {name}. Choose among {', '.join(allowed)}."
+                )
     if not plan.ks or not plan.methods:
-        raise SettingsError("There is nothing to compare. Name a method and a K, at least.")
+        raise SettingsError("There is nothing to compare. Name at least one method and one K.")
     for share in plan.shares:
         if not 0 <= share <= 1:
             raise SettingsError(
-                f"A noise share of {share} was asked for. It is the share of the K reports that "
-                "are irrelevant: from 0 to 1."
+                f"Invalid noise share: {share}. It is the share of the K reports that are "
+                "irrelevant, from 0 to 1."
             )
 
 
-def _ablation(group: str, learnt: Learnt, layers: int, k: int, noise: int, seed: int) -> list[Cell]:
-    fused = ReadingPlan(learnt.weights, k, noise)
-    steering = learnt.steering
-    soft = effective(steering)
-    everywhere = tuple(range(layers))
-    if group == "similarities":
-        rows = {**SINGLE, **_pairs(learnt.weights), "rag": learnt.weights}
-        return [Cell(group, n, k, ReadingPlan(w, k, noise), PLAIN, "rag") for n, w in rows.items()]
-    if group == "order":
-        return [
-            Cell(
-                group,
-                f"{name}, {order}",
-                k,
-                ReadingPlan(learnt.weights, k, noise, order),
-                steering,
-                f"{name}, ranked",
-            )
-            for name, steering in (("rag", PLAIN), ("mr_rag", soft))
-            for order in ("ranked", "reversed", "shuffled")
-        ]
-    if group == "layers":
-        steers = {
-            "none": PLAIN,
-            "critical": soft,
-            "all": effective(replace(steering, layers=everywhere)),
-            **{
-                f"random: {', '.join(map(str, drawn))}": effective(replace(steering, layers=drawn))
-                for drawn in random_layers(steering.layers, layers, seed)
-            },
-        }
-        return [Cell(group, name, k, fused, steering, "none") for name, steering in steers.items()]
-    if group == "form":
-        named = {"none": PLAIN} | {
-            f"{form}, {s:g}": effective(replace(steering, form=form, strength=s))
-            for form, strengths in FORM_STRENGTHS.items()
-            for s in strengths
-        }
-        return [Cell(group, name, k, fused, steering, "none") for name, steering in named.items()]
-    if group == "masking":
-        steers = {
-            "none": PLAIN,
-            "soft (IFA)": soft,
-            "hard, critical layers": Steering(masked=steering.layers),
-            "hard, all layers": Steering(masked=everywhere),
-        }
-        return [Cell(group, name, k, fused, steering, "none") for name, steering in steers.items()]
+# Methods and noise
+
+
+def _method_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
+    fused = ReadingPlan(learnt.weights, k)
+    ways: dict[str, tuple[ReadingPlan, Steering]] = {
+        "rag_off": (ReadingPlan(), PLAIN),
+        **{name: (ReadingPlan(weights, k), PLAIN) for name, weights in SINGLE.items()},
+        "rag": (fused, PLAIN),
+        "mr_rag": (fused, effective(learnt.steering)),
+    }
+    return [Cell("methods", name, k, *ways[name]) for name in plan.methods]
+
+
+def _noise_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
+    steerings = {"rag": PLAIN, "mr_rag": effective(learnt.steering)}
     return [
-        Cell(group, f"{s:g}", k, fused, effective(replace(steering, strength=s)), "0")
-        for s in sorted({*STRENGTHS, steering.strength})
+        Cell("noise", name, k, ReadingPlan(learnt.weights, k, round(share * k)), steering, "rag")
+        for share in plan.shares
+        for name, steering in steerings.items()
+        if name in plan.methods
+    ]
+
+
+# Ablations: each takes a cell of its table without a name, and varies one thing in it
+
+
+def _similarities(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cell]:
+    rows = {**SINGLE, **_pairs(learnt.weights), "rag": learnt.weights}
+    return [
+        replace(control, name=name, reading=replace(control.reading, weights=w), against="rag")
+        for name, w in rows.items()
     ]
 
 
 def _pairs(learnt: Weights) -> dict[str, Weights]:
-    """Two similarities at their learnt ratio, without the third; none where both are zero."""
+    """Return two similarities at their learnt ratio, without the third; no pair of zeros."""
     names = tuple(SINGLE)
     pairs = {}
-    for left_out in (2, 1, 0):
-        kept = [0.0 if i == left_out else w for i, w in enumerate(astuple(learnt))]
-        if any(kept):
-            name = " + ".join(n for i, n in enumerate(names) if i != left_out)
-            pairs[name] = Weights(*kept)
+    for omitted in (2, 1, 0):
+        remaining = [0.0 if i == omitted else w for i, w in enumerate(astuple(learnt))]
+        if any(remaining):
+            name = " + ".join(n for i, n in enumerate(names) if i != omitted)
+            pairs[name] = Weights(*remaining)
     return pairs
 
 
+def _steered(control: Cell, steerings: Mapping[str, Steering]) -> list[Cell]:
+    """Return one cell for each steering, tested against the first."""
+    against = next(iter(steerings))
+    return [
+        replace(control, name=name, steering=steering, against=against)
+        for name, steering in steerings.items()
+    ]
+
+
+def _layers(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cell]:
+    def ifa_in(chosen: tuple[int, ...]) -> Steering:
+        return effective(replace(learnt.steering, layers=chosen))
+
+    critical = learnt.steering.layers
+    random = {
+        f"random: {', '.join(map(str, drawn))}": ifa_in(drawn)
+        for drawn in random_layers(critical, layers, seed)
+    }
+    everywhere = ifa_in(tuple(range(layers)))
+    return _steered(
+        control, {"none": PLAIN, "critical": ifa_in(critical), "all": everywhere, **random}
+    )
+
+
 def random_layers(critical: Sequence[int], layers: int, seed: int) -> list[tuple[int, ...]]:
-    """Other sets of as many layers, drawn by the seed; fewer where there are no more."""
+    """Draw up to :data:`RANDOM_SETS` other sets of as many layers; fewer where no more exist."""
     rng = np.random.default_rng(seed)
-    found: dict[tuple[int, ...], None] = {}
-    for _ in range(20):
-        drawn = tuple(sorted(rng.choice(layers, len(critical), replace=False).tolist()))
-        if drawn and drawn != tuple(sorted(critical)) and len(found) < RANDOM_SETS:
-            found[drawn] = None
-    return list(found)
+    wanted = min(RANDOM_SETS, math.comb(layers, len(critical)) - 1)
+    drawn: dict[tuple[int, ...], None] = {}
+    while len(drawn) < wanted:
+        chosen = tuple(sorted(rng.choice(layers, len(critical), replace=False).tolist()))
+        if chosen != tuple(sorted(critical)):
+            drawn[chosen] = None
+    return list(drawn)
+
+
+def _masking(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cell]:
+    return _steered(
+        control,
+        {
+            "none": PLAIN,
+            "soft (IFA)": effective(learnt.steering),
+            "hard, critical layers": Steering(masked=learnt.steering.layers),
+            "hard, all layers": Steering(masked=tuple(range(layers))),
+        },
+    )
+
+
+def _strength(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cell]:
+    strengths = sorted({*STRENGTHS, learnt.steering.strength})
+    return _steered(
+        control, {f"{s:g}": effective(replace(learnt.steering, strength=s)) for s in strengths}
+    )
+
+
+def _form(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cell]:
+    forms = {
+        f"{form}, {s:g}": effective(replace(learnt.steering, form=form, strength=s))
+        for form, strengths in FORM_STRENGTHS.items()
+        for s in strengths
+    }
+    return _steered(control, {"none": PLAIN, **forms})
+
+
+def _order(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cell]:
+    return [
+        replace(
+            control,
+            name=f"{name}, {order}",
+            reading=replace(control.reading, order=order),
+            steering=steering,
+            against=f"{name}, ranked",
+        )
+        for name, steering in (("rag", PLAIN), ("mr_rag", effective(learnt.steering)))
+        for order in ("ranked", "reversed", "shuffled")
+    ]
+
+
+_ABLATIONS: dict[str, Callable[[Cell, Learnt, int, int], list[Cell]]] = {
+    "similarities": _similarities,
+    "layers": _layers,
+    "masking": _masking,
+    "strength": _strength,
+    "form": _form,
+    "order": _order,
+}
+ABLATIONS = tuple(_ABLATIONS)

@@ -1,10 +1,10 @@
-"""The critical layers: where cutting Reports→Question hurts a right answer most.
+"""The critical layers: those where blocking Reports→Question harms the right answer most.
 
-In a window of layers around each layer the question's rows are blocked from the
-reports' columns, and the relative drop of the right answer's probability is averaged
-over questions that plain RAG answers rightly. The strength of IFA and what counts as
-the question, on which the paper is silent, are then chosen on the same split; nothing
-here ever sees held-out questions.
+In a window of layers around each layer, attention from the question's rows to the reports'
+columns is blocked, and the relative drop of the right answer's probability is averaged over
+the questions that plain RAG answers correctly. The strength of IFA, its form and the rows that
+count as the question, which the paper does not state, are then chosen on the same split. The
+test split is never used here.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from mrrag.study.evaluation import (
     BATCH,
     EncodedItem,
     Ticker,
+    answer_items,
     branch_of,
     evidence_for,
     no_ticker,
-    run,
 )
-from mrrag.study.metrics import Answers
 from mrrag.training.loop import cached
 from mrrag.types import PLAIN, Steering, Weights
 
@@ -42,7 +41,7 @@ STRENGTHS = {"ifa": (0.1, 0.25, 0.5, 1.0), "balanced": (0.5, 1.0, 2.0, 4.0)}
 class Sweep:
     """The mean relative drop of P(right answer), and its standard error, by blocked window.
 
-    ``centres`` are the windows' middle layers, ``layers`` how many the model has.
+    ``centres`` are the middle layers of the windows, ``layers`` is the depth of the model.
     """
 
     centres: tuple[int, ...]
@@ -53,16 +52,16 @@ class Sweep:
     questions: int
 
     def blocked(self, n: int) -> range:
-        """The layers of the n-th window."""
+        """Return the layers of the n-th window."""
         start = self.centres[n] - self.window // 2
         return range(max(0, start), min(self.layers, start + self.window))
 
     def within(self, numbers: Iterable[int]) -> tuple[int, ...]:
-        """The layers of these windows, ascending."""
+        """Return the layers of these windows, ascending."""
         return tuple(sorted({layer for n in numbers for layer in self.blocked(n)}))
 
     def critical(self, share: float = 0.5) -> tuple[int, ...]:
-        """Layers of the windows whose drop is ``share`` of the largest and above two errors."""
+        """Return the layers of windows whose drop is over two errors and ``share`` of the top."""
         least = share * max(self.drops)
         pairs = enumerate(zip(self.drops, self.errors, strict=True))
         return self.within(n for n, (drop, err) in pairs if drop >= least and drop > 2 * err)
@@ -81,13 +80,14 @@ def sweep_layers(
 ) -> Sweep:
     """Block Reports→Question in ``window`` layers around every ``stride``-th layer in turn.
 
-    What was measured is kept in ``folder``, which is for all these arguments: a run that
-    was stopped goes on from there.
+    Results are stored in ``folder``, which must be specific to all these arguments. A stopped
+    run resumes from them.
 
     Raises
     ------
     SettingsError
-        Where the window or the stride does not fit the model.
+        If the window or the stride does not fit the model, or plain RAG answers no question
+        correctly.
     """
     layers = pipeline.backbone.layers
     if not (1 <= window <= layers and 1 <= stride <= layers):
@@ -106,8 +106,8 @@ def sweep_layers(
     answered = drops_LN.shape[1]
     if not answered:
         raise SettingsError(
-            f"Plain RAG answers none of these {len(items)} questions rightly, so no drop can be "
-            "measured. Ask more questions, or others."
+            f"Plain RAG answers none of these {len(items)} questions correctly, so no drop can be "
+            "measured. Use more, or other, questions."
         )
     return replace(
         sweep,
@@ -120,7 +120,7 @@ def sweep_layers(
 def _drops(
     pipeline: Pipeline, items: Sequence[EncodedItem], weights: Weights, k: int, sweep: Sweep
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Relative drops [centres, N] of the N questions that plain RAG answers rightly."""
+    """Return relative drops [centres, N] of the N questions that plain RAG answers correctly."""
     branches = []
     for item in items:
         reports = [r.document.report for r in evidence_for(pipeline, item, weights, k)]
@@ -142,7 +142,7 @@ def _drops(
 
 @dataclass(frozen=True)
 class Trial:
-    """One steering tried on the validation split."""
+    """A steering with its gains in right answers over plain RAG, by number of random reports."""
 
     layers: tuple[int, ...]
     strength: float
@@ -162,9 +162,10 @@ def try_steering(
     noise: Sequence[int],
     ticker: Ticker = no_ticker,
 ) -> list[Trial]:
-    """Right answers gained over plain RAG, for each steering and each number of noise reports.
+    """Measure every form, strength and row set of IFA on each of the sets of layers.
 
-    ``folder`` is as in :func:`sweep_layers`.
+    ``noise`` lists the numbers of random reports among the ``k``; ``folder`` is as in
+    :func:`sweep_layers`.
     """
     steers = [
         Steering(strength, layers, rows, form=form)
@@ -173,26 +174,31 @@ def try_steering(
         for strength in STRENGTHS[form]
         for rows in ROWS
     ]
-    gold: Answers = np.array([item.gold for item in items], dtype=np.int8)
-
-    def right(drawn: int) -> dict[str, npt.NDArray[np.int64]]:
-        outcomes = run(
-            pipeline,
-            items,
-            weights,
-            [PLAIN, *steers],
-            k=k,
-            noise=drawn,
-            label=f"steering, {drawn} of {k} irrelevant",
-            ticker=ticker,
-        )
-        return {"right": np.array([np.sum(outcome.said == gold) for outcome in outcomes])}
-
-    counts = [
-        cached(folder / f"steering-{n}.safetensors", partial(right, n))["right"] for n in noise
-    ]
-    gains_SN = (np.stack(counts, axis=1) - np.stack(counts, axis=1)[:1])[1:]
+    counts = []
+    for n in noise:
+        make = partial(_right_answers, pipeline, items, weights, steers, k, n, ticker)
+        counts.append(cached(folder / f"steering-{n}.safetensors", make)["right"])
+    right_SN = np.stack(counts, axis=1)
+    gains_SN = (right_SN - right_SN[:1])[1:]
     return [
         Trial(steering.layers, steering.strength, steering.rows, steering.form, tuple(gains))
         for steering, gains in zip(steers, gains_SN.tolist(), strict=True)
     ]
+
+
+def _right_answers(
+    pipeline: Pipeline,
+    items: Sequence[EncodedItem],
+    weights: Weights,
+    steers: Sequence[Steering],
+    k: int,
+    noise: int,
+    ticker: Ticker,
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Return the number of right answers of plain RAG and of each steering, [1 + S]."""
+    gold = np.array([item.gold for item in items], dtype=np.int8)
+    label = f"steering, {noise} of {k} irrelevant"
+    outcomes = answer_items(
+        pipeline, items, weights, [PLAIN, *steers], k=k, noise=noise, label=label, ticker=ticker
+    )
+    return {"right": np.array([np.sum(outcome.predicted == gold) for outcome in outcomes])}

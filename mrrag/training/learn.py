@@ -1,162 +1,153 @@
-"""What is learnt for a model on a knowledge base: α, β, γ, the critical layers, IFA's setting.
+"""Learn what depends on model and knowledge base: α, β, γ, the critical layers, IFA's setting.
 
-From the yes/no questions of any data set. What is learnt comes from training questions,
-what is chosen from validation ones; nothing here sees a patient who is held out.
+Any data set with yes/no questions serves. Weights are learnt from training questions, choices
+are made on validation questions, and no patient of the test split is used.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from mrrag.data.corpus import Corpus, Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.errors import CorpusError
-from mrrag.learnt import study_digest, write_learnt
+from mrrag.files import json_sha256
+from mrrag.learnt import Learnt, study_digest, write_learnt
+from mrrag.model.steering import GAP
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.knowledge_base import KnowledgeBase
-from mrrag.model.steering import GAP
-from mrrag.study.evaluation import EncodedItem, Ticker, read_questions_of, run
+from mrrag.study.evaluation import EncodedItem, Ticker, answer_items, encode_items
 from mrrag.training.adapter import (
     NEGATIVES,
+    Adapter,
+    Candidates,
     build_training_set,
     score_candidates,
     train_adapter,
     uncertainty,
 )
-from mrrag.training.data import held_out_share
-from mrrag.training.layers import STRENGTHS, sweep_layers, try_steering
+from mrrag.training.data import DataSet, sample_patients
+from mrrag.training.layers import STRENGTHS, Sweep, Trial, sweep_layers, try_steering
 from mrrag.training.loop import record_run
 from mrrag.types import PLAIN, Steering
 
-FEWEST = 5  # questions to learn from, and to choose by
-Posed = tuple[tuple[Record, tuple[Question, ...]], ...]
+FEWEST = 5  # questions, in each of the two splits
 
 
 @dataclass(frozen=True)
-class LearningSet:
-    """Yes/no questions to learn from, and to choose by, case after case.
+class QuestionSplit:
+    """Yes/no questions for training and validation, grouped by case.
 
-    ``left_out`` counts those that are neither, by reason.
+    ``left_out`` counts the questions that are in neither, by reason.
     """
 
-    train: Posed
-    validation: Posed
+    train: DataSet
+    validation: DataSet
     left_out: dict[str, int]
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the questions, their answers, and whom they are about."""
-        rows = [
-            [part, case.document.patient, case.document.study, *asdict(question).values()]
-            for part, posed in (("train", self.train), ("validation", self.validation))
-            for case, questions in posed
-            for question in questions
-        ]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        """SHA-256 of the questions, their answers, patients and studies."""
+        return json_sha256(
+            [
+                [part, record.document.patient, record.document.study, *asdict(question).values()]
+                for part, data in (("train", self.train), ("validation", self.validation))
+                for record, questions in zip(data.records, data.questions, strict=True)
+                for question in questions
+            ]
+        )
 
     def describe(self) -> dict[str, object]:
-        """For a run's record."""
-        counts = {p: sum(len(q) for _, q in getattr(self, p)) for p in ("train", "validation")}
+        """Return what ``config.json`` says about the data of a run."""
+        parts = {"train": self.train, "validation": self.validation}
+        counts = {name: sum(map(len, data.questions)) for name, data in parts.items()}
         return {"questions": counts, "left_out": self.left_out, "fingerprint": self.fingerprint}
 
 
-def learning_set(
-    read: Corpus, base: KnowledgeBase, *, validation_share: float = 0.2
-) -> LearningSet:
-    """Share the questions of a data set out, by patient.
+class _Row(NamedTuple):
+    record: Record
+    question: Question
+    split: str
 
-    A patient with a question or an image in the test split is held out whole. Where no
-    question is for validation, those of a share of the patients are. Training questions
-    about cases that the knowledge base does not hold come first: the others' own reports
-    are never retrieved for them either, but leave it the smaller.
+    @property
+    def patient(self) -> str:
+        return self.record.document.patient
+
+
+def split_questions(
+    corpus: Corpus, base: KnowledgeBase, *, validation_share: float = 0.2
+) -> QuestionSplit:
+    """Split the yes/no questions of a corpus into training and validation, by patient.
+
+    A patient with a question or an image in the test split is left out entirely. Where no
+    question is in the validation split, ``validation_share`` of the patients are. Training
+    questions about cases that the knowledge base does not hold come first: a question's own
+    report is never retrieved, so for a case in the knowledge base there is one document less.
 
     Raises
     ------
     CorpusError
-        Where fewer than five questions are left to learn from, or to choose by.
+        If fewer than five questions are left for training or for validation.
     """
-    by_id = {case.document.id: case for case in read.records}
+    rows, left_out = _usable_questions(corpus)
+    chosen = {row.patient for row in rows if row.split == "validation"}
+    if not chosen:
+        chosen = sample_patients((row.patient for row in rows), validation_share)
+    held = base.positions(ids={row.record.document.id for row in rows})
+    indexed = {base.document(n).id for n in held}
+    train = [row for row in rows if row.patient not in chosen]
+    train.sort(key=lambda row: row.record.document.id in indexed)  # stable
+    validation = [row for row in rows if row.patient in chosen]
+    if min(len(train), len(validation)) < FEWEST:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+        raise CorpusError(
+            f"There are {len(train)} yes/no questions for training and {len(validation)} for "
+            f"validation; at least {FEWEST} of each are needed. Left out: {reasons or 'none'}."
+        )
+    return QuestionSplit(_group(train), _group(validation), left_out)
+
+
+def _usable_questions(corpus: Corpus) -> tuple[list[_Row], dict[str, int]]:
+    """Return the yes/no questions outside the test split, and how many others, by reason."""
+    by_id = {record.document.id: record for record in corpus.records}
+    test = {record.document.patient for record in corpus.records if record.split == "test"}
     left_out: Counter[str] = Counter()
-    closed: list[tuple[Record, Question, str]] = []
-    held_out = {case.document.patient for case in read.records if case.split == "test"}
-    for question in read.questions:
-        case = by_id.get(question.uid)
-        if case is None:
+    closed: list[_Row] = []
+    for question in corpus.questions:
+        record = by_id.get(question.uid)
+        if record is None:
             left_out["about no case"] += 1
             continue
-        split = question.split or case.split or "train"
+        split = question.split or record.split or "train"
         if split == "test":
-            held_out.add(case.document.patient)
+            test.add(record.document.patient)
         if question.answer_type != "closed" or parse_yes_no(question.answer) == UNPARSED:
             left_out["not answered by yes or no"] += 1
         else:
-            closed.append((case, question, split))
-    known = [row for row in closed if row[0].document.patient not in held_out]
-    left_out["of a patient who is held out"] = len(closed) - len(known)
-    chosen = {c.document.patient for c, _, split in known if split == "validation"}
-    if not chosen:
-        chosen = held_out_share((c.document.patient for c, _, _ in known), validation_share)
-    held = base.positions(ids={c.document.id for c, _, _ in known})
-    inside = {base.document(n).id for n in held}
-    parts: dict[bool, dict[str, list[Question]]] = {True: {}, False: {}}
-    for case, question, _ in known:
-        part = parts[case.document.patient in chosen]
-        part.setdefault(case.document.id, []).append(question)
-    train = sorted(parts[False], key=lambda uid: uid in inside)  # stable: else as in the data
-    posed = [
-        tuple((by_id[uid], tuple(rows[uid])) for uid in order)
-        for rows, order in ((parts[False], train), (parts[True], list(parts[True])))
-    ]
-    lessons = LearningSet(posed[0], posed[1], {k: n for k, n in left_out.items() if n})
-    counts = [sum(len(q) for _, q in part) for part in posed]
-    if min(counts) < FEWEST:
-        said = ", ".join(f"{n} {reason}" for reason, n in lessons.left_out.items())
-        raise CorpusError(
-            f"There are {counts[0]} yes/no questions to learn from and {counts[1]} to choose by; "
-            f"{FEWEST} of each are needed at least. Left out: {said or 'none'}."
-        )
-    return lessons
+            closed.append(_Row(record, question, split))
+    rows = [row for row in closed if row.patient not in test]
+    left_out["of a patient in the test split"] = len(closed) - len(rows)
+    return rows, {reason: n for reason, n in left_out.items() if n}
 
 
-def encoded(pipeline: Pipeline, posed: Posed, questions: int, ticker: Ticker) -> list[EncodedItem]:
-    """Up to so many of these questions, encoded."""
-    return read_questions_of(
-        pipeline,
-        [case for case, _ in posed],
-        [rows for _, rows in posed],
-        limit=questions,
-        ticker=ticker,
-    )
-
-
-def study_digests(items: Sequence[EncodedItem]) -> list[str]:
-    """Of the studies that these questions are about, for ``learnt.json``."""
-    return sorted({study_digest(item.case.document.study) for item in items})
-
-
-def _made_of(pipeline: Pipeline) -> dict[str, str]:
-    """What was asked, and over which documents."""
-    return {
-        "model": pipeline.backbone.fingerprint,
-        "knowledge_base": pipeline.knowledge_base.fingerprint,
-    }
-
-
-def _digest(made_of: dict[str, str], *asked: object) -> str:
-    """Of all that what is kept of a run depends on."""
-    return hashlib.sha256(json.dumps([*made_of.values(), *asked]).encode()).hexdigest()[:16]
+def _group(rows: Iterable[_Row]) -> DataSet:
+    """Group questions by case, in the order of the first question about each."""
+    groups: dict[str, tuple[Record, list[Question]]] = {}
+    for record, question, _ in rows:
+        groups.setdefault(record.document.id, (record, []))[1].append(question)
+    records = tuple(record for record, _ in groups.values())
+    return DataSet(records, tuple(tuple(questions) for _, questions in groups.values()))
 
 
 def learn_weights(
     pipeline: Pipeline,
-    lessons: LearningSet,
+    split: QuestionSplit,
     folder: Path,
     path: Path,
     *,
@@ -165,36 +156,96 @@ def learn_weights(
     k: int = 8,
     ticker: Ticker,
 ) -> str:
-    """Learn α, β, γ into the ``learnt.json`` at ``path``; returns how sure they are, in words.
+    """Learn α, β, γ, write them to ``path``, and return them with their uncertainty, in words.
 
     Parameters
     ----------
     folder
-        The run folder, which keeps the model's confidence with each candidate: a run that
-        was stopped asks only what is missing, and ends as an undisturbed one.
+        The run folder. It stores the model's confidence with each candidate, so a stopped run
+        resumes, and ends like an uninterrupted one.
+    path
+        A ``learnt.json``.
     model
-        The name under which the model was asked for.
+        The name by which the model was requested.
+    questions
+        Maximum number of training and of validation questions.
     k
-        With how many reports the number of negatives is chosen: the one with which plain
-        RAG answers most validation questions rightly.
+        Number of reports with which the number of negatives is chosen: the one with the
+        highest validation accuracy of plain RAG.
     """
-    items = encoded(pipeline, lessons.train, questions, ticker)
-    held_out = encoded(pipeline, lessons.validation, questions, ticker)
-    made_of = _made_of(pipeline)
-    # By their number too: the last part of fewer questions is a short one.
-    kept_in = folder / _digest(made_of, lessons.fingerprint, len(items))
-    scored = score_candidates(pipeline, items, kept_in, ticker=ticker)
-    gold = np.array([item.gold for item in held_out])
+    items = _encode(pipeline, split.train, questions, ticker)
+    held_out = _encode(pipeline, split.validation, questions, ticker)
+    # The number of questions is in the key, because it decides the size of the last file.
+    scores = folder / _run_key(pipeline, split.fingerprint, len(items))
+    scored = score_candidates(pipeline, items, scores, ticker=ticker)
+    trials = _try_negatives(pipeline, scored, held_out, k, ticker)
+    best = max(trials, key=lambda trial: trial.accuracy)
+    found = asdict(best.adapter) | {
+        "positives": "the document with which the model is most confident of the right answer",
+        "negatives": best.negatives,
+        "trials": [trial.summary() for trial in trials],
+        "validation_questions": len(held_out),
+        **_provenance(pipeline, split, [*items, *held_out]),
+    }
+    learnt = replace(pipeline.learnt, weights=best.adapter.weights)
+    write_learnt(path, learnt, model=model, adapter=found)
+    record_run(
+        folder,
+        config={"questions": len(items), "k": k, **_made_of(pipeline)},
+        seed=0,
+        data=split.describe(),
+        rows=[trial.metrics() for trial in trials],
+        x="negatives",
+        lines=("alpha", "beta", "gamma", "validation_accuracy"),
+        errors={name: f"{name}_half" for name in ("alpha", "beta", "gamma")},
+    )
+    return uncertainty(best.adapter)
+
+
+@dataclass(frozen=True)
+class _NegativesTrial:
+    """The adapter for one number of negatives, and plain RAG's accuracy with it."""
+
+    negatives: int
+    adapter: Adapter
+    accuracy: float
+
+    def summary(self) -> dict[str, object]:
+        """Return its entry in ``learnt.json``."""
+        return {
+            "negatives": self.negatives,
+            "weights": asdict(self.adapter.weights),
+            "validation_accuracy": self.accuracy,
+        }
+
+    def metrics(self) -> dict[str, object]:
+        """Return its row in ``metrics.csv``."""
+        weights = asdict(self.adapter.weights)
+        row = {"negatives": self.negatives, "validation_accuracy": self.accuracy, **weights}
+        for name, (low, high) in zip(weights, self.adapter.intervals, strict=True):
+            row |= {f"{name}_low": low, f"{name}_high": high, f"{name}_half": (high - low) / 2}
+        return row | {"loss": self.adapter.loss, "validation_loss": self.adapter.validation_loss}
+
+
+def _try_negatives(
+    pipeline: Pipeline,
+    scored: Candidates,
+    held_out: Sequence[EncodedItem],
+    k: int,
+    ticker: Ticker,
+) -> list[_NegativesTrial]:
+    """Train an adapter for each number of negatives, and measure it on validation questions."""
     most = int((~np.isnan(scored.confidence_QN)).sum(1).min()) - 1
     if most < 1:
         raise CorpusError(
             "The knowledge base has fewer than two documents of other patients for some question. "
             "Index more cases."
         )
+    gold = np.array([item.gold for item in held_out])
     trials = []
     for negatives in sorted({min(m, most) for m in NEGATIVES}):
         adapter = train_adapter(build_training_set(scored, negatives))
-        (said,) = run(
+        (outcome,) = answer_items(
             pipeline,
             held_out,
             adapter.weights,
@@ -203,45 +254,14 @@ def learn_weights(
             label=f"m = {negatives}",
             ticker=ticker,
         )
-        trials.append((negatives, adapter, float(np.mean(said.said == gold))))
-    negatives, adapter, _ = max(trials, key=lambda trial: trial[2])
-    rows: list[dict[str, object]] = []
-    for m, tried, accuracy in trials:
-        row: dict[str, object] = {"negatives": m, "validation_accuracy": accuracy}
-        row |= asdict(tried.weights)
-        for name, (low, high) in zip(asdict(tried.weights), tried.intervals, strict=True):
-            row |= {f"{name}_low": low, f"{name}_high": high, f"{name}_half": (high - low) / 2}
-        rows.append(row | {"loss": tried.loss, "validation_loss": tried.validation_loss})
-    found = asdict(adapter) | {
-        "positives": "the document with which the model is most confident of the right answer",
-        "negatives": negatives,
-        "trials": [
-            {"negatives": m, "weights": asdict(a.weights), "validation_accuracy": accuracy}
-            for m, a, accuracy in trials
-        ],
-        "validation_questions": len(held_out),
-        "learnt_from": lessons.describe(),
-        "studies": study_digests([*items, *held_out]),
-        **made_of,
-    }
-    kept = replace(pipeline.learnt, weights=adapter.weights)
-    write_learnt(path, kept, model=model, adapter=found)
-    record_run(
-        folder,
-        config={"questions": len(items), "k": k, **made_of},
-        seed=0,
-        data=lessons.describe(),
-        rows=rows,
-        x="negatives",
-        lines=("alpha", "beta", "gamma", "validation_accuracy"),
-        errors={name: f"{name}_half" for name in ("alpha", "beta", "gamma")},
-    )
-    return uncertainty(adapter)
+        accuracy = float(np.mean(outcome.predicted == gold))
+        trials.append(_NegativesTrial(negatives, adapter, accuracy))
+    return trials
 
 
 def learn_layers(
     pipeline: Pipeline,
-    lessons: LearningSet,
+    split: QuestionSplit,
     folder: Path,
     path: Path,
     *,
@@ -252,65 +272,94 @@ def learn_layers(
     stride: int = 1,
     ticker: Ticker,
 ) -> str:
-    """Find the critical layers and IFA's setting, on validation questions, into ``path``.
+    """Find the critical layers and IFA's setting on validation questions, and write them.
 
     The parameters are those of :func:`learn_weights` and of
-    :func:`mrrag.training.layers.sweep_layers`. Returns what was found, in words.
+    :func:`mrrag.training.layers.sweep_layers`. Return the result in words.
     """
-    items = encoded(pipeline, lessons.validation, questions, ticker)
+    items = _encode(pipeline, split.validation, questions, ticker)
     weights = pipeline.learnt.weights
-    made_of = _made_of(pipeline)
-    asked = [lessons.fingerprint, len(items), astuple(weights), k, window, stride, STRENGTHS, GAP]
-    kept_in = folder / _digest(made_of, *asked)
+    settings = [len(items), astuple(weights), k, window, stride, STRENGTHS, GAP]
+    measured = folder / _run_key(pipeline, split.fingerprint, *settings)
     sweep = sweep_layers(
-        pipeline, items, weights, kept_in, k=k, window=window, stride=stride, ticker=ticker
+        pipeline, items, weights, measured, k=k, window=window, stride=stride, ticker=ticker
     )
-    critical = sweep.critical()
-    order = sorted(range(len(sweep.centres)), key=lambda n: -sweep.drops[n])
-    sets = {sweep.within(order[:n]) for n in (1, 2)} | {critical}
     noise = sorted({0, k // 4, k // 2, 3 * k // 4})
+    layer_sets = _layer_sets(sweep)
     trials = try_steering(
-        pipeline,
-        items,
-        weights,
-        sorted(filter(None, sets)),
-        kept_in,
-        k=k,
-        noise=noise,
-        ticker=ticker,
+        pipeline, items, weights, layer_sets, measured, k=k, noise=noise, ticker=ticker
     )
-    best = max(trials, key=lambda t: sum(t.gains))
+    best = max(trials, key=lambda trial: sum(trial.gains))
     found = asdict(sweep) | {
         "split": "validation",
-        "critical": list(critical),
+        "critical": list(sweep.critical()),
         "noise": noise,
-        "trials": [asdict(t) for t in trials],
-        "learnt_from": lessons.describe(),
-        "studies": study_digests(items),
-        **made_of,
+        "trials": [asdict(trial) for trial in trials],
+        **_provenance(pipeline, split, items),
     }
     steering = Steering(best.strength, best.layers, best.rows, form=best.form)
-    kept = replace(pipeline.learnt, steering=steering)
-    write_learnt(path, kept, model=model, sweep=found)
+    learnt: Learnt = replace(pipeline.learnt, steering=steering)
+    write_learnt(path, learnt, model=model, sweep=found)
+    config = {"questions": len(items), "k": k, "window": window, "stride": stride}
+    rows = zip(sweep.centres, sweep.drops, sweep.errors, strict=True)
     record_run(
         folder,
-        config={"questions": len(items), "k": k, "window": window, "stride": stride, **made_of},
+        config=config | _made_of(pipeline),
         seed=0,
-        data=lessons.describe(),
-        rows=[
-            {"layer": layer, "drop": drop, "standard_error": error}
-            for layer, drop, error in zip(sweep.centres, sweep.drops, sweep.errors, strict=True)
-        ],
+        data=split.describe(),
+        rows=[{"layer": n, "drop": drop, "standard_error": error} for n, drop, error in rows],
         x="layer",
         lines=("drop",),
         errors={"drop": "standard_error"},
     )
+    return _describe_layers(sweep, best, noise, len(items), len(trials))
+
+
+def _layer_sets(sweep: Sweep) -> list[tuple[int, ...]]:
+    """Return the sets to steer: the critical layers, and the one and two windows of most drop."""
+    order = sorted(range(len(sweep.centres)), key=lambda n: -sweep.drops[n])
+    sets = {sweep.within(order[:n]) for n in (1, 2)} | {sweep.critical()}
+    return sorted(filter(None, sets))
+
+
+def _describe_layers(
+    sweep: Sweep, best: Trial, noise: Sequence[int], questions: int, trials: int
+) -> str:
+    critical = ", ".join(map(str, sweep.critical())) or "none above two standard errors"
+    layers = ", ".join(map(str, best.layers))
     gains = ", ".join(f"{g:+d} with {n}" for g, n in zip(best.gains, noise, strict=True))
     return (
-        f"Critical layers (the largest drop of P(right answer), and half of it or more): "
-        f"{', '.join(map(str, critical)) or 'none that is above two errors'}. "
-        f"IFA: form {best.form}, strength {best.strength:g} in layers "
-        f"{', '.join(map(str, best.layers))}, rows {best.rows}; right answers of {len(items)} "
-        f"against plain RAG by irrelevant reports: {gains}. It "
-        f"was the best of {len(trials)} trials, so the gain is flattered."
+        "Critical layers (the largest drop of P(right answer), and those of at least half of it): "
+        f"{critical}. IFA: form {best.form}, strength {best.strength:g} in layers {layers}, rows "
+        f"{best.rows}. Gain in right answers over plain RAG on {questions} questions, by number "
+        f"of irrelevant reports: {gains}. It is the best of {trials} trials, so the gain is "
+        "optimistic."
     )
+
+
+def _encode(pipeline: Pipeline, data: DataSet, questions: int, ticker: Ticker) -> list[EncodedItem]:
+    return encode_items(pipeline, data.records, data.questions, limit=questions, ticker=ticker)
+
+
+def _made_of(pipeline: Pipeline) -> dict[str, str]:
+    """Return the fingerprints of the model and the knowledge base."""
+    return {
+        "model": pipeline.backbone.fingerprint,
+        "knowledge_base": pipeline.knowledge_base.fingerprint,
+    }
+
+
+def _run_key(pipeline: Pipeline, *settings: object) -> str:
+    """Return a digest of all that the stored results of a run depend on."""
+    return json_sha256([*_made_of(pipeline).values(), *settings])[:16]
+
+
+def _provenance(
+    pipeline: Pipeline, split: QuestionSplit, items: Sequence[EncodedItem]
+) -> Mapping[str, object]:
+    """Return the part of ``learnt.json`` that says from what it was learnt."""
+    return {
+        "learnt_from": split.describe(),
+        "studies": sorted({study_digest(item.case.document.study) for item in items}),
+        **_made_of(pipeline),
+    }

@@ -7,24 +7,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_experiment import LEARNT, MADE_OF, PLAN, experiment, make_pipeline, make_questions
+from tiny_experiment import LEARNT, answer, make_experiment, make_pipeline, make_questions
 
 from mrrag.data.corpus import Question, Record
 from mrrag.errors import SettingsError
 from mrrag.pipeline import Pipeline
 from mrrag.study import experiment as module
-from mrrag.study.experiment import (
-    ANSWERS,
-    choose_questions,
-    keys_of,
-    read_answers,
-)
-from mrrag.study.plan import Plan, ReadingPlan, cells_of
-from mrrag.types import PLAIN, Document, Retrieved
+from mrrag.study.answer_file import read_answers
+from mrrag.study.experiment import ANSWERS, EvalItem, Experiment, Questions, choose_questions
+from mrrag.study.plan import Plan, ReadingPlan
+from mrrag.types import PLAIN, Document, Retrieved, Steering, Weights
 
 ROOT = Path(__file__).resolve().parents[2]
 Made = tuple[Pipeline, list[Record], Path]
@@ -39,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llava_folder: Path) -> M
 @pytest.fixture(scope="module")
 def undisturbed(made: Made) -> Path:
     run = made[2] / "undisturbed"
-    experiment(made[0], made[1], run)
+    answer(made[0], made[1], run)
     return run / ANSWERS
 
 
@@ -62,7 +59,7 @@ def test_a_killed_experiment_ends_as_an_undisturbed_one(
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     half = lines(tmp_path / ANSWERS)
     assert 1 < len(half) < len(lines(undisturbed))
-    experiment(made[0], made[1], tmp_path)
+    answer(made[0], made[1], tmp_path)
     assert lines(tmp_path / ANSWERS)[: len(half)] == half
     assert (tmp_path / ANSWERS).read_bytes() == undisturbed.read_bytes()
 
@@ -72,7 +69,7 @@ def test_a_file_cut_off_anywhere_is_made_whole(
     made: Made, undisturbed: Path, tmp_path: Path, cut: int
 ) -> None:
     (tmp_path / ANSWERS).write_bytes(undisturbed.read_bytes()[:cut])
-    experiment(made[0], made[1], tmp_path)
+    answer(made[0], made[1], tmp_path)
     assert sorted(lines(tmp_path / ANSWERS)) == sorted(lines(undisturbed))
     assert read_answers(tmp_path) == read_answers(undisturbed.parent)
 
@@ -85,7 +82,7 @@ def test_what_is_answered_is_not_asked_again(
 
     monkeypatch.setattr(module, "encode_questions", never)
     before = undisturbed.read_bytes()
-    experiment(made[0], made[1], undisturbed.parent)
+    answer(made[0], made[1], undisturbed.parent)
     assert undisturbed.read_bytes() == before
 
 
@@ -93,7 +90,7 @@ def test_two_processes_share_the_questions_and_give_the_same_answers(
     made: Made, undisturbed: Path, tmp_path: Path
 ) -> None:
     for part in range(2):
-        experiment(made[0], made[1], tmp_path, part=part, parts=2)
+        answer(made[0], made[1], tmp_path, part=part, parts=2)
     assert len(list(tmp_path.glob("answers*.csv"))) == 2
     assert read_answers(tmp_path) == read_answers(undisturbed.parent)
 
@@ -101,10 +98,10 @@ def test_two_processes_share_the_questions_and_give_the_same_answers(
 def test_a_second_experiment_in_the_same_folder_is_refused(made: Made, tmp_path: Path) -> None:
     def within(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
         with pytest.raises(SettingsError, match="Another experiment"):
-            experiment(made[0], made[1], tmp_path)
+            answer(made[0], made[1], tmp_path)
         return iter(())
 
-    experiment(made[0], made[1], tmp_path, ticker=within)
+    answer(made[0], made[1], tmp_path, ticker=within)
 
 
 def test_a_full_disk_is_said_and_loses_nothing(
@@ -118,33 +115,30 @@ def test_a_full_disk_is_said_and_loses_nothing(
         if calls == 5:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SettingsError, match="no room left"):
-        experiment(made[0], made[1], tmp_path)
-    experiment(made[0], made[1], tmp_path)
+        answer(made[0], made[1], tmp_path)
+    answer(made[0], made[1], tmp_path)
     assert read_answers(tmp_path) == read_answers(undisturbed.parent)
 
 
 def test_the_own_study_and_patient_are_never_read(made: Made, undisturbed: Path) -> None:
-    questions = choose_questions(made[1], make_questions(made[1]))
+    experiment = make_experiment(made[0], made[1])
     answers = read_answers(undisturbed.parent)
     patients = {c.document.id: c.document.patient for c in made[1]}
-    reading = ReadingPlan(LEARNT.weights, 3)
-    for key, posed in zip(
-        keys_of(questions, reading, PLAIN, PLAN, MADE_OF), questions.items, strict=True
-    ):
+    keys = experiment.keys(ReadingPlan(LEARNT.weights, 3), PLAIN)
+    for key, item in zip(keys, experiment.questions.items, strict=True):
         read = answers[key].documents
         assert len(read) == 3
-        assert posed.case.document.patient not in {patients[i] for i in read}
+        assert item.case.document.patient not in {patients[i] for i in read}
         assert answers[key].own_rank is not None
 
 
 def test_every_cell_has_an_answer_to_every_question(made: Made, undisturbed: Path) -> None:
-    questions = choose_questions(made[1], make_questions(made[1]))
+    experiment = make_experiment(made[0], made[1])
     answers = read_answers(undisturbed.parent)
-    cells = cells_of(PLAN, LEARNT, made[0].backbone.layers)
-    for cell in cells:
-        for key in keys_of(questions, cell.reading, cell.steering, PLAN, MADE_OF):
+    for cell in experiment.cells:
+        for key in experiment.keys(cell.reading, cell.steering):
             assert len(answers[key].documents) == cell.reading.k
 
 
@@ -155,28 +149,46 @@ def ranked(score: float) -> Retrieved:
 
 def test_the_order_of_reading_is_the_ranking_turned_round_or_shuffled() -> None:
     found = tuple(ranked(1.0 - n / 9) for n in range(8))
-    assert module._ordered(found, "ranked", 3) == found
-    assert module._ordered(found, "reversed", 3) == found[::-1]
-    shuffled = module._ordered(found, "shuffled", 3)
+    assert module._in_order(found, "ranked", 3) == found
+    assert module._in_order(found, "reversed", 3) == found[::-1]
+    shuffled = module._in_order(found, "shuffled", 3)
     assert shuffled != found
     assert sorted(shuffled, key=lambda r: -r.score) == list(found)
-    assert module._ordered(found, "shuffled", 3) == shuffled
+    assert module._in_order(found, "shuffled", 3) == shuffled
 
 
-def test_an_answer_is_known_by_all_that_made_it(made: Made) -> None:
-    questions = choose_questions(made[1], make_questions(made[1]))
-    reading = ReadingPlan(LEARNT.weights, 3)
+def test_a_key_depends_on_all_that_decides_the_answer(made: Made) -> None:
+    usual = make_experiment(made[0], made[1])
+    other = replace(usual, made_of={"model": "other"})
+    longer = replace(usual, plan=Plan(answer_tokens=9))
+    reseeded = replace(usual, plan=Plan(seed=1))
+    reading, noisy = ReadingPlan(LEARNT.weights, 3), ReadingPlan(LEARNT.weights, 3, 2)
     seen = [
-        keys_of(questions, reading, PLAIN, PLAN, MADE_OF),
-        keys_of(questions, reading, PLAIN, PLAN, {"model": "other"}),
-        keys_of(questions, ReadingPlan(LEARNT.weights, 4), PLAIN, PLAN, MADE_OF),
-        keys_of(questions, reading, PLAIN, Plan(answer_tokens=9), MADE_OF),
-        keys_of(questions, ReadingPlan(LEARNT.weights, 3, 2), PLAIN, PLAN, MADE_OF),
-        keys_of(questions, ReadingPlan(LEARNT.weights, 3, 2), PLAIN, Plan(seed=1), MADE_OF),
+        usual.keys(reading, PLAIN),
+        other.keys(reading, PLAIN),
+        longer.keys(reading, PLAIN),
+        usual.keys(ReadingPlan(LEARNT.weights, 4), PLAIN),
+        usual.keys(reading, Steering(1.0, (1,))),
+        usual.keys(noisy, PLAIN),
+        reseeded.keys(noisy, PLAIN),
     ]
-    assert len({key for keys in seen for key in keys}) == 6 * len(questions.items)
-    # A draw that plays no part does not count.
-    assert keys_of(questions, reading, PLAIN, Plan(seed=1), MADE_OF) == seen[0]
+    assert len({key for keys in seen for key in keys}) == 7 * len(usual.questions.items)
+    # A seed that plays no part does not count.
+    assert reseeded.keys(reading, PLAIN) == seen[0]
+
+
+def test_keys_stay_as_they_are_so_that_older_run_folders_are_read() -> None:
+    case = Record(Document("d7", "The heart is enlarged.", "p7", "s7"), Path("none.png"))
+    question = Question("q7", "d7", "Is the heart enlarged?", "Yes", "closed")
+    questions = Questions((EvalItem(question, case, 1, "ab" * 32),), "test", {}, "")
+    experiment = Experiment(questions, Plan(seed=2), (), {"model": "m", "encoder": "e"})
+    weights = Weights(0.5, 0.2, 0.3)
+    noisy, shuffled = ReadingPlan(weights, 8, 2), ReadingPlan(weights, 8, order="shuffled")
+    ifa = Steering(0.1, (0, 5), "question+cue", form="balanced")
+    assert experiment.keys(ReadingPlan(), PLAIN) == ["c16221ac80da6271e429b07571b87822"]
+    assert experiment.keys(noisy, ifa) == ["502593aafaf2642d7ad35d095ef9351b"]
+    masked = Steering(masked=(1,))
+    assert experiment.keys(shuffled, masked) == ["3fd63bcedf927f9e1c26923fd646e8b7"]
 
 
 def test_questions_are_chosen_by_split_and_the_rest_counted(made: Made) -> None:

@@ -69,6 +69,11 @@ def test_random_layers_are_as_many_others_and_drawn_by_the_seed() -> None:
     assert random_layers((0, 1), 2, seed=0) == []
 
 
+def test_no_seed_gives_fewer_random_sets_than_there_are() -> None:
+    assert len(random_layers((0, 1, 2, 3), 5, seed=30)) == 3  # found after more than 20 draws
+    assert all(random_layers((1,), 2, seed) == [(0,)] for seed in range(20))
+
+
 @pytest.mark.parametrize(
     "plan", [Plan(methods=("magic",)), Plan(ablations=("magic",)), Plan(shares=(2.0,)), Plan(ks=())]
 )

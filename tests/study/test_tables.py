@@ -18,20 +18,19 @@ from statsmodels.stats.contingency_tables import mcnemar
 from mrrag.data.corpus import Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.learnt import Learnt, study_digest
-from mrrag.report.experiment_page import report_html
-from mrrag.study.experiment import EvalItem, Questions, StoredAnswer, keys_of
+from mrrag.report.experiment_page import experiment_to_html
+from mrrag.study.answer_file import StoredAnswer
+from mrrag.study.experiment import EvalItem, Experiment, Questions
 from mrrag.study.plan import ABLATIONS, Plan, cells_of
 from mrrag.study.tables import (
-    asked_finding,
+    finding_of,
     leakage,
-    leakage_text,
     metric_rows,
-    retrieval_figures,
-    steering_text,
+    retrieval_table,
     tables,
-    text,
     write_csv,
 )
+from mrrag.study.text import leakage_text, steering_text, tables_text
 from mrrag.types import Document, Steering, Weights
 
 LEARNT = Learnt(Weights(0.5, 0.2, 0.3), Steering(0.5, (1,), "question+cue"))
@@ -75,11 +74,11 @@ def made() -> tuple[dict[str, Any], list[list[Any]], dict[str, list[str]]]:
     questions = Questions(
         tuple(posed(n, int(rng.integers(2))) for n in range(60)), "test", {"open": 3}, "f" * 64
     )
-    cells = cells_of(PLAN, LEARNT, 4)
+    experiment = Experiment(questions, PLAN, tuple(cells_of(PLAN, LEARNT, 4)), {})
     answers: dict[str, StoredAnswer] = {}
     said: dict[str, list[str]] = {}
-    for cell in cells:
-        keys = keys_of(questions, cell.reading, cell.steering, PLAN, {})
+    for cell in experiment.cells:
+        keys = experiment.keys(cell.reading, cell.steering)
         for key in keys:
             read = tuple(rng.choice(list(REPORTS), cell.reading.k, replace=False).tolist())
             answer = TEXTS[int(rng.choice(4, p=[0.5, 0.35, 0.1, 0.05]))]
@@ -87,7 +86,7 @@ def made() -> tuple[dict[str, Any], list[list[Any]], dict[str, list[str]]]:
         if cell.table == "methods" and cell.k == 4:
             said[cell.name] = [answers[key].text for key in keys]
     base: Any = Base()
-    result, predictions = tables(questions, cells, answers, PLAN, base, LEARNT, {})
+    result, predictions = tables(experiment, answers, base, LEARNT)
     said["gold"] = [str(p.gold) for p in questions.items]
     return result, predictions, said
 
@@ -145,7 +144,7 @@ def test_what_reports_say_is_laid_beside_the_gold_answer() -> None:
         for cell, rank in zip(cells, (None, 4), strict=True)
     }
     base: Any = Base()
-    (row,) = retrieval_figures(base, asked, given)
+    (row,) = retrieval_table(base, asked, given)
     assert row["method"] == "rag"
     assert row["questions_with_a_finding"] == 2
     # One report affirms, one denies, one is silent and one in doubt.
@@ -155,17 +154,17 @@ def test_what_reports_say_is_laid_beside_the_gold_answer() -> None:
 
 
 def test_a_question_asks_about_one_finding_or_none() -> None:
-    assert asked_finding(posed(0, 1)) == "pleural effusion"
-    assert asked_finding(posed(0, 1, "Is there an effusion or a pneumothorax?")) == ""
-    assert asked_finding(posed(0, 1, "Is this normal?")) == ""
+    assert finding_of(posed(0, 1)) == "pleural effusion"
+    assert finding_of(posed(0, 1, "Is there an effusion or a pneumothorax?")) == ""
+    assert finding_of(posed(0, 1, "Is this normal?")) == ""
 
 
 def test_what_was_kept_from_leaking_is_said(made: Any) -> None:
     result = made[0]
     assert result["leakage"]["documents_excluded"] == 1
     assert result["leakage"]["questions_with_documents_excluded"] == 1
-    assert "never retrieved: 1 documents excluded, for 1 of the questions" in text(result)
-    assert "flatter" not in text(result)
+    assert "never retrieved: 1 documents excluded, for 1 of the questions" in tables_text(result)
+    assert "flatter" not in tables_text(result)
 
 
 def test_questions_about_studies_that_were_learnt_from_are_counted_aloud() -> None:
@@ -182,18 +181,18 @@ def test_how_mr_rag_was_steered_is_said_in_every_output(made: Any) -> None:
     told = steering_text(result | {"form": "balanced", "layers": [0, 5], "strength": 2.0})
     assert "not the paper's form; strength 2, layers 0, 5" in told
     assert "not steered" in steering_text(result | {"layers": []})
-    assert steering_text(result) in text(result)
-    assert html.escape(steering_text(result)) in report_html(result)
+    assert steering_text(result) in tables_text(result)
+    assert html.escape(steering_text(result)) in experiment_to_html(result)
 
 
 def test_the_text_holds_every_table(made: Any) -> None:
-    said = text(made[0])
+    said = tables_text(made[0])
     for part in ("K = 4", "K = 2", "skipped", "McNemar", "2 of 4 (50%)", "hard, all layers"):
         assert part in said
 
 
 def test_the_report_is_one_file_that_asks_nobody(made: Any) -> None:
-    page = report_html(made[0])
+    page = experiment_to_html(made[0])
     # What plotly itself holds are the names of map servers, which it never asks here.
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
     assert "http" not in own
@@ -205,7 +204,7 @@ def test_the_report_is_one_file_that_asks_nobody(made: Any) -> None:
 
 
 def test_the_report_lays_the_paper_beside_and_invents_nothing(made: Any) -> None:
-    page = report_html(made[0])
+    page = experiment_to_html(made[0])
     shown = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     for figure in ("85.64 / 82.62", "88.13 / 85.19", "79.35 / 78.61", "84.47 / 66.78"):
         assert figure in shown
@@ -215,6 +214,6 @@ def test_the_report_lays_the_paper_beside_and_invents_nothing(made: Any) -> None
 
 
 def test_what_a_data_set_says_cannot_break_the_report(made: Any) -> None:
-    page = report_html(made[0] | {"data": "</script><script>alert(1)</script>"})
+    page = experiment_to_html(made[0] | {"data": "</script><script>alert(1)</script>"})
     assert "<script>alert" not in page
     assert page.count("&lt;/script&gt;&lt;script&gt;alert(1)") == 1
