@@ -14,8 +14,8 @@ import pytest
 import tiny_openclip
 from tiny_bitower import CASED, make_tower, write_data_set, write_public_weights
 
-from mrrag.__main__ import parser
 from mrrag.case import Case, CaseCache, Progress, Settings
+from mrrag.cli.main import parser
 from mrrag.data.images import load_image, read_image
 from mrrag.errors import KnowledgeBaseError, ModelError, SettingsError
 from mrrag.explain import explain
@@ -24,8 +24,8 @@ from mrrag.learnt import load_learnt
 from mrrag.model.backbone import encode_images
 from mrrag.pipeline import Pipeline, answer, find_evidence, load_pipeline
 from mrrag.report.export import case_to_json
+from mrrag.retrieval.bi_tower import paper_tower
 from mrrag.retrieval.doubts import warnings_of
-from mrrag.retrieval.encoders import paper_tower
 from mrrag.types import METHODS, Document, Image, Query, Retrieved, Weights
 
 SAMPLES = ASSETS.parent / "sample_cases"

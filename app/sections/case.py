@@ -130,12 +130,12 @@ def read_upload(samples: Sequence[Sample], data: object) -> Update:
         return cleared() | none
 
 
-def choose_frame(image: object, multiframe: object, chosen: object) -> Update:
+def choose_frame(image: object, multiframe: object, wanted: object) -> Update:
     """Show another frame of the uploaded file; the model then reads that one."""
     try:
         if not isinstance(image, Image) or not isinstance(multiframe, bytes) or not multiframe:
             raise SettingsError("There is no file with several frames. Upload one.")
-        number = whole("The frame", chosen, 0, image.frames - 1)
+        number = whole("The frame", wanted, 0, image.frames - 1)
         read = replace(read_image(multiframe, frame=number), sha256=image.sha256)
         chosen: Update = {
             "image": payload.retained(read),

@@ -10,7 +10,9 @@ from transformers import LlavaForConditionalGeneration
 
 from mrrag.errors import ModelError
 from mrrag.model.backbone import Backbone, make_backbone
-from mrrag.model.checkpoint import load_image_processor, load_tokenizer, read_config, room
+from mrrag.model.checkpoint import read_config
+from mrrag.model.processors import load_image_processor, load_tokenizer
+from mrrag.model.weights import room
 
 # Shapes of published models, for random weights: nothing has to be downloaded.
 SHAPES: dict[str, dict[str, Any]] = {

@@ -25,10 +25,11 @@ from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
 from mrrag.data.corpus import Record
 from mrrag.data.images import load_image
 from mrrag.files import file_sha256
-from mrrag.retrieval.encoders import BiTower, Encoder, load_encoder
+from mrrag.retrieval.bi_tower import BiTower
+from mrrag.retrieval.build import build_knowledge_base
+from mrrag.retrieval.encoders import Encoder, load_encoder
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.retrieval.manifest import FORMAT
-from mrrag.retrieval.build import build_knowledge_base
 from mrrag.retrieval.mcr import fused_query
 from mrrag.types import FloatArray, QueryVectors, Weights
 

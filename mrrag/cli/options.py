@@ -143,10 +143,11 @@ def draw_world(
     layout: str = "iu-xray",
 ) -> None:
     """Write a phantom world; pictures that exist already are not drawn again."""
-    from mrrag.phantom.write import LAYOUTS
+    from mrrag.phantom.write import write_data_set
 
-    LAYOUTS[layout](
+    write_data_set(
         directory,
+        layout,
         patients=patients,
         seed=seed,
         size=size,

@@ -24,16 +24,8 @@ from torch import Tensor
 
 from mrrag.errors import ModelError, SettingsError
 from mrrag.model import attention
-from mrrag.model.checkpoint import (
-    find_checkpoint,
-    fingerprint,
-    image_tokens,
-    load_image_processor,
-    load_model,
-    load_template,
-    load_tokenizer,
-    read_config,
-)
+from mrrag.model.checkpoint import find_checkpoint, image_tokens, load_model, read_config
+from mrrag.model.processors import load_image_processor, load_template, load_tokenizer
 from mrrag.model.prompt import (
     MAX_REPORT_TOKENS,
     MISTRAL_INSTRUCT,
@@ -42,6 +34,7 @@ from mrrag.model.prompt import (
     build_prompt,
     continuing,
 )
+from mrrag.model.weights import fingerprint
 from mrrag.types import Image
 
 

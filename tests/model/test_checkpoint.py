@@ -44,18 +44,10 @@ from mrrag.model.backbone import (
     load_backbone,
     pixel_values,
 )
-from mrrag.model.checkpoint import (
-    KEY_MAPPINGS,
-    bytes_needed,
-    check_room,
-    find_checkpoint,
-    fingerprint,
-    read_config,
-    room,
-    tensor_sizes,
-)
+from mrrag.model.checkpoint import KEY_MAPPINGS, find_checkpoint, read_config
 from mrrag.model.prefill import Branch
 from mrrag.model.prompt import MISTRAL_INSTRUCT, Prompt, prompt_text
+from mrrag.model.weights import bytes_needed, check_room, fingerprint, room, tensor_sizes
 from mrrag.types import LLAVA_MED, Image, Steering
 
 REPORTS = ("The heart is enlarged.", "The lungs are clear.", "There is no pneumothorax.")

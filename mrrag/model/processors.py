@@ -1,0 +1,113 @@
+"""What stands before a model: tokenizer, chat template, image processor, as its files say.
+
+It does not know the model's weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from mrrag.errors import ModelError
+from mrrag.hub import one_line
+from mrrag.model.prompt import IMAGE, MISTRAL_INSTRUCT, Template
+from mrrag.model.weights import OTHERWISE, stored_config
+
+
+def load_tokenizer(folder: Path, config: Any) -> Any:
+    """Load the tokenizer, from tokenizer.json or from SentencePiece's tokenizer.model.
+
+    Raises
+    ------
+    ModelError
+        Where there is none, or it does not fit the model.
+    """
+    try:
+        # The config is passed because transformers does not know the published kind.
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+        raise ModelError(
+            f"{folder.name} has no tokenizer that can be read ({one_line(error)}). It needs "
+            "tokenizer.json or tokenizer.model: download the checkpoint again."
+        ) from error
+    if max(tokenizer.get_vocab().values()) >= config.text_config.vocab_size:
+        raise ModelError(
+            f"{folder.name}'s tokenizer knows {len(tokenizer)} tokens and its model "
+            f"{config.text_config.vocab_size}. They do not belong together. Download it again."
+        )
+    return tokenizer
+
+
+def load_template(folder: Path, tokenizer: Any) -> Template:
+    """Return the text that the checkpoint's chat template puts around an image and a question.
+
+    Without a template, and always in the published layout, it is ``mistral_instruct``, which
+    LLaVA-Med's own code writes.
+
+    Raises
+    ------
+    ModelError
+        Where there is one that cannot be followed.
+    """
+    stored = tokenizer.chat_template or _processor_template(folder)
+    if isinstance(stored, dict):  # several, by name
+        stored = stored.get("default")
+    if not stored or stored_config(folder).get("model_type") == "llava_mistral":
+        return MISTRAL_INSTRUCT
+    text = "\u2016"  # in no template, and never cut or escaped by one
+    parts = [{"type": "image"}, {"type": "text", "text": text}]
+    rendered = ""
+    # A text model's own template takes the whole turn as one string.
+    for content in (parts, f"{IMAGE}\n{text}"):
+        try:
+            rendered = tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=stored,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except (TemplateError, TypeError, ValueError):
+            continue
+        opening, image, after = rendered.partition(IMAGE)
+        after_image, found, cue = after.partition(text)
+        if image and found:
+            return Template(opening.removeprefix(tokenizer.bos_token or ""), after_image, cue)
+    raise ModelError(
+        f"The chat template of {folder.name} does not put a user's text after {IMAGE}; it gives "
+        f"{rendered[:200]!r}. Choose another checkpoint. {OTHERWISE}"
+    )
+
+
+def _processor_template(folder: Path) -> str | None:
+    """Return the template from where transformers 4 kept a processor's."""
+    file = folder / "chat_template.json"
+    if not file.is_file():
+        return None
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["chat_template"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder.name}/{file.name} cannot be read. Download the checkpoint again."
+        ) from error
+
+
+def load_image_processor(folder: Path, config: Any) -> Any:
+    """Load the checkpoint's image processor or, where it stores none, LLaVA-Med's.
+
+    The picture is always padded to a square with the mean colour, as in LLaVA's training: many
+    stored configurations crop to the centre, but the border of a radiograph is part of it.
+    """
+    side = config.vision_config.image_size
+    square: dict[str, Any] = {
+        "do_pad": True,
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+    }
+    if any((folder / f).is_file() for f in ("preprocessor_config.json", "processor_config.json")):
+        return LlavaImageProcessorPil.from_pretrained(folder, local_files_only=True, **square)
+    return LlavaImageProcessorPil(**square)
