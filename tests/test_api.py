@@ -66,6 +66,7 @@ def test_a_case_shows_itself_in_a_terminal_and_in_a_notebook(case: mrrag.CaseRep
     assert len(repr(case)) < 600
     assert case.answers["rag"].text in repr(case)
     html = case._repr_html_()
+    assert type(html) is str  # joined with other markup, it stays markup
     assert QUESTION in html
     assert "<script" not in html
     assert case.retrieved[0].document.report.split(".")[0] in html

@@ -41,7 +41,7 @@ def case_to_html(case: Case, exported: Mapping[str, Any], pixels: Pixels | None 
         pictures out.
     """
     attention = _figures(case)
-    return render(
+    page = render(
         "case.html",
         **_contents(case, exported, pixels),
         attention=attention,
@@ -50,6 +50,7 @@ def case_to_html(case: Case, exported: Mapping[str, Any], pixels: Pixels | None 
         embedded=embedded(exported),
         embedded_id="case",
     )
+    return str(page)
 
 
 def case_fragment(case: Case, exported: Mapping[str, Any], pixels: Pixels | None = None) -> str:
@@ -66,7 +67,7 @@ def case_fragment(case: Case, exported: Mapping[str, Any], pixels: Pixels | None
         embedded="",
         embedded_id="",
     )
-    return render("notebook.html", title=f"MR-RAG: {case.question}", page=str(page))
+    return str(render("notebook.html", title=f"MR-RAG: {case.question}", page=str(page)))
 
 
 def _contents(case: Case, exported: Mapping[str, Any], pixels: Pixels | None) -> dict[str, Any]:

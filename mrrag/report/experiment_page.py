@@ -49,7 +49,7 @@ def experiment_to_html(result: Mapping[str, Any]) -> str:
         sections += [_methods(table), _noise(table)]
     sections += [_ablation(result, group) for group in GROUPS]
     sections += [_retrieval(result["retrieval"]), _facts(result)]
-    return render(
+    page = render(
         "experiment.html",
         title="MR-RAG, experiments",
         style=style("experiment"),
@@ -65,6 +65,7 @@ def experiment_to_html(result: Mapping[str, Any]) -> str:
         embedded=embedded(result),
         embedded_id="result",
     )
+    return str(page)
 
 
 Part = dict[str, Any]
