@@ -119,13 +119,25 @@ class QueryVectors:
 class Retrieved:
     """A document with why it was chosen.
 
-    ``cosines`` and ``terms`` are ordered as α, β, γ: image-report, image-image,
-    question-report. A term is weight × cosine, after the weights of absent pairs have
-    been shared out, and the three terms sum to ``score`` exactly. An absent pair has
-    cosine NaN and term 0. ``relevance`` is IFA's λ before its strength: (score − min) /
-    (max − min) over the documents retrieved together. ``gap`` is (score − min) /
-    (|α| + |β| + |γ|), how much more alike than the least like of them, in cosine.
-    ``drawn`` is True for a document drawn at random, as noise.
+    Attributes
+    ----------
+    rank : int
+        From 1, by score.
+    score : float
+        The fused similarity f(q, d).
+    cosines, terms : (float, float, float)
+        As α, β, γ: image-report, image-image, question-report. A term is weight × cosine,
+        after the weights of absent pairs have been shared out; the terms sum to ``score``
+        exactly. An absent pair has cosine NaN and term 0.
+    relevance : float
+        IFA's λ before its strength: (score − min) / (max − min) over the documents retrieved
+        together.
+    gap : float
+        (score − min) / (|α| + |β| + |γ|), in cosine.
+    drawn : bool
+        Whether it was drawn at random, as noise.
+    number : int
+        Its place in the knowledge base; −1 where it comes from none.
     """
 
     document: Document
@@ -136,6 +148,7 @@ class Retrieved:
     relevance: float
     gap: float
     drawn: bool = False
+    number: int = -1
 
 
 @dataclass(frozen=True)

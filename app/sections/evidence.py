@@ -156,7 +156,7 @@ def evidence_html(
     items = [
         cards.Card(
             item=item,
-            thumbnail=file_url(base.thumbnail(base.positions(ids={item.document.id})[0])),
+            thumbnail=file_url(base.thumbnail(item.number)),
             percentile=evidence.percentiles[n],
             learnt_rank=None if learnt is None else learnt.get(item.document.id, 0),
             pinned=item.document.id in settings.pinned,

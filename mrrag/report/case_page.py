@@ -96,8 +96,7 @@ def _evidence(case: Case, pixels: Pixels | None) -> Markup:
     for n, item in enumerate(case.retrieved):
         thumbnail = ""
         if pixels is not None:
-            (position,) = pixels[1].positions(ids={item.document.id})
-            thumbnail = file_url(pixels[1].thumbnail(position))
+            thumbnail = file_url(pixels[1].thumbnail(item.number))
         items.append(
             cards.Card(
                 item=item,

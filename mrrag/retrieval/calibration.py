@@ -177,8 +177,7 @@ def is_same_picture(
     for found in nearest:
         if found.cosines[1] < SAME_VECTOR:
             break
-        position = knowledge_base.positions(ids={found.document.id})[0]
-        if float(small @ _small_thumbnail(knowledge_base, position)) > SAME_PICTURE:
+        if float(small @ _small_thumbnail(knowledge_base, found.number)) > SAME_PICTURE:
             return found.document.id
     return None
 

@@ -1,15 +1,14 @@
-"""Query → ranked, scored, explained documents: MCR and the rules of selection.
+"""MCR, Multimodal Collaborative Retrieval: query → ranked, scored documents.
 
-MR-RAG's Multimodal Collaborative Retrieval scores a document d = (image d_i, report d_t)
-for a query q = (image q_i, question q_t) by
+A document d = (image d_i, report d_t) is scored for a query q = (image q_i, question q_t) by
 
     f(q, d) = α·cos(q_i, d_t) + β·cos(q_i, d_i) + γ·cos(q_t, d_t)
 
 With unit vectors this is one inner product, ⟨[α·v_q + γ·t_q ; β·v_q], [t_d ; v_d]⟩. The
-index answers it exactly, and other weights only make another query vector: nothing is
-encoded or indexed again.
+index answers it exactly, and other weights only change the query vector: nothing is encoded
+or indexed again.
 
-This module knows vectors and documents; it reads no file and knows no model.
+This module knows vectors and documents; it reads no file.
 """
 
 from __future__ import annotations
@@ -40,17 +39,21 @@ MAX_WEIGHT, MIN_WEIGHT = 1e3, 1e-6
 # Terms are multiples of 2^-40. With weights of at most 1000, a sum of three then has at
 # most 52 bits: it is exact, in any order, and so the terms sum to the score exactly.
 _GRID = 2.0**40
-# Beyond k, so that the border is decided by the same sums that are shown.
+# Candidates beyond k, so that the last place is decided by the same sums that are shown.
 _MARGIN = 8
 
 
+# Document number → its cosines and its terms, as α, β, γ.
+_Scored = dict[int, tuple[tuple[float, float, float], tuple[float, float, float]]]
+
+
 def encode_query(query: Query, encoder: Encoder) -> QueryVectors:
-    """Encode what the query has; a question of blanks counts as none.
+    """Encode a query's image and question; a blank question counts as none.
 
     Raises
     ------
     SettingsError
-        Where it has neither an image nor a question.
+        Where the query has neither an image nor a question.
     """
     question = query.question.strip()
     if query.image is None and not question:
@@ -62,16 +65,15 @@ def encode_query(query: Query, encoder: Encoder) -> QueryVectors:
 
 
 def effective_weights(weights: Weights, vectors: QueryVectors) -> tuple[Weights, tuple[str, ...]]:
-    """The weights that a query can use, and notes where they are not those given.
+    """Return the weights that a query can use, with notes where they differ from those given.
 
-    Without an image, α and β have nothing to weigh; without a question, γ has not. The
-    others are then scaled so that |α| + |β| + |γ| stays what it was.
+    Without an image there is nothing for α and β to weigh, without a question nothing for γ.
+    The others are then scaled up so that |α| + |β| + |γ| stays the same.
 
     Raises
     ------
     SettingsError
-        Where a weight is not a number or too large, all are (almost) zero, or all that
-        are left are zero.
+        Where a weight is not a number or too large, or all usable weights are zero.
     """
     given = (weights.alpha, weights.beta, weights.gamma)
     if not all(abs(w) <= MAX_WEIGHT for w in given):  # false for NaN too
@@ -112,7 +114,7 @@ def effective_weights(weights: Weights, vectors: QueryVectors) -> tuple[Weights,
 
 
 def fused_query(vectors: QueryVectors, weights: Weights) -> npt.NDArray[np.float64]:
-    """[α·v_q + γ·t_q ; β·v_q], float64 [2D], to be searched against [t_d ; v_d]."""
+    """Return [α·v_q + γ·t_q ; β·v_q], float64 [2D], to be searched against [t_d ; v_d]."""
     present = vectors.v if vectors.v is not None else vectors.t
     if present is None:
         raise SettingsError("There is nothing to search for. Give an image, a question or both.")
@@ -123,17 +125,17 @@ def fused_query(vectors: QueryVectors, weights: Weights) -> npt.NDArray[np.float
 
 
 def relevance(scores: Sequence[float]) -> tuple[float, ...]:
-    """IFA's λ before its strength: (s − min) / (max − min) over the documents together.
+    """Return IFA's λ before its strength: (s − min) / (max − min) over the documents.
 
-    All zero where there is one score or all are equal: 0/0 has no value, and steering
-    towards all documents alike would be no steering.
+    All zero for one score or equal scores: 0/0 has no value, and steering towards all
+    documents alike would be no steering.
     """
     low, high = min(scores, default=0.0), max(scores, default=0.0)
     return tuple((s - low) / (high - low) if high > low else 0.0 for s in scores)
 
 
 def gaps(scores: Sequence[float], weights: Weights) -> tuple[float, ...]:
-    """(s − min) / (|α| + |β| + |γ|), in cosine; no scale of the weights changes it."""
+    """Return (s − min) / (|α| + |β| + |γ|), in cosine, whatever the scale of the weights."""
     low = min(scores, default=0.0)
     scale = abs(weights.alpha) + abs(weights.beta) + abs(weights.gamma)
     return tuple((s - low) / scale for s in scores)
@@ -152,25 +154,24 @@ def retrieve(
     noise: int = 0,
     seed: int = 0,
 ) -> tuple[Retrieved, ...]:
-    """The k documents with the highest MCR score, exactly, best first.
+    """Return the k documents with the highest MCR score, exactly, best first.
 
     Parameters
     ----------
     vectors
-        Of :func:`encode_query`; keep them, and other weights cost one scan.
+        From :func:`encode_query`. Keep them: other weights then cost one scan.
     weights
-        :func:`effective_weights` is applied to them, which changes nothing the second
-        time.
+        Those that the query can use; see :func:`effective_weights`, which is applied here too.
     k
-        From 1 to 50, and to as many as are left after exclusion.
+        From 1 to 50, and at most the number of documents left after exclusion.
     exclude_patients, exclude_studies, exclude_ids
-        Documents of these never come (a query's own study, say).
+        Documents of these are never retrieved (a query's own study, for example).
     pinned_ids
-        Documents that come whatever their score, within the k.
+        Documents that are retrieved whatever their score, within the k.
     noise
-        How many of the k, from the lowest-ranked up and never a pinned one, are replaced
-        by documents drawn uniformly from those not retrieved. They keep their own
-        scores (the paper's experiment with irrelevant documents).
+        Number of the k, from the lowest-ranked up and never a pinned one, that are replaced
+        by documents drawn uniformly from those not retrieved. They keep their own scores (the
+        paper's experiment with irrelevant documents).
     seed
         Of that draw.
 
@@ -185,47 +186,72 @@ def retrieve(
             patients=set(exclude_patients), studies=set(exclude_studies), ids=set(exclude_ids)
         )
     )
-    left = len(knowledge_base) - len(excluded)
-    if not 1 <= k <= min(MAX_K, left):
-        raise SettingsError(
-            f"{k} documents were asked for. From 1 to {min(MAX_K, left)} can be retrieved: the "
-            f"knowledge base has {len(knowledge_base)}, {len(excluded)} of them excluded."
-        )
+    _check_k(k, len(knowledge_base), len(excluded))
     pinned = _pinned(knowledge_base, set(pinned_ids), excluded, k)
     candidates, _ = knowledge_base.search(fused_query(vectors, weights), k + _MARGIN, excluded)
     scored = _score(knowledge_base, vectors, weights, sorted({*candidates.tolist(), *pinned}))
     best = [i for i in _ranked(scored) if i not in pinned][: k - len(pinned)]
-
-    if not 0 <= noise <= min(len(best), left - k):
-        raise SettingsError(
-            f"{noise} irrelevant documents were asked for. From 0 to {min(len(best), left - k)} "
-            f"are possible with {k} documents, {len(pinned)} of them pinned, out of {left}."
-        )
-    drawn: list[int] = []
-    if noise:
-        retrieved = {*best, *pinned, *excluded}
-        others = np.array([i for i in range(len(knowledge_base)) if i not in retrieved])
-        drawn = np.random.default_rng(seed).choice(others, noise, replace=False).tolist()
-        scored.update(_score(knowledge_base, vectors, weights, sorted(drawn)))
-        best = best[: len(best) - noise] + drawn
-
-    final = {*best, *pinned}
-    chosen = [i for i in _ranked(scored) if i in final]
-    scores = [math.fsum(scored[i][1]) for i in chosen]
-    steered = zip(relevance(scores), gaps(scores, weights), strict=True)
-    return tuple(
-        Retrieved(knowledge_base.document(i), rank, score, *scored[i], *by, drawn=i in drawn)
-        for rank, (i, score, by) in enumerate(zip(chosen, scores, steered, strict=True), start=1)
+    left = len(knowledge_base) - len(excluded)
+    _check_noise(noise, min(len(best), left - k), k, len(pinned), left)
+    drawn = _drawn(len(knowledge_base), {*best, *pinned, *excluded}, noise, seed)
+    scored.update(_score(knowledge_base, vectors, weights, sorted(drawn)))
+    return _explained(
+        knowledge_base,
+        [i for i in _ranked(scored) if i in {*best[: len(best) - noise], *drawn, *pinned}],
+        scored,
+        weights,
+        drawn,
     )
 
 
-_Scored = dict[int, tuple[tuple[float, float, float], tuple[float, float, float]]]
+def _check_k(k: int, documents: int, excluded: int) -> None:
+    most = min(MAX_K, documents - excluded)
+    if not 1 <= k <= most:
+        raise SettingsError(
+            f"{k} documents were asked for. From 1 to {most} can be retrieved: the "
+            f"knowledge base has {documents}, {excluded} of them excluded."
+        )
+
+
+def _check_noise(noise: int, most: int, k: int, pinned: int, left: int) -> None:
+    if not 0 <= noise <= most:
+        raise SettingsError(
+            f"{noise} irrelevant documents were asked for. From 0 to {most} "
+            f"are possible with {k} documents, {pinned} of them pinned, out of {left}."
+        )
+
+
+def _drawn(documents: int, taken: set[int], noise: int, seed: int) -> list[int]:
+    """Draw documents at random among those that are not taken."""
+    if not noise:
+        return []
+    others = np.array([i for i in range(documents) if i not in taken])
+    drawn: list[int] = np.random.default_rng(seed).choice(others, noise, replace=False).tolist()
+    return drawn
+
+
+def _explained(
+    knowledge_base: KnowledgeBase,
+    chosen: Sequence[int],
+    scored: _Scored,
+    weights: Weights,
+    drawn: Collection[int],
+) -> tuple[Retrieved, ...]:
+    """Return the chosen documents, best first, with why they were chosen."""
+    scores = [math.fsum(scored[i][1]) for i in chosen]
+    steered = zip(relevance(scores), gaps(scores, weights), strict=True)
+    return tuple(
+        Retrieved(
+            knowledge_base.document(i), rank, score, *scored[i], *by, drawn=i in drawn, number=i
+        )
+        for rank, (i, score, by) in enumerate(zip(chosen, scores, steered, strict=True), start=1)
+    )
 
 
 def _score(
     knowledge_base: KnowledgeBase, vectors: QueryVectors, weights: Weights, ids: Sequence[int]
 ) -> _Scored:
-    """Cosines and terms of documents, by number."""
+    """Return cosines and terms of documents, by number."""
     t_ND, v_ND = knowledge_base.vectors(ids)
     pairs = ((vectors.v, t_ND), (vectors.v, v_ND), (vectors.t, t_ND))
     # Row by row in float64, so that equal documents score alike wherever they stand.
@@ -254,7 +280,7 @@ def _term(weight: float, cosine: float) -> float:
 
 
 def _ranked(scored: _Scored) -> list[int]:
-    """Numbers by descending score; equal scores in document order."""
+    """Return numbers by descending score; equal scores in document order."""
     return sorted(scored, key=lambda i: (-math.fsum(scored[i][1]), i))
 
 
