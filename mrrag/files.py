@@ -1,4 +1,4 @@
-"""Files: where what is bundled lies, digests, JSON, and writing that leaves no half behind.
+"""Files: the place of bundled assets, digests, JSON, and writes that are whole or not at all.
 
 It knows no format of the project's own.
 """
@@ -26,12 +26,12 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_out_of_space(error: OSError) -> bool:
-    """Whether a write failed because the disk, the quota or the file is full."""
+    """Return whether a write failed because the disk, the quota or the file is full."""
     return error.errno in _NO_ROOM
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, read a mebibyte at a time."""
+    """Return SHA-256 of a file's bytes, read a mebibyte at a time."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -40,12 +40,12 @@ def file_sha256(path: Path) -> str:
 
 
 def json_sha256(value: object) -> str:
-    """SHA-256 of a value as JSON with sorted keys."""
+    """Return SHA-256 of a value as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path, refuse: Callable[[str], Exception]) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def read_json(path: Path, refuse: Callable[[str], Exception]) -> Any:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose bytes become the file at the end, all at once, or not at all.
+    """Open a stream whose bytes become the file at the end, all at once, or not at all.
 
     They are written to ``NAME.part`` beside it and on disk before the name changes hands.
     """

@@ -76,12 +76,12 @@ def load_learnt(path: Path) -> Learnt:
 
 
 def study_digest(study: str) -> str:
-    """By which a study that was learnt from is known again, without naming it."""
+    """Return the anonymous ID of a study that was learnt from."""
     return hashlib.sha256(study.encode()).hexdigest()[:12]
 
 
 def learnt_path(model: str, knowledge_base: Path | None, assets: Path) -> Path:
-    """Where what is learnt for a model on a knowledge base is kept.
+    """Return the file of what is learnt for a model on a knowledge base.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def write_learnt(path: Path, learnt: Learnt, *, model: str, **found: Mapping[str
 
 
 def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
-    """What is known for a model on a knowledge base; nothing that is not known is guessed.
+    """Return what was learnt for a model on a knowledge base; nothing unknown is guessed.
 
     α, β and γ go with the knowledge base, the critical layers with the model. A knowledge
     base of one's own may hold a ``learnt.json`` for both (:func:`write_learnt`). Without

@@ -233,9 +233,21 @@ class AttentionTrace:
 
 @dataclass(frozen=True)
 class Answer:
-    """One branch's answer. ``p_yes`` and ``p_no`` are token probabilities, not confidence.
+    """One branch's answer.
 
-    Both are read at the first answer token, over the whole vocabulary.
+    Attributes
+    ----------
+    method : str
+        One of :data:`METHODS`.
+    p_yes, p_no : float
+        Token probabilities at the first answer token, over the whole vocabulary; not a
+        clinical confidence.
+    prompt : str
+        The exact prompt, with ``<image>`` for each of the image's tokens.
+    tokens : int
+        Of the answer, without its end token.
+    seconds : float
+        From the question to the answer's last token.
     """
 
     method: str
@@ -245,4 +257,3 @@ class Answer:
     prompt: str
     tokens: int
     seconds: float
-    notes: tuple[str, ...] = ()

@@ -165,7 +165,7 @@ def _row(
     new_tokens: int,
     roofline_seconds: float,
 ) -> dict[str, Any]:
-    """One way's figures."""
+    """Return one way's figures."""
     median = statistics.median(seconds for seconds, _ in runs)
     step = statistics.median(_step_seconds(run) for _, run in runs)
     together = answers * new_tokens / median

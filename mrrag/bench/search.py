@@ -115,7 +115,7 @@ def _bench_size(count: int, dimension: int, queries: int) -> dict[str, Any]:
 
 
 def _draw(rng: np.random.Generator, count: int, dimension: int) -> FloatArray:
-    """[t_d ; v_d] of documents in clusters, float32 [N, 2D]."""
+    """Draw [t_d ; v_d] of documents in clusters, float32 [N, 2D]."""
     centres = rng.normal(size=(CLUSTERS, 2, dimension)).astype(np.float32)
     documents_ND = np.empty((count, 2 * dimension), dtype=np.float32)
     for start in range(0, count, BLOCK):
@@ -132,7 +132,7 @@ def _unit(vector: FloatArray) -> FloatArray:
 
 
 def _write(folder: Path, documents_ND: FloatArray, dimension: int) -> None:
-    """A knowledge base of vectors alone: reports are a word, and thumbnails empty."""
+    """Write a knowledge base of vectors alone: reports are a word, thumbnails empty."""
     count = len(documents_ND)
     index = faiss.IndexScalarQuantizer(
         2 * dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
@@ -169,7 +169,7 @@ def _resident() -> int:
 
 
 def random_paper_tower(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    """ResNet-50 and BERT-base as the paper's tower has them, with random weights."""
+    """Build ResNet-50 and BERT-base, as in the paper's tower, with random weights."""
     tower = BiTower(
         ResNetConfig(),
         BertConfig(),
@@ -217,7 +217,7 @@ def bench_index(cases: Sequence[Record], encoder: Encoder, *, batch: int = 32) -
 
 
 def bench_search_text(rows: Sequence[dict[str, Any]]) -> str:
-    """The figures as a table."""
+    """Return the figures as a table."""
     lines = [
         f"one query, {rows[0]['width']} numbers a document, the {K} best; median (fastest) ms, "
         "recall against float32",

@@ -1,8 +1,8 @@
-"""What a checkpoint knows about, so that it can decline the rest.
+"""The topics of a checkpoint, so that it can decline all other questions.
 
-The bundled model has seen phantom chest radiographs and the questions asked about them,
-nothing else. A question that names nothing from that world is declined before the model
-is asked, because a model this small would otherwise make a finding up. A checkpoint
+The bundled model has seen phantom chest radiographs and questions about them, nothing else.
+A question that names none of its topics is declined before the model is asked, since a
+model this small would otherwise invent a finding. A checkpoint
 without a ``scope.json`` (LLaVA-Med) has no such limit.
 """
 
@@ -16,13 +16,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Scope:
-    """The terms that a question may name, and what is said where it names none."""
+    """The terms that a question may name, and the message where it names none."""
 
     terms: tuple[str, ...]
     message: str
 
     def admits(self, question: str) -> bool:
-        """Whether the question names one of the terms, as whole words, singular or plural."""
+        """Return whether a question names one of the terms, as a whole word, or its plural."""
         text = question.lower()
         return any(re.search(rf"\b{re.escape(term)}s?\b", text) for term in self.terms)
 

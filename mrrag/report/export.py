@@ -26,7 +26,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Saved:
-    """What an exported case says about how to ask it again, and what it answered."""
+    """An exported case: how to repeat it, and what was answered."""
 
     question: str
     settings: Settings
@@ -35,10 +35,10 @@ class Saved:
 
 
 def case_to_json(case: Case, image: Image | None = None) -> dict[str, Any]:
-    """One object: input, retrieved, answers, influence, trace, settings and versions.
+    """Return one object: input, retrieved, answers, influence, trace, settings and versions.
 
-    A number that does not exist (the cosine of an absent pair) is null, so that the
-    result is JSON in the strict sense.
+    A number that does not exist (the cosine of an absent pair) is null, so the result is
+    strict JSON.
     """
     return {
         "format": FORMAT,
@@ -71,7 +71,7 @@ def case_to_json(case: Case, image: Image | None = None) -> dict[str, Any]:
                 "p_no": _number(a.p_no),
                 "tokens": a.tokens,
                 "prompt": a.prompt,
-                "notes": list(a.notes),
+                "notes": [],  # kept for readers of format 3; an answer has no notes of its own
             }
             for method, a in case.answers.items()
         },
@@ -85,7 +85,7 @@ def case_to_json(case: Case, image: Image | None = None) -> dict[str, Any]:
 
 
 def input_of(image: Image) -> dict[str, Any]:
-    """What tells a picture apart: its file, its frame, and the pixels as they were read."""
+    """Return what identifies a picture: its file, its frame, and the pixels as read."""
     rows, columns = image.display.shape[:2]
     return {
         "sha256": image.sha256,
@@ -97,21 +97,18 @@ def input_of(image: Image) -> dict[str, Any]:
 
 
 def read_case(exported: object) -> Saved:
-    """What it takes to ask an exported case again.
+    """Read what is needed to repeat an exported case.
 
     Raises
     ------
     SettingsError
-        Where it is no export of a case, or one of a later version.
+        Where it is not an exported case, is damaged, or is of a later version.
     """
-    try:
-        assert isinstance(exported, dict)
-        version = exported["format"]
-        assert isinstance(version, int)
-    except (AssertionError, KeyError):
+    version = exported.get("format") if isinstance(exported, dict) else None
+    if not isinstance(exported, dict) or not isinstance(version, int):
         raise SettingsError(
             "This is not an exported case. Give what `ask --json` printed or the page saved."
-        ) from None
+        )
     if version > FORMAT:
         raise SettingsError(
             f"The case has format {version}, and this version reads up to {FORMAT}. Update MR-RAG."
@@ -121,13 +118,11 @@ def read_case(exported: object) -> Saved:
         given["weights"] = Weights(**{k: float(v) for k, v in given["weights"].items()})
         for name in ("layers", "pinned", "excluded"):
             given[name] = tuple(given[name])
-        for method in METHODS:
-            str(exported["answers"][method]["text"])
-        exported["versions"].items()
+        _check_compared(exported)
         if version == 2 and given["form"] == "balanced":
             raise SettingsError(
                 "The case was steered in the balanced form as it was before format 3, by λ from "
-                "0 to 1 and not by the scores' differences. Ask the question anew."
+                "0 to 1 and not by the scores' differences. Ask the question again."
             )
         return Saved(
             question=str(exported["question"]),
@@ -139,8 +134,17 @@ def read_case(exported: object) -> Saved:
         raise SettingsError(f"The exported case is damaged ({error!r}). Export it again.") from None
 
 
+def _check_compared(exported: Mapping[str, Any]) -> None:
+    """Raise where what :func:`differences` compares is missing or of another type."""
+    for method in METHODS:
+        if not isinstance(exported["answers"][method]["text"], str):
+            raise TypeError(f"the text of {method} is not of type str")
+    if not isinstance(exported["versions"], dict):
+        raise TypeError("versions is not of type dict")
+
+
 def differences(saved: Saved, again: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between an exported case and the same case asked again.
+    """Return what differs between an exported case and the same case asked again.
 
     Returns
     -------

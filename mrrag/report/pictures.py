@@ -37,13 +37,13 @@ def data_url(pixels: npt.NDArray[np.uint8], *, lossless: bool = True) -> str:
 
 
 def file_url(data: bytes) -> str:
-    """A PNG or JPEG file as it is."""
+    """Return the URL of a PNG or JPEG file as it is."""
     kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def shrink(pixels: npt.NDArray[np.uint8], longest: int) -> npt.NDArray[np.uint8]:
-    """The picture with its longer side at most ``longest`` px; smaller ones unchanged."""
+    """Return the picture with its longer side at most ``longest`` px; smaller ones unchanged."""
     rows, columns = pixels.shape[:2]
     scale = longest / max(rows, columns)
     if scale >= 1:
@@ -53,7 +53,7 @@ def shrink(pixels: npt.NDArray[np.uint8], longest: int) -> npt.NDArray[np.uint8]
 
 
 def padded_square(rows: int, columns: int) -> tuple[int, int, int]:
-    """Where the square that the model sees lies on the picture: (top, left, side), in px.
+    """Return the square that the model sees, on the picture: (top, left, side), in px.
 
     The model's processor pads the shorter side evenly (the odd pixel goes after the
     picture, as in LLaVA's ``expand2square``), so ``top`` or ``left`` is negative there.
@@ -65,7 +65,7 @@ def padded_square(rows: int, columns: int) -> tuple[int, int, int]:
 def patch_box(
     row: int, column: int, grid: tuple[int, int], rows: int, columns: int
 ) -> tuple[float, float, float, float] | None:
-    """The part of the picture that a patch covers: (top, left, bottom, right), in px.
+    """Return the part of the picture that a patch covers: (top, left, bottom, right), in px.
 
     None where the patch lies in the padding alone.
     """
@@ -77,7 +77,7 @@ def patch_box(
 
 
 def patches_on_picture(grid: tuple[int, int], rows: int, columns: int) -> npt.NDArray[np.bool_]:
-    """Which patches show any of the picture: bool [grid rows, grid columns]."""
+    """Return which patches show any of the picture; bool [grid rows, grid columns]."""
     return np.array(
         [
             [patch_box(y, x, grid, rows, columns) is not None for x in range(grid[1])]
@@ -87,7 +87,7 @@ def patches_on_picture(grid: tuple[int, int], rows: int, columns: int) -> npt.ND
 
 
 def heat_pixels(values: npt.NDArray[np.floating], top: float) -> npt.NDArray[np.uint8]:
-    """Values from 0 to ``top`` as cividis, more opaque where higher: uint8 [..., RGBA]."""
+    """Return values from 0 to ``top`` as cividis, more opaque where higher: uint8 [..., RGBA]."""
     share = np.clip(values / top if top > 0 else np.zeros_like(values), 0.0, 1.0)
     anchors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in CIVIDIS])
     places = np.linspace(0.0, 1.0, len(CIVIDIS))
@@ -98,7 +98,7 @@ def heat_pixels(values: npt.NDArray[np.floating], top: float) -> npt.NDArray[np.
 def overlay_html(
     picture: str, shape: tuple[int, int], heat: npt.NDArray[np.uint8], alternative: str
 ) -> Markup:
-    """An X-ray with one pixel of heat per patch stretched over it.
+    """Return a radiograph with one pixel of heat per patch stretched over it.
 
     ``picture`` is the X-ray's URL and ``shape`` its (rows, columns); ``heat`` is RGBA
     [grid rows, grid columns, 4]. What lies over the padding falls outside the frame.

@@ -57,7 +57,7 @@ class Maps:
 def attention_maps(
     before: AttentionTrace, after: AttentionTrace, view: str, head: int | None = None
 ) -> Maps | None:
-    """Reports→Question mass per report, or the mass on every kind of token.
+    """Return Reports→Question mass per report, or the mass on every kind of token.
 
     Of one head, or of their mean. None where there is no report to show.
     """
@@ -89,7 +89,7 @@ def _of_heads(trace: AttentionTrace, head: int | None) -> FloatArray:
 def report_lines(
     before: AttentionTrace, after: AttentionTrace, layer: int, head: int | None = None
 ) -> go.Figure:
-    """Reports→Question mass by layer, both runs; critical layers shaded, one layer marked."""
+    """Plot Reports→Question mass by layer for both runs; critical layers are shaded."""
     reports = [i for i, name in enumerate(before.names) if name.startswith("report ")]
     figure = go.Figure()
     runs = (
@@ -137,7 +137,7 @@ def report_lines(
 
 
 def layer_labels(layers: int, critical: Sequence[int]) -> list[str]:
-    """Layer numbers from 0, with a mark where IFA acts."""
+    """Return layer numbers from 0, with a mark where IFA acts."""
     return [f"▶ {layer}" if layer in critical else str(layer) for layer in range(layers)]
 
 
@@ -190,7 +190,7 @@ def heatmap(
     scale: Scale,
     signed: bool = False,
 ) -> go.Figure:
-    """One layers × columns heatmap; layer 0 is at the top."""
+    """Draw one heatmap, layers × columns; layer 0 is at the top."""
     layers, count = values_LX.shape
     form = "+.3f" if signed else ".3f"
     kind = "report " if columns[0].isdigit() else ""
@@ -276,7 +276,7 @@ def _map_layout(
 
 
 def heatmaps(maps: Maps, after: str = "After: MR-RAG") -> tuple[go.Figure, go.Figure, go.Figure]:
-    """Before and after on one scale from 0, and the difference on one centred at 0."""
+    """Draw before and after on one scale from 0, and the difference on one centred at 0."""
     shared = (0.0, maps.top)
     return (
         heatmap(maps.before, maps.columns, maps.critical, title="Before: RAG",
@@ -289,7 +289,7 @@ def heatmaps(maps: Maps, after: str = "After: MR-RAG") -> tuple[go.Figure, go.Fi
 
 
 def summary(maps: Maps) -> str:
-    """The most read cell before IFA and the largest change, in words."""
+    """Return the most read cell before IFA and the largest change, in words."""
 
     def place(values_LX: FloatArray) -> str:
         layer, column = np.unravel_index(np.abs(values_LX).argmax(), values_LX.shape)

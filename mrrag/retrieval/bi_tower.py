@@ -56,7 +56,7 @@ PRETRAINED_WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin")
 
 
 def pixels_of(images: Sequence[Image], size: int, channels: int = 1) -> FloatArray:
-    """Pictures as a ResNet reads them.
+    """Return pictures as a ResNet reads them.
 
     The longer side is resized to ``size`` px (Pillow's bicubic, which low-passes as it
     shrinks), the picture is standardised to mean 0 and standard deviation 1, and then
@@ -159,12 +159,12 @@ class BiTower(TowerPair):
         return partial(pixels_of, size=self.image_size, channels=self.image_config.num_channels)
 
     def encode_pixels(self, pixels_NCYX: Tensor) -> Tensor:
-        """float32 [N, C, Y, X] as of :func:`pixels_of` to unit vectors [N, D]."""
+        """Encode pixels of :func:`pixels_of`, float32 [N, C, Y, X], as unit vectors [N, D]."""
         pooled_ND = self.image_tower(pixel_values=pixels_NCYX).pooler_output.flatten(1)
         return nn.functional.normalize(self.image_projection(pooled_ND), dim=-1)
 
     def encode_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [N, T] ids and mask to unit vectors [N, D].
+        """Encode ids and mask, int64 [N, T], as unit vectors [N, D].
 
         Tokens are averaged over the mask. [CLS] would summarise nothing until a
         pretraining had taught it to, and a report is a list of findings: in the mean,
@@ -234,7 +234,7 @@ def paper_tower(
     name: str = "resnet50-bioclinicalbert",
     seed: int = 0,
 ) -> BiTower:
-    """The paper's bi-tower before training: public weights, and random projections.
+    """Build the paper's bi-tower before training: public weights, random projections.
 
     The vectors mean nothing until it is trained. The BERT's text is put to lower case
     only where its vocabulary has no capitals: Bio_ClinicalBERT's has, was trained with
@@ -291,7 +291,7 @@ def _pretrained(
     spare: tuple[str, ...],
     **options: Any,
 ) -> tuple[Any, Any]:
-    """Configuration and model of a checkpoint of transformers, without its heads."""
+    """Load configuration and model of a transformers checkpoint, without its heads."""
     values = read_config(needed_file(source, (CONFIG_FILE,), revision))
     wanted = config_kind.model_type
     if values.get("model_type", wanted) != wanted:
@@ -320,7 +320,7 @@ def _bert_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerFas
 
 
 def read_bitower(source: str, config_path: Path) -> BiTower:
-    """A tower that :meth:`BiTower.save` wrote."""
+    """Read an encoder that :meth:`BiTower.save` wrote."""
     commit = commit_of(source, config_path).get("revision")
     files = {CONFIG_FILE: config_path}
     for file in (WEIGHTS_FILE, TOKENIZER_FILE):

@@ -392,7 +392,7 @@ def _places_to_keep(job: Job) -> Callable[[Record], Place | None]:
 
 
 def _encode(reports: Sequence[str], pixels_NCYX: FloatArray, encoder: Encoder) -> FloatArray:
-    """[t_d ; v_d] of documents, float32 [N, 2D]."""
+    """Encode documents as [t_d ; v_d], float32 [N, 2D]."""
     t_ND = encoder.texts(reports)
     v_ND = encoder.encode_prepared(pixels_NCYX)
     for vectors in (t_ND, v_ND):

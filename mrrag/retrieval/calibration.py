@@ -140,14 +140,14 @@ def chance_scores(
 
 
 def percentile(scores: npt.ArrayLike, chance: Float64Array) -> Float64Array:
-    """Per cent of chance scores (ascending) that are below each score; NaN without any."""
+    """Return the percentage of chance scores (ascending) below each score; NaN without any."""
     if not len(chance):
         return np.full(np.shape(scores), np.nan)
     return 100.0 * np.searchsorted(chance, scores) / len(chance)
 
 
 def unlike(calibration: Calibration, image: Image, v_D: FloatArray) -> bool:
-    """Whether an image is unlike those of the knowledge base.
+    """Return whether an image is unlike those of the knowledge base.
 
     It is where its vector lies farther out, or its pixels are less like any, than for 99
     of 100 of the base's own images. Of those, up to 2 in 100 would thus be called
@@ -161,7 +161,7 @@ def unlike(calibration: Calibration, image: Image, v_D: FloatArray) -> bool:
 def is_same_picture(
     knowledge_base: KnowledgeBase, image: Image, vectors: QueryVectors
 ) -> str | None:
-    """The id of the document that holds this very picture, or None.
+    """Return the id of the document that holds this very picture, or None.
 
     The nearest vectors are only a hint; the pixels of the thumbnail decide.
     """
@@ -183,7 +183,7 @@ def is_same_picture(
 
 
 def small_picture(image: Image) -> FloatArray:
-    """The picture, padded to a square of :data:`SIDE` px, of mean 0 and norm 1: [F]."""
+    """Return the picture, padded to a square of :data:`SIDE` px, of mean 0 and norm 1: [F]."""
     return _small(PIL.Image.fromarray(image.display))
 
 
@@ -229,7 +229,7 @@ def _best_scores(
     sample: npt.NDArray[np.int64],
     patient_N: npt.NDArray[np.int64],
 ) -> Float64Array:
-    """The best score of each sampled document's image among other patients' documents."""
+    """Return the best score of each sampled document's image among other patients' documents."""
     _, query_MD = knowledge_base.vectors(sample)
     best_M = np.full(len(sample), -np.inf)
     for start in range(0, len(knowledge_base), _CHUNK):

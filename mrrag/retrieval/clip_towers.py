@@ -81,7 +81,7 @@ def _of_blocks(
     target: str,
     layers: int,
 ) -> dict[str, tuple[str, ...]]:
-    """The table of all names: ``whole``, and ``block`` once for every layer."""
+    """Return the table of all names: ``whole``, and ``block`` once per layer."""
     names = dict(whole)
     for n in range(layers):
         for key, parts in block.items():
@@ -113,7 +113,7 @@ class TimmViT(nn.Module):
         self.projection = projection
 
     def forward(self, pixels_NCYX: Tensor) -> Tensor:
-        """float32 [N, 3, Y, X] to [N, D]."""
+        """Encode pixels, float32 [N, 3, Y, X], as [N, D]."""
         states_NXE = self.vit(pixel_values=pixels_NCYX).last_hidden_state
         projected: Tensor = self.projection(states_NXE[:, 0])
         return projected
@@ -161,7 +161,7 @@ class ModifiedResNet(nn.Module):
         self.attnpool = _AttentionPool((image_size // 32) ** 2, channels, dimension)
 
     def forward(self, pixels_NCYX: Tensor) -> Tensor:
-        """float32 [N, 3, Y, X] to [N, D]."""
+        """Encode pixels, float32 [N, 3, Y, X], as [N, D]."""
         x = torch.relu(self.bn1(self.conv1(pixels_NCYX)))
         x = torch.relu(self.bn2(self.conv2(x)))
         x = torch.relu(self.bn3(self.conv3(x)))
@@ -221,7 +221,7 @@ class _AttentionPool(nn.Module):
 
 
 def open_clip_image_tower(origin: str, model: Mapping[str, Any], state: State) -> nn.Module:
-    """The image tower of an open_clip checkpoint.
+    """Build the image tower of an open_clip checkpoint.
 
     Parameters
     ----------
@@ -338,7 +338,7 @@ class HubBert(nn.Module):
         self.projection = projection
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [N, T] ids and mask to [N, D]."""
+        """Encode ids and mask, int64 [N, T], as [N, D]."""
         states_NTE = self.bert(input_ids=input_ids, attention_mask=attention_mask)[0]
         projected: Tensor = self.projection(states_NTE[:, 0])
         return projected
@@ -352,13 +352,13 @@ class ClipText(nn.Module):
         self.clip = clip
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [N, T] ids and mask to [N, D]."""
+        """Encode ids and mask, int64 [N, T], as [N, D]."""
         embedded: Tensor = self.clip(input_ids=input_ids, attention_mask=attention_mask).text_embeds
         return embedded
 
 
 def open_clip_text_tower(origin: str, model: Mapping[str, Any], state: State) -> nn.Module:
-    """The text tower of an open_clip checkpoint.
+    """Build the text tower of an open_clip checkpoint.
 
     Parameters
     ----------

@@ -120,7 +120,7 @@ def load_encoder(
 
 
 def load_bitower(directory: str | Path) -> BiTower:
-    """:func:`load_encoder` for a folder that :meth:`BiTower.save` wrote, and nothing else."""
+    """Load an encoder from a directory that :meth:`BiTower.save` wrote, and no other."""
     encoder = load_encoder(directory)
     if not isinstance(encoder, BiTower):
         raise ModelError(f"{directory} holds a tower of open_clip, and one of ours is needed.")
@@ -128,7 +128,7 @@ def load_bitower(directory: str | Path) -> BiTower:
 
 
 def describe_encoder(encoder: Encoder, near: Path) -> dict[str, str]:
-    """What a manifest in the folder ``near`` keeps, to load the same encoder again.
+    """Return what a manifest in the directory ``near`` keeps, to load the same encoder again.
 
     A local path is kept relative to ``near``, so that the two move together and no
     machine's folders are written down.
@@ -144,7 +144,7 @@ def describe_encoder(encoder: Encoder, near: Path) -> dict[str, str]:
 def load_described_encoder(
     entry: Mapping[str, str], near: Path, *, device: torch.device | str = "cpu"
 ) -> BiTower | OpenClip:
-    """The encoder that :func:`describe_encoder` described.
+    """Load the encoder that :func:`describe_encoder` described.
 
     Raises
     ------

@@ -120,11 +120,11 @@ class OpenClip(TowerPair):
         return partial(clip_pixels_of, size=self.image_size, mean=self.mean, std=self.std)
 
     def encode_pixels(self, pixels_NCYX: Tensor) -> Tensor:
-        """float32 [N, 3, Y, X] as of :attr:`prepare` to unit vectors [N, D]."""
+        """Encode pixels of :attr:`prepare`, float32 [N, 3, Y, X], as unit vectors [N, D]."""
         return nn.functional.normalize(self.image_tower(pixels_NCYX), dim=-1)
 
     def encode_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [N, T] ids and mask to unit vectors [N, D]."""
+        """Encode ids and mask, int64 [N, T], as unit vectors [N, D]."""
         return nn.functional.normalize(self.text_tower(input_ids, attention_mask), dim=-1)
 
 
@@ -134,7 +134,7 @@ class OpenClip(TowerPair):
 def read_open_clip(
     source: str, config_path: Path, name: str = "", weights: Path | None = None
 ) -> OpenClip:
-    """A tower of open_clip, with other ``weights`` than its own where they are given."""
+    """Read an encoder of open_clip, with other ``weights`` than its own if given."""
     commit = commit_of(source, config_path).get("revision")
     tokenizer_path = needed_file(source, (TOKENIZER_FILE,), commit)
     weights = weights or needed_file(source, OPEN_CLIP_WEIGHTS, commit)

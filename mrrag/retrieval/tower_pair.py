@@ -70,15 +70,15 @@ class TowerPair(nn.Module):
         raise NotImplementedError
 
     def encode_pixels(self, pixels_NCYX: Tensor) -> Tensor:
-        """float32 [N, C, Y, X] as of :attr:`prepare` to unit vectors [N, D]."""
+        """Encode pixels of :attr:`prepare`, float32 [N, C, Y, X], as unit vectors [N, D]."""
         raise NotImplementedError
 
     def encode_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [N, T] ids and mask to unit vectors [N, D]."""
+        """Encode ids and mask, int64 [N, T], as unit vectors [N, D]."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
-        """As of :class:`torch.nn.Module`; training also empties the fingerprint."""
+        """Switch training mode, as in :class:`torch.nn.Module`; it also empties the fingerprint."""
         if mode:
             self.fingerprint, self.origin = "", {}
         super().train(mode)
@@ -107,7 +107,7 @@ class TowerPair(nn.Module):
         return ids_NT, mask_NT
 
     def encode_prepared(self, pixels_NCYX: FloatArray) -> FloatArray:
-        """float32 [N, C, Y, X] as of :attr:`prepare` to unit vectors, float32 [N, D]."""
+        """Encode pixels of :attr:`prepare`, float32 [N, C, Y, X], as unit vectors [N, D]."""
         self._require_eval()
         with torch.inference_mode():
             pixels = torch.from_numpy(pixels_NCYX).to(self.logit_scale.device)

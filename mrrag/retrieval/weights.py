@@ -79,7 +79,7 @@ def check_state(origin: str, state: State, wanted: Mapping[str, Tensor]) -> None
 def fill(
     kind: Any, config: Any, state: State, origin: str, spare: tuple[str, ...] = (), **options: Any
 ) -> Any:
-    """A model of transformers with these tensors, float32, in eval mode.
+    """Build a model of transformers with these tensors, float32, in eval mode.
 
     Parameters
     ----------

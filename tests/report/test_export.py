@@ -106,7 +106,7 @@ def test_a_case_steered_by_what_is_no_more_is_not_answered_in_another_way(
 ) -> None:
     old = copy.deepcopy(exported) | {"format": 2}
     old["settings"]["form"] = "balanced"
-    with pytest.raises(SettingsError, match="Ask the question anew"):
+    with pytest.raises(SettingsError, match="Ask the question again"):
         read_case(old)
     old["settings"]["form"] = "ifa"
     assert read_case(old).settings.form == "ifa"
