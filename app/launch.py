@@ -17,9 +17,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from app.sections.case import MAX_UPLOAD_BYTES
 from app.theme import theme
 from app.uploads import WholeUploads
-from mrrag.report.cards import STYLE
+from mrrag.report.templating import STATIC
 
 logger = logging.getLogger(__name__)
+
+# In the order of the cascade: colours and text, the page around the cards, the cards.
+STYLES = [STATIC / "base.css", Path(__file__).parent / "static" / "page.css", STATIC / "case.css"]
 
 MAX_VISITS = 64
 
@@ -97,5 +100,5 @@ def launch_options(
             "middleware": [hosts, uploads],
         },
         "theme": theme(),
-        "css_paths": [STYLE],
+        "css_paths": STYLES,
     }

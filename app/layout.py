@@ -1,7 +1,7 @@
 """The page's components, section by section, in the order in which they appear.
 
 Layout only: what the components do is wired in :mod:`app.page`, and how their contents look is
-in :mod:`mrrag.report.cards`, :mod:`mrrag.report.plots` and ``style.css``. Each section is a
+in :mod:`mrrag.report.cards`, :mod:`mrrag.report.plots` and the style sheets. Each section is a
 function that makes its components and returns those that events read or write.
 """
 

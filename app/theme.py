@@ -1,4 +1,4 @@
-"""The page's colours, spacing and fonts as a gradio theme; the rest is ``style.css``."""
+"""The page's colours, spacing and fonts as a gradio theme; the rest is the style sheets."""
 
 from __future__ import annotations
 

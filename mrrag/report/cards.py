@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -19,8 +18,6 @@ from markupsafe import Markup
 from mrrag.data.findings import matched_words, mentions, named
 from mrrag.report.templating import number, render
 from mrrag.types import Retrieved, Weights
-
-STYLE = Path(__file__).parent / "static" / "style.css"
 
 DISCLAIMER = "Research demonstration. Not a medical device."
 DIRECTION = "question tokens reading from report tokens"

@@ -77,7 +77,7 @@ def _contents(case: Case, exported: Mapping[str, Any], pixels: Pixels | None) ->
         picture = data_url(shrink(pixels[0].display, PICTURE_PX), lossless=False)
     return {
         "title": f"MR-RAG: {case.question}",
-        "style": style("style", "offline"),
+        "style": style("base", "case", "offline"),
         "ours": True,
         "disclaimer": cards.DISCLAIMER,
         "question": exported["question"],

@@ -52,10 +52,12 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_TEMPLATES.get_template(template).render(values))
 
 
+STATIC = Path(__file__).parent / "static"
+
+
 def style(*names: str) -> Markup:
     """Return style sheets of this room, one after another."""
-    static = Path(__file__).parent / "static"
-    return Markup("".join((static / f"{name}.css").read_text(encoding="utf-8") for name in names))
+    return Markup("".join((STATIC / f"{name}.css").read_text(encoding="utf-8") for name in names))
 
 
 def embedded(value: object) -> Markup:

@@ -21,7 +21,7 @@ from app import frame
 from app.about import read_about
 from app.backend import Backend
 from app.internals import questions_ahead
-from app.launch import allowed_hosts, launch_options
+from app.launch import STYLES, allowed_hosts, launch_options
 from app.layout import components, lay_out
 from app.page import build_page
 from app.sections.visit import Update
@@ -107,7 +107,7 @@ def test_a_visit_counts_who_is_ahead_of_its_newest_question() -> None:
 
 
 def test_fonts_and_styles_come_from_this_machine() -> None:
-    style = (Path(cards.__file__).parent / "static" / "style.css").read_text(encoding="utf-8")
+    style = "".join(path.read_text(encoding="utf-8") for path in STYLES)
     assert "http" not in style
     assert "@import" not in style
     assert theme()._stylesheets == []
@@ -140,7 +140,7 @@ def contrast(first: str, second: str) -> float:
 
 @pytest.mark.parametrize("selector", [":root", ".dark"])
 def test_text_contrasts_with_its_ground(selector: str) -> None:
-    style = (Path(cards.__file__).parent / "static" / "style.css").read_text(encoding="utf-8")
+    style = "".join(path.read_text(encoding="utf-8") for path in STYLES)
     block = re.search(rf"^{re.escape(selector)} {{(.*?)^}}", style, re.S | re.M)
     assert block is not None
     colour = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block.group(1)))
