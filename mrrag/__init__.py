@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mrrag.api import MRRAG, CaseReport, load
     from mrrag.case import Case, Evidence, Influence, Progress, Settings
-    from mrrag.data.corpus import Corpus, read_corpus
+    from mrrag.data.corpus import read_corpus
     from mrrag.data.images import load_image, read_image
+    from mrrag.data.records import Corpus
     from mrrag.errors import (
         CorpusError,
         FetchError,
@@ -49,8 +50,9 @@ __version__ = "0.2.0"
 _HOMES: dict[str, tuple[str, ...]] = {
     "mrrag.api": ("MRRAG", "CaseReport", "load"),
     "mrrag.case": ("Case", "Evidence", "Influence", "Progress", "Settings"),
-    "mrrag.data.corpus": ("Corpus", "read_corpus"),
+    "mrrag.data.corpus": ("read_corpus",),
     "mrrag.data.images": ("load_image", "read_image"),
+    "mrrag.data.records": ("Corpus",),
     "mrrag.errors": (
         "CorpusError",
         "FetchError",

@@ -1,23 +1,23 @@
 """What was learnt for a checkpoint and a knowledge base: α, β, γ, and where IFA acts.
 
-Read without torch, since the page shows it before the model is there.
+This module does not need torch: the page shows these values before the model is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mrrag.errors import ModelError, SettingsError
+from mrrag.files import write_atomic
 from mrrag.types import BUNDLED, Steering, Weights
 
 FILE = "learnt.json"
 ALIKE = Weights(1 / 3, 1 / 3, 1 / 3)
-# Of a model whose layers were never searched: the paper's form and strength, nowhere.
+# For a model without a search for layers: the paper's form and strength, in no layer.
 UNKNOWN = Steering(strength=1.0, rows="question", form="ifa")
 
 
@@ -81,32 +81,32 @@ def study_digest(study: str) -> str:
 
 
 def learnt_path(model: str, knowledge_base: Path | None, assets: Path) -> Path:
-    """Return the file of what is learnt for a model on a knowledge base.
+    """Return the path of ``learnt.json`` for a model on a knowledge base.
 
     Raises
     ------
     SettingsError
-        For another model on the bundled knowledge base, whose file is the bundled model's.
+        For another model on the bundled knowledge base, whose file belongs to the bundled
+        model.
     """
     own = _own(knowledge_base, assets)
     if own is not None:
         return own / FILE
     if model != BUNDLED:
         raise SettingsError(
-            "What is learnt for another model is kept with a knowledge base of its own: build "
-            "one with `python -m mrrag index`, and name it with --kb."
+            "What is learnt for another model is stored with its own knowledge base. Build one "
+            "with `python -m mrrag index`, and name it with --kb."
         )
     return assets / FILE
 
 
 def write_learnt(path: Path, learnt: Learnt, *, model: str, **found: Mapping[str, object]) -> None:
-    """Write what is used, and beside it how it was found; all at once.
+    """Write the learnt values, with how they were found, atomically.
 
     Parameters
     ----------
     found
-        ``adapter`` or ``sweep``. The other one stays as it is, the sweep only where it is
-        of the same model.
+        ``adapter`` or ``sweep``. The other one is kept; a sweep of another model is removed.
     """
     stored: dict[str, object] = {}
     if path.exists():
@@ -121,24 +121,21 @@ def write_learnt(path: Path, learnt: Learnt, *, model: str, **found: Mapping[str
         "rows": learnt.steering.rows,
         "form": learnt.steering.form,
     }
-    text = json.dumps(stored | used | found, indent=2) + "\n"
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_atomic(path, json.dumps(stored | used | found, indent=2) + "\n")
 
 
 def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
-    """Return what was learnt for a model on a knowledge base; nothing unknown is guessed.
+    """Return what was learnt for a model on a knowledge base.
 
-    α, β and γ go with the knowledge base, the critical layers with the model. A knowledge
-    base of one's own may hold a ``learnt.json`` for both (:func:`write_learnt`). Without
-    one, the three pairs count alike; a model whose layers were never searched for has none,
-    so that IFA acts nowhere until layers are chosen.
+    α, β and γ belong to the knowledge base, the critical layers to the model. A knowledge base
+    other than the bundled one may hold a ``learnt.json`` for both (:func:`write_learnt`).
+    Without it the weights are equal. A model whose layers were not searched for has no critical
+    layers, so IFA acts nowhere until layers are chosen.
 
     Parameters
     ----------
     model
-        ``"bundled"``, or any other.
+        ``"bundled"``, or another name.
     knowledge_base
         Its folder; None for the bundled one.
     """

@@ -16,8 +16,9 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from mrrag.data.corpus import Record
-from mrrag.retrieval.encoders import BiTower, load_encoder
+from mrrag.data.records import Record
+from mrrag.retrieval.bi_tower import BiTower
+from mrrag.retrieval.encoders import load_encoder
 from mrrag.types import Document, Image
 
 WORDS = ["no", "finding", "pleural", "effusion", "left", "is", "there", "heart", "size", "normal"]

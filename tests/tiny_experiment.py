@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tiny_bitower import make_cases, make_loaded_tower
 
-from mrrag.data.corpus import Question, Record
+from mrrag.data.records import Question, Record
 from mrrag.learnt import Learnt
 from mrrag.model.backbone import load_backbone
 from mrrag.pipeline import Pipeline

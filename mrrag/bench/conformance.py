@@ -1,11 +1,12 @@
-"""Read many files, whole and mutated, and hold :mod:`mrrag.data.images` to what it promises.
+"""Reads many files and checks that :mod:`mrrag.data.images` keeps its promises.
 
 Each file gives the right picture or one :class:`~mrrag.errors.ImageError`, in bounded time
-and memory, with no file written: never another exception, a crash or a wrong picture. Files
-are read in a process of their own, which a file may therefore end, stop or fill.
+and memory, and writes no file. There is never another exception, a crash or a wrong picture.
+Files are read in a separate process, because a file may end it, hang it or fill its memory.
 
 The reference for a picture is pydicom's own pipeline, with every decoder that is installed
-for the file's transfer syntax: the reader's are its own. GDCM joins where ``python-gdcm`` is.
+for the file's transfer syntax. The tested reader uses none of them. GDCM is one of the
+decoders if ``python-gdcm`` is installed.
 """
 
 from __future__ import annotations
@@ -16,11 +17,9 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ from pydicom.pixels.processing import (
 )
 
 from mrrag.data.codecs import ALWAYS_LOSSY, J2K
-from mrrag.data.dicom import TAGS
 from mrrag.data.images import read_image
 from mrrag.data.limits import MAX_BYTES
 from mrrag.errors import ImageError
@@ -48,9 +46,8 @@ from mrrag.types import Image
 
 Array = npt.NDArray[Any]
 
-# Of the largest picture's pixels, in float64 and a few copies.
-MAX_MEMORY = 3 * 2**30
-SECONDS = 60.0  # by the wall clock, after which a reader is ended
+MAX_MEMORY = 3 * 2**30  # bytes: the largest picture's pixels in float64, and a few copies
+SECONDS = 60.0  # of wall-clock time, after which the process is killed
 CPU_SECONDS = 10.0
 
 RIGHT, ALONE, REFUSED = "right", "no reference", "refused"
@@ -61,20 +58,20 @@ WRONG, RAISED, CRASHED, STUCK, SLOW, FULL, LEFT = FAILURES = (
 
 @dataclass(frozen=True)
 class FileOutcome:
-    """What one file came to; ``kind`` is one of those above."""
+    """The result for one file; ``kind`` is one of the constants above."""
 
     name: str
     kind: str
     detail: str = ""
     syntax: str = ""
-    seconds: float = 0.0  # of CPU
+    seconds: float = 0.0  # of CPU time
 
 
-# ---------------------------------------------------------------- one file, in its own process
+# One file: these jobs run in the separate process. Each returns a kind and a detail.
 
 
 def read_file(data: bytes) -> tuple[str, str]:
-    """Read a file, as an outcome's kind and detail."""
+    """Read the bytes of a file."""
     try:
         image = read_image(data)
     except ImageError as error:
@@ -91,13 +88,13 @@ def read_file(data: bytes) -> tuple[str, str]:
 
 
 def read_path(path: str) -> tuple[str, str]:
-    """Read a file from disk, as an outcome's kind and detail."""
+    """Read a file from disk."""
     with open(path, "rb") as file:
         return read_file(file.read(MAX_BYTES + 1))
 
 
 def transfer_syntax(path: str) -> tuple[str, str]:
-    """Name a file's transfer syntax, as it says itself."""
+    """Return the name of a file's transfer syntax, or "", in place of the kind."""
     try:
         syntax = dcmread(path, force=True, stop_before_pixels=True).file_meta.TransferSyntaxUID
     except Exception:
@@ -106,7 +103,7 @@ def transfer_syntax(path: str) -> tuple[str, str]:
 
 
 def compare_path(path: str) -> tuple[str, str]:
-    """Compare a file's picture with each reference that is to be had."""
+    """Compare a file's picture with every reference that is available."""
     with open(path, "rb") as file:
         image = read_image(file.read(MAX_BYTES + 1))
     if image.tags.get("format") in ("PNG", "JPEG"):
@@ -121,13 +118,13 @@ def compare_path(path: str) -> tuple[str, str]:
     except NotImplementedError:
         return ALONE, "pydicom does not know this transfer syntax"
     agreed, differing = [], []
-    # An uncompressed syntax needs no plugin: pydicom reads it by itself.
+    # An uncompressed syntax needs no plugin: pydicom reads it itself.
     for plugin in decoder.available_plugins or ("",):
         name = plugin or "pydicom"
         try:
             pixels, found = decoder.as_array(dataset, index=0, raw=True, decoding_plugin=plugin)
             if plugin == "pillow" and _signed_unlike_header(dataset):
-                # Pillow moves what is signed up by half of its range.
+                # Pillow adds half of the range to signed pixels.
                 pixels = pixels ^ pixels.dtype.type(1 << (8 * pixels.itemsize - 1))
             difference = _compare(image, dataset, pixels, str(found["photometric_interpretation"]))
         except Exception:
@@ -137,15 +134,15 @@ def compare_path(path: str) -> tuple[str, str]:
         else:
             agreed.append(name)
     detail = "; ".join([", ".join(agreed)] * bool(agreed) + differing)
-    # Where references differ from each other, a picture need only be one of theirs.
+    # If the references differ from each other, agreeing with one of them is enough.
     return (RIGHT if agreed else WRONG if differing else ALONE), detail
 
 
 def _compare(image: Image, dataset: Dataset, pixels: Array, photometric: str) -> str:
-    """What differs between a picture and decoded pixels in pydicom's pipeline, or nothing.
+    """Return how a picture differs from decoded pixels in pydicom's pipeline, or "".
 
-    Lossless pixels are equal to the last bit, and the display to its rounding. Decoders of
-    lossy pixels round differently, by a hundredth of the range or so.
+    Lossless pixels must be equal to the last bit, and the display up to rounding. Decoders
+    of lossy pixels round differently, by about a hundredth of the range.
     """
     allowed = 0.02 if _is_lossy(dataset) else 0.0
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -157,7 +154,7 @@ def _compare(image: Image, dataset: Dataset, pixels: Array, photometric: str) ->
     bound = allowed * float(np.ptp(values)) + 1e-6 * float(np.abs(values).max())
     if np.quantile(off, 0.999 if allowed else 1.0) > bound:
         return f"values differ by up to {off.max():g}"
-    return _compare_levels(image.display, _grey_display(image, dataset, photometric), 0.0)
+    return _compare_levels(image.display, _grey_display(image.values, dataset, photometric), 0.0)
 
 
 def _compare_levels(display: Array, expected: Array, allowed: float) -> str:
@@ -170,7 +167,7 @@ def _compare_levels(display: Array, expected: Array, allowed: float) -> str:
 
 
 def _colours(dataset: Dataset, pixels: Array, photometric: str) -> Array:
-    """RGB in levels of 0 to 255, by pydicom (PS3.3 C.7.6.3 and C.7.9)."""
+    """Return RGB levels of 0 to 255 by pydicom's pipeline (PS3.3 C.7.6.3 and C.7.9)."""
     top = 2.0 ** int(dataset.BitsStored) - 1
     if photometric == "PALETTE COLOR":
         top = 2.0 ** int(dataset.RedPaletteColorLookupTableDescriptor[2]) - 1
@@ -181,10 +178,8 @@ def _colours(dataset: Dataset, pixels: Array, photometric: str) -> Array:
     return levels
 
 
-def _grey_display(image: Image, dataset: Dataset, photometric: str) -> Array:
-    """Levels of 0 to 255 of the picture's own values, by pydicom (PS3.3 C.11.2)."""
-    values = image.values
-    assert values is not None
+def _grey_display(values: Array, dataset: Dataset, photometric: str) -> Array:
+    """Return grey levels of 0 to 255 of a picture's values by pydicom (PS3.3 C.11.2)."""
     low, high = float(values.min()), float(values.max())
     shown = apply_voi_lut(values, dataset, index=0, prefer_lut=True)
     if dataset.get("VOILUTSequence"):
@@ -197,12 +192,12 @@ def _grey_display(image: Image, dataset: Dataset, photometric: str) -> Array:
 
 
 def _signed_as_coded(dataset: Dataset, pixels: Array) -> Array:
-    """Give JPEG 2000 pixels the sign of their codestream."""
+    """Return JPEG 2000 pixels with the sign that the codestream gives."""
     return pixels.view(f"i{pixels.itemsize}") if _signed_unlike_header(dataset) else pixels
 
 
 def _signed_unlike_header(dataset: Dataset) -> bool:
-    """Whether a JPEG 2000 codestream is signed (T.800 A.5.1, Ssiz) and the header is not."""
+    """Return whether a JPEG 2000 codestream is signed (T.800 A.5.1, Ssiz) but the header is not."""
     at = bytes(dataset.PixelData).find(J2K)
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax not in uid.JPEG2000TransferSyntaxes or at < 0 or dataset.PixelRepresentation:
@@ -218,13 +213,13 @@ def _plain_syntax(dataset: Dataset) -> str:
 
 
 def _lift_functional_groups(dataset: Dataset) -> None:
-    """Give the data set what its first frame says of itself (PS3.3 C.7.6.16)."""
-    for keyword in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for group in list(dataset.get(keyword) or [])[:1]:
-            for macro in group:
-                for element in macro.value[0] if macro.VR == "SQ" and macro.value else ():
-                    if element.tag not in dataset:
-                        dataset.add(element)
+    """Copy the first frame's functional groups to the top level (PS3.3 C.7.6.16)."""
+    keywords = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+    groups = [group for keyword in keywords for group in list(dataset.get(keyword) or [])[:1]]
+    macros = [m for group in groups for m in group if m.VR == "SQ" and m.value]
+    for element in [element for macro in macros for element in macro.value[0]]:
+        if element.tag not in dataset:
+            dataset.add(element)
 
 
 def _is_lossy(dataset: Dataset) -> bool:
@@ -233,7 +228,7 @@ def _is_lossy(dataset: Dataset) -> bool:
 
 
 def _compare_picture(image: Image, path: str) -> tuple[str, str]:
-    """A PNG or JPEG against Pillow's plain reading of it."""
+    """Compare a PNG or JPEG picture with what Pillow reads."""
     with PIL.Image.open(path) as picture:
         mode = "L" if image.display.ndim == 2 else "RGB"
         if picture.mode not in ("L", "RGB") or picture.getexif().get(0x0112, 1) != 1:
@@ -242,100 +237,11 @@ def _compare_picture(image: Image, path: str) -> tuple[str, str]:
     return (RIGHT, "Pillow") if np.array_equal(plain, image.display) else (WRONG, "Pillow differs")
 
 
-# ---------------------------------------------------------------- mutated files
-
-
-@cache
-def seeds() -> tuple[bytes, ...]:
-    """Return what is mutated: pydicom's files of at most 300 kB, and small PNG and JPEG files."""
-    paths = [p for p in files_in([shipped() / "test_files"]) if p.stat().st_size <= 300_000]
-    grey = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8)
-    files = [path.read_bytes() for path in paths]
-    for pixels in (grey, np.stack([grey] * 3, -1), grey.astype(np.uint16) * 257):
-        for kind in ("PNG", "JPEG"):
-            if kind == "PNG" or pixels.dtype == np.uint8:
-                file = BytesIO()
-                PIL.Image.fromarray(pixels).save(file, kind)
-                files.append(file.getvalue())
-    return tuple(files)
-
-
-def flip_bits(data: bytearray, files: Sequence[bytes], rng: np.random.Generator) -> None:
-    """Flip 1 to 32 bits, half of the time in the first kilobyte, where headers are."""
-    end = len(data) if rng.random() < 0.5 else min(len(data), 1024)
-    for at in rng.integers(0, end, rng.integers(1, 33)):
-        data[at] ^= 1 << int(rng.integers(8))
-
-
-def truncate(data: bytearray, files: Sequence[bytes], rng: np.random.Generator) -> None:
-    """Cut the end off."""
-    del data[int(rng.integers(len(data))) :]
-
-
-def edit_length(data: bytearray, files: Sequence[bytes], rng: np.random.Generator) -> None:
-    """Overwrite a listed element's length, or a number of two or four bytes anywhere."""
-    elements = _find_elements(data)
-    if elements and rng.random() < 0.7:
-        at = elements[int(rng.integers(len(elements)))] + int(rng.choice([4, 6, 8]))
-    else:
-        at = int(rng.integers(len(data)))
-    extremes = (0, 1, 2, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF, len(data))
-    value = int(rng.choice(extremes)) if rng.random() < 0.7 else int(rng.integers(2**32))
-    width = int(rng.choice([2, 4]))
-    order = "little" if rng.random() < 0.8 else "big"
-    data[at : at + width] = (value % 256**width).to_bytes(width, order)
-
-
-def swap_tags(data: bytearray, files: Sequence[bytes], rng: np.random.Generator) -> None:
-    """Give a listed element another listed element's tag."""
-    elements = _find_elements(data)
-    if elements:
-        tag = TAGS[int(rng.integers(len(TAGS)))]
-        at = elements[int(rng.integers(len(elements)))]
-        data[at : at + 4] = tag.group.to_bytes(2, "little") + tag.elem.to_bytes(2, "little")
-
-
-def splice(data: bytearray, files: Sequence[bytes], rng: np.random.Generator) -> None:
-    """Put a piece of another file in the place of one's own."""
-    other = files[int(rng.integers(len(files)))]
-    at, begin = int(rng.integers(len(data))), int(rng.integers(len(other)))
-    end = begin + int(rng.integers(1, 4097))
-    data[at : at + int(rng.integers(0, 4097))] = other[begin:end]
-
-
-MUTATIONS = (flip_bits, truncate, edit_length, swap_tags, splice)
-
-
-def _find_elements(data: bytearray) -> list[int]:
-    """Where the tags of listed elements are, as little endian."""
-    found = []
-    for tag in TAGS:
-        at = data.find(tag.group.to_bytes(2, "little") + tag.elem.to_bytes(2, "little"))
-        if at >= 0:
-            found.append(at)
-    return found
-
-
-def mutate(files: Sequence[bytes], seed: int, number: int) -> bytes:
-    """Return one file, changed in one to three ways; the same for the same numbers."""
-    rng = np.random.default_rng([seed, number])
-    data = bytearray(files[int(rng.integers(len(files)))])
-    for _ in range(int(rng.integers(1, 4))):
-        if data:
-            MUTATIONS[int(rng.integers(len(MUTATIONS)))](data, files, rng)
-    return bytes(data)
-
-
-def read_mutated(seed: int, number: int) -> tuple[str, str]:
-    """Read a mutated file, as an outcome's kind and detail."""
-    return read_file(mutate(seeds(), seed, number))
-
-
-# ---------------------------------------------------------------- the reading process
+# The separate process
 
 
 def _serve(pipe: Connection, folder: str) -> None:
-    """Run jobs from a pipe, in bounded memory and an empty folder."""
+    """Run the jobs that come through a pipe, in bounded memory and an empty folder."""
     import resource
 
     os.chdir(folder)
@@ -357,7 +263,7 @@ def _serve(pipe: Connection, folder: str) -> None:
 
 
 class Reader:
-    """A process that reads files, started again where a file ended it."""
+    """A process that reads files, restarted after a file has ended it."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -366,7 +272,7 @@ class Reader:
     def run(
         self, job: Callable[..., tuple[str, str]], *arguments: object
     ) -> tuple[str, str, float]:
-        """Run a job in the process: kind, detail and CPU seconds."""
+        """Run a job in the process, and return kind, detail and CPU seconds."""
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, theirs = context.Pipe()
@@ -386,7 +292,7 @@ class Reader:
         return answer
 
     def end(self) -> None:
-        """End the process."""
+        """Kill the process."""
         if self.process is not None:
             self.process.kill()
             self.process.join()
@@ -396,7 +302,7 @@ class Reader:
 
 @contextmanager
 def reader() -> Iterator[Reader]:
-    """A reader in an empty folder that goes with it."""
+    """Yield a reader in an empty folder, and remove both at the end."""
     with tempfile.TemporaryDirectory(prefix="mr-rag-reader-") as folder:
         running = Reader(folder)
         try:
@@ -405,16 +311,16 @@ def reader() -> Iterator[Reader]:
             running.end()
 
 
-# ---------------------------------------------------------------- the two runs
+# The run over many files
 
 
 def shipped() -> Path:
-    """Where pydicom keeps the files that it ships."""
+    """Return the folder of the files that pydicom ships."""
     return Path(str(pydicom.data.__file__)).parent
 
 
 def files_in(folders: Iterable[Path]) -> list[Path]:
-    """Every file under the folders but Python's own, in a fixed order."""
+    """Return every file below the folders but Python source, in a fixed order."""
     return sorted(
         path
         for folder in folders
@@ -424,14 +330,14 @@ def files_in(folders: Iterable[Path]) -> list[Path]:
 
 
 def conform(paths: Iterable[Path]) -> Iterator[FileOutcome]:
-    """Read each file, and compare the pictures with their references."""
+    """Read each file, and compare its picture with the references."""
     with reader() as running:
         for path in paths:
             syntax, _, _ = running.run(transfer_syntax, str(path))
             kind, detail, seconds = running.run(read_path, str(path))
             if kind == ALONE:
                 compared, said, _ = running.run(compare_path, str(path))
-                # A reference that ends its process says nothing of ours.
+                # If the reference ends the process, the picture is not to blame.
                 if compared in (RIGHT, WRONG):
                     kind, detail = compared, said
                 elif compared != ALONE:
@@ -441,14 +347,6 @@ def conform(paths: Iterable[Path]) -> Iterator[FileOutcome]:
             )
 
 
-def fuzz(count: int, seed: int) -> Iterator[FileOutcome]:
-    """Read mutated files."""
-    with reader() as running:
-        for number in range(count):
-            kind, detail, seconds = running.run(read_mutated, seed, number)
-            yield FileOutcome(f"{seed}-{number}", kind, detail, seconds=seconds)
-
-
 def totals(outcomes: Iterable[FileOutcome]) -> dict[str, int]:
-    """How many files came to each kind."""
+    """Return the number of files of each kind, the most frequent first."""
     return dict(Counter(outcome.kind for outcome in outcomes).most_common())

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
 
-from mrrag.data.corpus import Record
 from mrrag.data.images import load_image
+from mrrag.data.records import Record
 from mrrag.files import file_sha256
 from mrrag.retrieval.bi_tower import BiTower
 from mrrag.retrieval.build import build_knowledge_base

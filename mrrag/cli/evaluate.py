@@ -24,7 +24,7 @@ from mrrag.errors import SettingsError
 from mrrag.study.plan import ABLATIONS, ALL_METHODS, ANSWER_TOKENS, SHARES
 
 if TYPE_CHECKING:
-    from mrrag.data.corpus import Corpus
+    from mrrag.data.records import Corpus
     from mrrag.pipeline import Pipeline
     from mrrag.study.experiment import Experiment
     from mrrag.study.plan import Plan

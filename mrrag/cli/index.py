@@ -25,7 +25,7 @@ from mrrag.data.fetch import OPENI
 from mrrag.errors import SettingsError
 
 if TYPE_CHECKING:
-    from mrrag.data.corpus import Corpus, Record
+    from mrrag.data.records import Corpus, Record
     from mrrag.retrieval.encoders import Encoder
     from mrrag.retrieval.knowledge_base import KnowledgeBase
 

@@ -16,7 +16,7 @@ from mrrag.files import ASSETS, read_json
 from mrrag.types import BUNDLED
 
 if TYPE_CHECKING:
-    from mrrag.data.corpus import Corpus
+    from mrrag.data.records import Corpus
     from mrrag.pipeline import Pipeline
 
 RUNS = Path("runs")

@@ -257,11 +257,11 @@ def run_train_retriever(args: argparse.Namespace) -> None:
 def _train_own_retriever(args: argparse.Namespace) -> None:
     import torch
 
-    from mrrag.retrieval.encoders import BERT, RESNET
-    from mrrag.training.data import to_learn_from
-    from mrrag.training.retriever import RetrieverOptions, train_from_public
+    from mrrag.retrieval.bi_tower import BERT, RESNET
+    from mrrag.training.data import split_for_training
+    from mrrag.training.retriever import RetrieverOptions, train_from_pretrained
 
-    data = to_learn_from(read_chosen(args), args.data)
+    data = split_for_training(read_chosen(args), args.data)
     options = RetrieverOptions(
         image_tower=args.image_tower or RESNET,
         text_tower=args.text_tower or BERT,
@@ -279,7 +279,9 @@ def _train_own_retriever(args: argparse.Namespace) -> None:
     counts = ", ".join(f"{len(data.rows(name))} {name}" for name in ("train", "validation"))
     print(f"{len(data.records)} cases with a report: {counts}", flush=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    train_from_public(args.runs / f"retriever-{output.name}", data, options, output, device=device)
+    train_from_pretrained(
+        args.runs / f"retriever-{output.name}", data, options, output, device=device
+    )
     print(f"Written to {output}; use it with `index --encoder {output}`.")
 
 
@@ -311,18 +313,18 @@ def run_find_layers(args: argparse.Namespace) -> None:
 def _learn(args: argparse.Namespace, step: str, learn: Callable[..., str], **options: int) -> str:
     """Learn from the data set that the options name; return what was found, in words."""
     from mrrag.learnt import learnt_path
-    from mrrag.training.learn import learning_set
+    from mrrag.training.learn import split_questions
     from mrrag.training.recipe import bundled_pipeline
 
     path = learnt_path(args.model, args.kb, args.assets)
     bundled = path.parent == args.assets
     pipeline = bundled_pipeline(args.assets) if bundled else load_chosen(args)
-    lessons = learning_set(read_chosen(args), pipeline.knowledge_base)
-    for reason, count in lessons.left_out.items():
+    split = split_questions(read_chosen(args), pipeline.knowledge_base)
+    for reason, count in split.left_out.items():
         print(f"left out: {count} questions {reason}", file=sys.stderr)
     folder = args.runs / (step if bundled else f"{step}-{path.parent.name}")
     asked = {"model": args.model, "questions": args.questions, "k": args.k}
-    said = learn(pipeline, lessons, folder, path, **asked, **options, ticker=ticker)
+    said = learn(pipeline, split, folder, path, **asked, **options, ticker=ticker)
     return f"{said}\nWritten to {path}; plots and figures are in {folder}."
 
 
@@ -330,13 +332,16 @@ def run_samples(args: argparse.Namespace) -> None:
     """Choose the sample cases, and write them."""
     from mrrag.phantom.world import draw_studies
     from mrrag.pipeline import load_pipeline
+    from mrrag.study.evaluation import encode_items
     from mrrag.training.data import read_data_set
-    from mrrag.training.recipe import asked_of
     from mrrag.training.samples import choose, write_samples
 
     pipeline = load_pipeline(args.assets)
     data = read_data_set(args.data)
-    items = asked_of(pipeline, data, data.rows("test"), args.questions, ticker)
+    test = data.subset(data.rows("test"))
+    items = encode_items(
+        pipeline, test.records, test.questions, limit=args.questions, ticker=ticker
+    )
     recipe = world_recipe(args.assets)
     chosen = choose(pipeline, items, ticker=ticker)
     write_samples(args.directory, chosen, draw_studies(recipe["patients"], recipe["seed"]))

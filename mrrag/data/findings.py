@@ -1,11 +1,11 @@
-"""Findings that a text names, and whether it affirms or denies them.
+"""Findings that a text names, and whether the text affirms or denies them.
 
-Rules in the manner of NegEx (Chapman et al. 2001): a mention is denied where a negation
-stands before it, or a denial after it, within the same clause of the same sentence.
-Small on purpose: it marks words on a page and notices reports that contradict each
-other; it is no labeller for research.
+The rules follow NegEx (Chapman et al. 2001): a mention is denied if a negation precedes
+it, or a denial follows it, within the same clause of the same sentence. They are few on
+purpose: they highlight words on a page and detect reports that contradict each other, and
+are not meant as a labeller for research.
 
-It knows words alone: no images, no models, no scores.
+This module knows only words: no images, no models, no scores.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["FINDINGS", "Mention", "contradictions", "matched_words", "mentions",
 
 Stance = Literal["affirmed", "denied", "uncertain"]
 
-# How far a negation reaches at most, in characters: a sentence without an end is no sentence.
+# The scope of a negation, in characters, at most: a sentence may lack its full stop.
 REACH = 240
 
 _HEART = r"(?:heart|cardiac(?: silhouette)?|cardiomediastinal silhouette)"
 
-# Finding → (wordings that name it, wordings that deny it without any negation).
+# Finding → (wordings that name it, wordings that deny it without a negation).
 FINDINGS: dict[str, tuple[str, str]] = {
     "cardiomegaly": (
         rf"cardiomegaly|enlarged {_HEART}|{_HEART}(?: \w+){{0,4}}? enlarge\w*"
@@ -63,7 +63,7 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "fibrosis": (r"fibro(?:sis|tic)", ""),
 }  # fmt: skip
 
-# "No change in the effusion" has an effusion.
+# "No change in the effusion" affirms an effusion.
 _NOT_NEGATIONS = re.compile(
     r"\b(?:no|without|not)\b(?: \w+){0,2}? (?:changed?|increased?|decreased?|worsening"
     r"|improvement)\b|\bnot only\b|\bno prior\b"
@@ -86,14 +86,14 @@ _DOUBTS_AFTER = re.compile(
     r"^[\w ,-]{0,24}?\b(?:(?:can ?not|not) be (?:excluded|ruled out)|not excluded|is possible"
     r"|is questionable|is suspected)\b"
 )
-# A clause ends here, and the reach of a negation with it.
+# The end of a clause, where the scope of a negation ends.
 _CLAUSE_END = re.compile(
     r"\b(?:but|however|although|though|except|aside from|apart from|despite|there (?:is|are)"
     r"|which)\b|[;:]|, (?:a|an|the) "
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-# What was asked of the reader is not what the reader saw.
-_ASKED = re.compile(
+# The sections before the findings say why the image was taken, not what it shows.
+_REQUEST = re.compile(
     r"\b(?:indication|history|clinical information|reason for (?:exam\w*|study)|technique)\s*:.*?"
     r"(?=\b(?:findings|impression|comparison|technique|conclusion)\s*:|\n\s*\n|\Z)",
     re.S,
@@ -111,7 +111,7 @@ _STOP_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class Mention:
-    """Where a text names a finding: ``text[start:stop]``, and what it says of it."""
+    """A place where a text names a finding, ``text[start:stop]``, and what it says about it."""
 
     finding: str
     start: int
@@ -120,7 +120,7 @@ class Mention:
 
 
 def named(question: str) -> tuple[str, ...]:
-    """The findings that a question names, in the order of :data:`FINDINGS`."""
+    """Return the findings that a question names, in the order of :data:`FINDINGS`."""
     lowered = question.lower()
     return tuple(
         finding
@@ -130,10 +130,10 @@ def named(question: str) -> tuple[str, ...]:
 
 
 def mentions(report: str, findings: Collection[str]) -> tuple[Mention, ...]:
-    """Every mention of these findings, in the order of the text."""
-    # Of equal length, so that places in it are places in the report.
+    """Return every mention of these findings, in the order of the text."""
+    # Lower case may change the length, and then the positions would differ from the report's.
     lowered = report.lower() if len(report.lower()) == len(report) else report
-    lowered = _ASKED.sub(lambda m: " " * len(m.group()), lowered)
+    lowered = _REQUEST.sub(lambda m: " " * len(m.group()), lowered)
     found: list[Mention] = []
     for start, stop in _sentences(lowered):
         sentence = lowered[start:stop]
@@ -153,9 +153,9 @@ def mentions(report: str, findings: Collection[str]) -> tuple[Mention, ...]:
 
 
 def stance(report: str, finding: str) -> Stance | None:
-    """What a report says of a finding as a whole; None where it does not name it.
+    """Return what a whole report says about a finding, None if it does not name it.
 
-    One affirmation outweighs any denial (no effusion on the left, one on the right);
+    One affirmation outweighs any denial (no effusion on the left, one on the right), and
     doubt outweighs denial.
     """
     said = {m.stance for m in mentions(report, (finding,))}
@@ -166,13 +166,12 @@ def stance(report: str, finding: str) -> Stance | None:
 def contradictions(
     question: str, reports: Sequence[str]
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Findings of the question that some reports affirm and others deny.
+    """Return the findings of a question that some reports affirm and others deny.
 
     Returns
     -------
     dict
-        Finding → the numbers of the reports that affirm it and of those that deny it,
-        counted from 0.
+        Finding → the indices of the reports that affirm it, and of those that deny it.
     """
     split = {}
     for finding in named(question):
@@ -185,9 +184,9 @@ def contradictions(
 
 
 def matched_words(question: str, report: str) -> tuple[tuple[int, int], ...]:
-    """Places of the words that a report shares with a question, common words left out.
+    """Return the spans of a report's words that are in the question too.
 
-    A plural matches its singular.
+    Common words are left out, and a plural matches its singular.
     """
     words = set(re.findall(r"[^\W\d_]+", question.lower())) - _STOP_WORDS
     asked = {_stem(word) for word in words} - _STOP_WORDS
@@ -211,8 +210,8 @@ def _sentences(text: str) -> list[tuple[int, int]]:
 
 
 def _stance(sentence: str, start: int, stop: int) -> Stance:
-    """What a sentence says of the words at ``start`` to ``stop``."""
-    # To the end of the mention: "the heart is not enlarged" holds its own negation.
+    """Return what a sentence says about its words from ``start`` to ``stop``."""
+    # Including the mention: "the heart is not enlarged" contains its own negation.
     before = sentence[max(0, start - REACH) : stop]
     ends = [m.end() for m in _CLAUSE_END.finditer(before[: len(before) - (stop - start)])]
     before = _NOT_NEGATIONS.sub(" ", before[ends[-1] if ends else 0 :])

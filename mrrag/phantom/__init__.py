@@ -1,4 +1,4 @@
-"""The phantom world: synthetic radiographs, their reports and questions, all from a seed.
+"""The phantom population: synthetic radiographs, reports and questions, all from a seed.
 
-It knows nothing of the method, the data readers or the models.
+This room knows nothing of the method, the data readers or the models.
 """

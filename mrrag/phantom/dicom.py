@@ -1,11 +1,11 @@
-"""Wraps a phantom radiograph as a DICOM file, or as a PNG.
+"""Encode a phantom radiograph as a DICOM file or a PNG.
 
-The DICOM is a *Digital X-Ray Image - For Presentation*: 12 bits stored in 16, with two
-display windows, made-up names and fixed made-up dates. Nothing in it comes from a real
-person. The same study and pixels always give the same bytes.
+The DICOM file is a *Digital X-Ray Image - For Presentation*: 12 bits stored in 16, with two
+display windows, an invented name and a fixed date. Nothing in it comes from a real person.
+The same study and pixels always give the same bytes.
 
-This module knows nothing of how the picture was made; it takes pixels in the
-MONOCHROME2 sense (bright is dense) and, where asked, stores them as MONOCHROME1.
+This module does not know how the image was made. It takes pixels in the MONOCHROME2 sense
+(bright is dense) and can store them as MONOCHROME1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Pixels = npt.NDArray[np.uint16]
 Photometric = Literal["MONOCHROME1", "MONOCHROME2"]
 
 MAX_VALUE = 4095
-DATE = "20240101"  # of every study: synthetic, and fixed so that files are reproducible
+DATE = "20240101"  # of every study, so that files are reproducible
 FIELD_MM = 400.0  # side of the imaged field at the detector
 WINDOWS = (("NORMAL", 2048.0, 4096.0), ("WIDE", 2048.0, 6144.0))
 
@@ -48,7 +48,7 @@ def dicom_bytes(
     Parameters
     ----------
     study : Study
-        Gives patient number, sex, age and the identifiers.
+        The patient's number, sex and age, from which the identifiers are made too.
     pixels : ndarray of uint16, shape [rows, columns]
         Grey values 0..4095 in the MONOCHROME2 sense (air dark).
     photometric : {"MONOCHROME2", "MONOCHROME1"}
@@ -62,7 +62,10 @@ def dicom_bytes(
         The whole file, explicit VR little endian, uncompressed.
     """
     if pixels.dtype != np.uint16 or pixels.ndim != 2 or int(pixels.max()) > MAX_VALUE:
-        raise ValueError("pixels must be a 2-D uint16 array with values 0..4095")
+        raise ValueError(
+            "pixels must be a 2-D uint16 array with values 0..4095, "
+            f"not {pixels.dtype} {pixels.shape} up to {pixels.max()}"
+        )
     ds = FileDataset("", {}, file_meta=_file_meta(study), preamble=b"\0" * 128)
     _identify(ds, study, patient_name)
     _describe_acquisition(ds, study, pixels.shape)
@@ -80,7 +83,7 @@ def png_bytes(pixels: Pixels, bits: Literal[8, 16] = 8) -> bytes:
     pixels : ndarray of uint16, shape [rows, columns]
         Grey values 0..4095 in the MONOCHROME2 sense.
     bits : {8, 16}
-        8 keeps the top eight of the twelve bits; 16 stretches 0..4095 to 0..65535.
+        8 keeps the upper eight of the twelve bits; 16 scales 0..4095 to 0..65535.
     """
     if bits == 8:
         image = Image.fromarray((pixels >> 4).astype(np.uint8))
@@ -107,7 +110,7 @@ def _file_meta(study: Study) -> FileMetaDataset:
 
 
 def _identify(ds: Dataset, study: Study, patient_name: str) -> None:
-    """Patient, study, series, equipment and instance."""
+    """Fill in patient, study, series, equipment and instance."""
     ds.SpecificCharacterSet = "ISO_IR 192"
     ds.PatientName = patient_name
     ds.PatientID = f"PHANTOM-{study.patient:06d}"
@@ -137,7 +140,7 @@ def _identify(ds: Dataset, study: Study, patient_name: str) -> None:
 
 
 def _describe_acquisition(ds: Dataset, study: Study, shape: tuple[int, ...]) -> None:
-    """Anatomy, view and geometry: postero-anterior, patient's left on the right."""
+    """Fill in anatomy, view and geometry: postero-anterior, patient's left on the right."""
     ds.BodyPartExamined = "CHEST"
     ds.AnatomicRegionSequence = Sequence([_code("51185008", "Chest")])
     ds.ViewPosition = "PA"
@@ -170,7 +173,7 @@ def _code(value: str, meaning: str) -> Dataset:
 
 
 def _store(ds: Dataset, pixels: Pixels, photometric: Photometric) -> None:
-    """Pixel data and how to show it."""
+    """Fill in the pixel data and its display."""
     inverse = photometric == "MONOCHROME1"
     ds.SamplesPerPixel = 1
     ds.PhotometricInterpretation = photometric
@@ -183,7 +186,7 @@ def _store(ds: Dataset, pixels: Pixels, photometric: Photometric) -> None:
     ds.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
     ds.LossyImageCompression = "00"
     ds.BurnedInAnnotation = "NO"
-    ds.WindowCenter = [f"{center:g}" for _, center, _ in WINDOWS]
+    ds.WindowCenter = [f"{centre:g}" for _, centre, _ in WINDOWS]
     ds.WindowWidth = [f"{width:g}" for _, _, width in WINDOWS]
     ds.WindowCenterWidthExplanation = [name for name, _, _ in WINDOWS]
     ds.VOILUTFunction = "LINEAR"

@@ -1,12 +1,12 @@
-"""The back of a phantom eye: disc, cup, vessels and macula, with or without glaucoma.
+"""Draw the fundus of a phantom eye: disc, cup, vessels and macula, with or without glaucoma.
 
-The picture is in the manner of a scanning laser ophthalmoscope: grey, the disc bright,
-the cup brighter, the vessels dark. What a glaucoma changes is what a clinician looks for
-first: the cup takes a larger share of the disc (the vertical cup-to-disc ratio), its rim
-is thin below, and a wedge of nerve fibres that leaves from there is dark.
+The image resembles one of a scanning laser ophthalmoscope: grey, with a bright disc, a
+brighter cup and dark vessels. Glaucoma changes what a clinician looks at first: the cup takes
+up more of the disc (the vertical cup-to-disc ratio), the inferior rim is thin, and a wedge of
+lost nerve fibres below it is dark.
 
-It knows no real optics and no other disease. The pictures are for showing and testing
-software; they are not fit to train or judge anything meant for patients.
+This module knows no real optics and no other disease. The images are for showing and testing
+software. They are not fit to train or judge anything meant for patients.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
+from mrrag.phantom.report import QuestionAnswer
+
 Array = npt.NDArray[np.float32]
 
-ROWS, COLUMNS = 664, 512  # of Harvard-FairVLMed's pictures, px
-OVER = 2  # vessels are drawn this much larger, against stair-steps
+ROWS, COLUMNS = 664, 512  # px, as in Harvard-FairVLMed
+OVER = 2  # supersampling of the vessels, against stair-steps
 GLAUCOMA_RATE = 0.5
 DISC = 0.085  # radius, in columns
 
 
 @dataclass(frozen=True)
 class Eye:
-    """One eye of one phantom patient. ``ratio`` is the vertical cup-to-disc ratio."""
+    """An eye of a phantom patient. ``ratio`` is the vertical cup-to-disc ratio."""
 
     uid: int
     sex: Literal["female", "male"]
@@ -38,9 +40,14 @@ class Eye:
     ratio: float
     seed: int
 
+    @property
+    def patient(self) -> int:
+        """The patient's number, from 0: one eye each."""
+        return self.uid - 1
+
 
 def draw_eyes(count: int, seed: int) -> list[Eye]:
-    """Draw so many patients, an eye each; the ratios of sick and well ones overlap a little."""
+    """Draw ``count`` patients, one eye each; the ratios with and without glaucoma overlap."""
     rng = np.random.default_rng((seed, 11))
     eyes = []
     for uid in range(1, count + 1):
@@ -61,7 +68,7 @@ def draw_eyes(count: int, seed: int) -> list[Eye]:
 
 
 def write_note(eye: Eye) -> tuple[str, str]:
-    """A clinical note and its summary, as true as the picture is."""
+    """Return a clinical note and its summary, both consistent with the image."""
     rng = np.random.default_rng((eye.seed, 1))
     pressure = int(np.clip(rng.normal(23 if eye.glaucoma else 15, 2.5), 9, 38))
     rim = "inferior rim thinning" if eye.glaucoma else "rim healthy"
@@ -80,16 +87,20 @@ def write_note(eye: Eye) -> tuple[str, str]:
     return note, summary
 
 
-def ask_about(eye: Eye) -> list[tuple[str, str, str]]:
-    """Question, answer and finding, of what can be seen in the picture."""
+def ask_about(eye: Eye) -> list[QuestionAnswer]:
+    """Return questions about what the image shows, with their answers."""
+    rows = (
+        ("Does the patient have glaucoma?", eye.glaucoma, "glaucoma"),
+        ("Is the cup-to-disc ratio enlarged?", eye.ratio >= 0.6, "cup"),
+    )
     return [
-        ("Does the patient have glaucoma?", "Yes." if eye.glaucoma else "No.", "glaucoma"),
-        ("Is the cup-to-disc ratio enlarged?", "Yes." if eye.ratio >= 0.6 else "No.", "cup"),
+        QuestionAnswer(question, "Yes." if yes else "No.", "closed", finding)
+        for question, yes, finding in rows
     ]
 
 
 def render_eye(eye: Eye, columns: int = COLUMNS) -> npt.NDArray[np.uint8]:
-    """The picture, uint8 [rows, columns], with rows : columns as 664 : 512."""
+    """Draw the image, uint8 [rows, columns], with rows : columns as 664 : 512."""
     rows = round(columns * ROWS / COLUMNS)
     rng = np.random.default_rng((eye.seed, 2))
     # Eye coordinates: one unit is the width; x grows to the right, y downwards, from the
@@ -110,7 +121,7 @@ def render_eye(eye: Eye, columns: int = COLUMNS) -> npt.NDArray[np.uint8]:
     tall = wide * rng.uniform(1.05, 1.15)
     from_disc = np.sqrt(((x - disc[0]) / wide) ** 2 + ((y - disc[1]) / tall) ** 2)
     light += 0.27 * _inside(from_disc, 1.0, 0.06)
-    # A sick cup reaches down: it is moved towards the lower rim as far as the disc allows.
+    # In glaucoma the cup extends down: it is moved as far towards the lower rim as fits.
     drop = (0.6 if eye.glaucoma else 0.1) * (1.0 - eye.ratio) * tall
     from_cup = np.sqrt(
         ((x - disc[0] - 0.1 * nose * (eye.ratio - 1) * wide) / (wide * eye.ratio)) ** 2
@@ -124,14 +135,14 @@ def render_eye(eye: Eye, columns: int = COLUMNS) -> npt.NDArray[np.uint8]:
 
 
 def _inside(distance: npt.NDArray[np.floating], edge: float, soft: float) -> Array:
-    """1 within ``edge``, 0 beyond, over a smooth border."""
+    """Return 1 within ``edge`` and 0 beyond it, with a smooth border."""
     t = np.clip((edge + soft - distance) / (2 * soft), 0.0, 1.0)
     smooth: Array = (t * t * (3 - 2 * t)).astype(np.float32)
     return smooth
 
 
 def _cloud(rng: np.random.Generator, rows: int, columns: int, cells: int) -> Array:
-    """Smooth texture of about zero mean and unit variance."""
+    """Return smooth texture, mean about 0, variance 1."""
     small = rng.standard_normal((round(cells * rows / columns), cells), dtype=np.float32)
     large = Image.fromarray(small).resize((columns, rows), Image.Resampling.BICUBIC)
     field = np.asarray(large, dtype=np.float32)
@@ -139,7 +150,7 @@ def _cloud(rng: np.random.Generator, rows: int, columns: int, cells: int) -> Arr
 
 
 def _wedge(x: Array, y: Array, disc: npt.NDArray[np.float64], nose: float, angle: float) -> Array:
-    """A sector from the disc downwards and away from the nose: fibres that are lost."""
+    """Return the sector of lost fibres: from the disc down and away from the nose."""
     dx, dy = -nose * (x - disc[0]), y - disc[1]
     far = np.sqrt(dx * dx + dy * dy)
     turned = np.arctan2(dy, dx) - angle
@@ -154,7 +165,7 @@ def _vessels(
     rows: int,
     columns: int,
 ) -> Array:
-    """How much light vessels take away, [rows, columns]."""
+    """Return the share of light that vessels absorb, [rows, columns]."""
     sheet = Image.new("L", (columns * OVER, rows * OVER))
     pen = ImageDraw.Draw(sheet)
 
@@ -178,7 +189,7 @@ def _vessels(
 
     for down in (-1.0, 1.0):
         for away, width in ((True, 0.011), (True, 0.008), (False, 0.006)):
-            # The temporal arcades rise steeply and bend round the macula.
+            # The temporal arcades rise steeply and bend around the macula.
             turn = rng.uniform(1.15, 1.45) if away else rng.uniform(0.7, 1.1)
             angle = down * (np.pi - turn if (nose > 0) == away else turn)
             curl = -down * (0.045 if away else 0.02) * (-nose if away else nose)

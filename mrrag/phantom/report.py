@@ -1,12 +1,12 @@
-"""What is written and asked about a phantom study: its report, its questions, their answers.
+"""The report of a phantom study, and questions about it with their answers.
 
-Reports are short and omit much, as people's do: they answer what they were asked, name
-some of the normal findings, and pass over others that are there. So silence says little,
-and a report that names the finding in question is worth more than one that does not:
-that is what the question-report similarity of MCR is for. Questions are about what the
-study's own report names, as in data sets whose questions were made from reports.
+Reports are short and incomplete, as real ones are: they name some normal findings and leave
+out some that are present. So an omission says little, and a report that names the finding
+asked about is worth more than one that does not; this is what the question-report similarity
+of MCR is for. Questions are about findings named in the study's own report, as in data sets
+whose questions were generated from reports.
 
-This module knows no pixels, and its words are all that the bundled model knows.
+This module knows no pixels. Its texts are the whole vocabulary of the bundled model.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 
 from mrrag.phantom.world import FINDINGS, Finding, Study
 
-# How a grade is said, by finding; the default is the grade's own name.
+# Words for the grades of findings that have a size; for others the grade is its own word.
 SIZES = {"mild": "small", "moderate": "moderate", "severe": "large"}
 SIZED = ("pleural effusion", "pneumothorax", "nodule")
 
-# Sentences that state a finding. {side}, {zone} and {grade} are filled in; a {grade}
-# that is not said leaves no gap.
+# Sentences that assert a finding. {side}, {zone} and {grade} are filled in; {grade} may be
+# empty.
 PRESENT: dict[str, tuple[str, ...]] = {
     "cardiomegaly": (
         "There is {grade} cardiomegaly.",
@@ -125,7 +125,7 @@ ABSENT: dict[str, tuple[str, ...]] = {
     "scoliosis": ("No scoliosis.", "The spine is straight without scoliosis."),
 }
 
-# How often a normal finding is worth a sentence.
+# Probability that the absence of a finding is reported.
 DENIAL_RATE: dict[str, float] = {
     "cardiomegaly": 0.3,
     "pleural effusion": 0.3,
@@ -140,14 +140,14 @@ DENIAL_RATE: dict[str, float] = {
     "rib fracture": 0.2,
     "scoliosis": 0.2,
 }
-# How often a finding is passed over in silence, by grade (None: it has no grade).
+# Probability that a finding is left out of the report, by grade (None: it has no grade).
 SILENCE_RATE: dict[str | None, float] = {
     "mild": 0.7,
     "moderate": 0.6,
     "severe": 0.5,
     None: 0.6,
 }
-# How often a finding that is there is named, over all grades.
+# Probability that a finding is reported, over all grades.
 SAID_RATE = 0.36
 MOST_ASKED = 3
 PRIORS = (
@@ -168,7 +168,7 @@ NORMAL_IMPRESSIONS = (
     "No acute findings.",
 )
 
-# What a finding is called in a question.
+# Names of the findings in questions.
 NAMES: dict[str, tuple[str, ...]] = {
     "cardiomegaly": ("cardiomegaly", "an enlarged heart", "cardiac enlargement"),
     "pleural effusion": ("a pleural effusion", "pleural effusion", "pleural fluid"),
@@ -207,7 +207,7 @@ DESCRIBE = (
 )
 NOTHING_FOUND = "No acute abnormality."
 
-# Words that tell a question about this world from any other.
+# Words by which a question about this world is recognised.
 TOPICS: tuple[str, ...] = tuple(
     sorted({n.removeprefix("a ").removeprefix("an ") for names in NAMES.values() for n in names})
 )
@@ -215,7 +215,7 @@ TOPICS: tuple[str, ...] = tuple(
 
 @dataclass(frozen=True)
 class QuestionAnswer:
-    """A question about one study and its answer, known from how the study was drawn.
+    """A question about one study, and its answer by construction.
 
     ``finding`` is None for questions about the whole image.
     """
@@ -227,7 +227,7 @@ class QuestionAnswer:
 
 
 def grade_word(finding: Finding, adverb: bool = False) -> str:
-    """How the finding's grade is said: "small" effusion, "moderate" edema, "mildly" enlarged."""
+    """Return the word for a grade: "small" effusion, "moderate" edema, "mildly" enlarged."""
     if finding.grade is None:
         return ""
     word = SIZES[finding.grade] if finding.name in SIZED else finding.grade
@@ -246,7 +246,7 @@ def _sentence(template: str, finding: Finding, say_grade: bool) -> str:
 
 
 def canonical(finding: Finding) -> str:
-    """The finding in the fewest words: "small right pleural effusion"."""
+    """Return the finding as a short phrase: "small right pleural effusion"."""
     place = f"in the {finding.side} {finding.zone} zone" if finding.zone else ""
     words: tuple[str | None, ...]
     if finding.name == "rib fracture":
@@ -262,7 +262,7 @@ def canonical(finding: Finding) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """A report's two sections, and the findings that it names at all (asserted, denied)."""
+    """A report's two sections, and the findings that it asserts and denies."""
 
     findings: str
     impression: str
@@ -271,7 +271,7 @@ class Report:
 
 
 def write_report(study: Study) -> Report:
-    """Write the study's report; the same study always gets the same one."""
+    """Write the study's report, which depends on nothing but the study."""
     rng = np.random.default_rng((study.seed, 1))
 
     def pick(choices: tuple[str, ...]) -> str:
@@ -299,22 +299,22 @@ def write_report(study: Study) -> Report:
         sentences.insert(0, pick(PRIORS))
     if not sentences:
         sentences = [pick(NOTHING_NAMED)]
-    # The impression repeats the main findings, not all of them.
+    # The impression repeats the main findings only.
     main = [f for f in study.findings if f.name in asserted and f.grade != "mild"][:2]
     if main:
         impression = " ".join(c[0].upper() + c[1:] + "." for c in map(canonical, main))
     elif study.findings:
-        impression = ""  # what was passed over is not called normal either
+        impression = ""  # findings that were left out are not called normal either
     else:
         impression = pick(NORMAL_IMPRESSIONS)
     return Report(" ".join(sentences), impression, tuple(asserted), tuple(denied))
 
 
 def ask(study: Study, report: Report, rates: Mapping[str, float]) -> Iterator[QuestionAnswer]:
-    """Questions about what a study's report names, with their answers, yes and no in balance.
+    """Yield questions about the findings that a report names, with their answers.
 
-    ``rates`` is each finding's share in the population; with it a finding is denied in
-    questions as often as it is affirmed, so that its name alone tells nothing.
+    ``rates`` holds the prevalence of each finding. With it, yes and no are balanced for every
+    finding, so that its name alone does not predict the answer.
     """
     rng = np.random.default_rng((study.seed, 2))
 
@@ -323,7 +323,7 @@ def ask(study: Study, report: Report, rates: Mapping[str, float]) -> Iterator[Qu
 
     present = [f for f in study.findings if f.name in report.asserted]
     yes = [present[i] for i in rng.permutation(len(present))[:MOST_ASKED]]
-    # Each finding is denied in questions as often as it is affirmed in the population.
+    # Over the population, each finding is denied as often as it is affirmed.
     odds = {f: rates[f] / (1 - rates[f]) * SAID_RATE / DENIAL_RATE[f] for f in report.denied}
     no = [f for f in report.denied if rng.random() < odds[f]]
     for finding in yes:
@@ -373,8 +373,8 @@ def _open_questions(
         yield QuestionAnswer(pick(DESCRIBE), reply, "open", None)
 
 
-def prevalence(studies: list[Study]) -> dict[str, float]:
-    """The share of studies with each finding."""
+def prevalence(studies: Sequence[Study]) -> dict[str, float]:
+    """Return the share of studies with each finding."""
     return {
         name: float(np.mean([s.finding(name) is not None for s in studies])) for name in FINDINGS
     }

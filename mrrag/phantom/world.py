@@ -1,9 +1,8 @@
-"""Who the phantom patients are and what is wrong with them.
+"""The phantom population: patients, studies and their findings.
 
-A study is drawn in two steps: a clinical picture (heart failure, infection,
-trauma, ...) and then the findings that go with it, each with side, zone and
-grade. Correlated findings are what makes one chest resemble another, and so what
-gives retrieval something to find.
+A study is drawn in two steps: a clinical picture (heart failure, infection, trauma, ...),
+then the findings that go with it, each with side, zone and grade. Because findings are
+correlated, chests resemble one another, and retrieval has something to find.
 
 This module knows neither pixels (:mod:`mrrag.phantom.render`) nor words
 (:mod:`mrrag.phantom.report`).
@@ -20,14 +19,12 @@ Side = Literal["left", "right", "bilateral"]
 Zone = Literal["upper", "mid", "lower"]
 Grade = Literal["mild", "moderate", "severe"]
 
-SIDES: tuple[Side, ...] = ("left", "right", "bilateral")
-ZONES: tuple[Zone, ...] = ("upper", "mid", "lower")
 GRADES: tuple[Grade, ...] = ("mild", "moderate", "severe")
 
 
 @dataclass(frozen=True)
 class FindingKind:
-    """What a finding may look like: its allowed sides and zones (empty: has none)."""
+    """The allowed sides and zones of a finding; empty where it has none."""
 
     name: str
     sides: tuple[Side, ...] = ()
@@ -57,10 +54,11 @@ FINDINGS: tuple[str, ...] = tuple(KINDS)
 
 @dataclass(frozen=True)
 class Finding:
-    """One abnormality. ``side`` is the patient's side, so "right" is drawn on the image's left.
+    """An abnormality of one study.
 
-    For scoliosis ``side`` is the side of the convexity. ``grade`` stands for size
-    where the finding has one (small, moderate and large effusion, ...).
+    ``side`` is the patient's side, so "right" is on the left of the image; for scoliosis it is
+    the side of the convexity. For an effusion, a pneumothorax or a nodule ``grade`` is its
+    size: small, moderate or large.
     """
 
     name: str
@@ -68,10 +66,15 @@ class Finding:
     zone: Zone | None = None
     grade: Grade | None = None
 
+    @property
+    def level(self) -> int:
+        """0, 1 or 2 for mild, moderate or severe; moderate where the finding has no grade."""
+        return GRADES.index(self.grade or "moderate")
+
 
 @dataclass(frozen=True)
 class Study:
-    """One frontal chest radiograph of one phantom patient, everything but its pixels and words.
+    """A frontal chest radiograph of a phantom patient, without its pixels and report.
 
     ``habitus`` runs from 0 (thin) to 1 (large), ``inspiration`` from 0 (poor) to 1
     (deep), ``exposure`` from 0 (under) to 1 (over); ``rotation`` is in degrees,
@@ -90,12 +93,12 @@ class Study:
     seed: int
 
     def finding(self, name: str) -> Finding | None:
-        """The finding of that name, or None where the study has none."""
+        """Return the finding of that name, or None."""
         return next((f for f in self.findings if f.name == name), None)
 
 
-# Clinical pictures: how often each is seen, and how often each finding goes with it.
-# A finding that is not named has the background rate.
+# Clinical pictures: the probability of each, and of each finding given the picture.
+# A finding not listed has the background rate.
 BACKGROUND_RATE = 0.04
 PICTURES: dict[str, tuple[float, dict[str, float]]] = {
     "well": (0.16, {}),
@@ -120,14 +123,14 @@ PICTURES: dict[str, tuple[float, dict[str, float]]] = {
 }
 
 
-# What a patient keeps from one study to the next.
+# Findings that persist from one study of a patient to the next.
 CHRONIC = ("cardiomegaly", "hyperinflation", "pacemaker", "scoliosis")
 
 
 def draw_patient(first_uid: int, patient: int, rng: np.random.Generator) -> list[Study]:
-    """Draw one patient and their one to three studies.
+    """Draw the one to three studies of a patient.
 
-    Sex, age, build and chronic findings stay; the rest is drawn again for each study.
+    Sex, age, habitus and chronic findings are the same in all; the rest is drawn per study.
     """
     sex: Literal["F", "M"] = "F" if rng.random() < 0.5 else "M"
     age = int(rng.integers(19, 92))
@@ -175,7 +178,7 @@ def _draw_finding(kind: FindingKind, rng: np.random.Generator) -> Finding:
 
 
 def draw_studies(patients: int, seed: int) -> list[Study]:
-    """Draw the whole population; studies of one patient share its number, which splits go by."""
+    """Draw the whole population; splits go by patient number."""
     rng = np.random.default_rng(seed)
     studies: list[Study] = []
     for patient in range(patients):

@@ -1,10 +1,9 @@
-"""Write phantom studies to disk in the layout of a real data set.
+"""Write a phantom population to disk in the layout of a real data set.
 
-So the code that reads phantoms is the code that reads real data. The layouts are the
-Kaggle form of IU-Xray (:func:`write_data_set`), MIMIC-CXR-JPG (:func:`write_mimic`) and,
-of eyes, Harvard-FairVLMed (:func:`write_fairvlmed`). Beside each lie two files that a
-real copy lacks: ``questions.jsonl`` and ``source.json`` (where it comes from, and its
-licence); beside the first ``splits.csv`` (uid, patient, split) too.
+So the code that reads phantoms is the code that reads real data. The layouts are the Kaggle
+form of IU-Xray, MIMIC-CXR-JPG and, for eyes, Harvard-FairVLMed. Each gets two files that a
+real copy lacks: ``questions.jsonl`` and ``source.json`` (origin and licence); IU-Xray also
+gets ``splits.csv`` (uid, patient, split).
 """
 
 from __future__ import annotations
@@ -13,26 +12,27 @@ import csv
 import gzip
 import io
 import json
-import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from mrrag.files import write_atomic
 from mrrag.phantom.dicom import png_bytes
 from mrrag.phantom.fundus import Eye, ask_about, draw_eyes, render_eye, write_note
 from mrrag.phantom.render import render
-from mrrag.phantom.report import ask, canonical, prevalence, write_report
+from mrrag.phantom.report import QuestionAnswer, ask, canonical, prevalence, write_report
 from mrrag.phantom.world import Study, draw_studies
 
 SPLITS: tuple[tuple[str, float], ...] = (("train", 0.7), ("validation", 0.1), ("test", 0.2))
 LICENCE = "CC0-1.0"
-# CheXpert's fourteen labels, and the findings of this world that they stand for.
+# CheXpert's fourteen labels, and the phantom findings that each stands for.
 CHEXPERT: dict[str, tuple[str, ...]] = {
     "Atelectasis": ("atelectasis",),
     "Cardiomegaly": ("cardiomegaly",),
@@ -53,8 +53,84 @@ CHEXPERT: dict[str, tuple[str, ...]] = {
 OnProgress = Callable[[Iterable[None], int], Iterable[None]]
 
 
+class Layout(NamedTuple):
+    """The layout of a real data set.
+
+    Attributes
+    ----------
+    draw
+        Number of patients and seed to the population.
+    ask
+        Population to the questions about each member.
+    uid
+        Number of a member to the identifier that a reader gives it.
+    write_tables
+        Writes all but images and questions, for a folder, the population, the split of each
+        member and the image size. Returns the path of each member's image, whose folder exists.
+    """
+
+    draw: Callable[[int, int], Sequence[Any]]
+    ask: Callable[[Sequence[Any]], Iterable[Iterable[QuestionAnswer]]]
+    uid: Callable[[int], str]
+    write_tables: Callable[[Path, Sequence[Any], Sequence[str], int], list[Path]]
+
+
+def write_data_set(
+    directory: Path,
+    layout: str = "iu-xray",
+    *,
+    patients: int,
+    seed: int,
+    size: int = 512,
+    only: str | None = None,
+    workers: int = 2,
+    progress: OnProgress = lambda items, total: items,
+) -> Sequence[Any]:
+    """Draw a population, write it, and return it: studies, or eyes in FairVLMed's layout.
+
+    A stopped run continues: images that exist are not drawn again.
+
+    Parameters
+    ----------
+    layout
+        A key of ``LAYOUTS``.
+    size
+        Columns of each image, px. A radiograph has as many rows, a fundus 664 / 512 of them.
+    only
+        Draw the images of this split only; a reader then skips the other studies.
+    workers
+        Number of rendering processes.
+    progress
+        Wraps the stream of finished images; its second argument is their number.
+    """
+    form = LAYOUTS[layout]
+    population = form.draw(patients, seed)
+    by_patient = split_patients(patients, seed)
+    splits = [by_patient[member.patient] for member in population]
+    directory.mkdir(parents=True, exist_ok=True)
+    about = {"source": f"MR-RAG phantom world, seed {seed}", "licence": LICENCE}
+    write_atomic(directory / "source.json", json.dumps(about) + "\n")
+    paths = form.write_tables(directory, population, splits, size)
+    questions = (
+        {"qid": f"{member.uid}-{number}", "uid": form.uid(member.uid), **asdict(question)}
+        for member, asked in zip(population, form.ask(population), strict=True)
+        for number, question in enumerate(asked)
+    )
+    write_atomic(directory / "questions.jsonl", "".join(json.dumps(q) + "\n" for q in questions))
+    jobs = [
+        (member, size, path)
+        for member, path, split in zip(population, paths, splits, strict=True)
+        if only in (None, split)
+    ]
+    # One thread a process: more would only wait for one another.
+    with ProcessPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as pool:
+        for _ in progress(pool.map(_write_image, jobs, chunksize=16), len(jobs)):
+            pass
+    return population
+
+
 def split_patients(patients: int, seed: int) -> list[str]:
-    """Assign each patient a split, at random and once."""
+    """Assign each patient a split, at random."""
     order = np.random.default_rng((seed, 3)).permutation(patients)
     names = [""] * patients
     start = 0
@@ -66,29 +142,23 @@ def split_patients(patients: int, seed: int) -> list[str]:
     return names
 
 
-def image_name(uid: int) -> str:
-    """The file name, as the Kaggle form of IU-Xray has it."""
-    return f"{uid}_IM-{uid:04d}-1001.dcm.png"
+# Images
 
 
-def _write_image(job: tuple[Study, int, Path]) -> None:
-    study, size, path = job
-    if path.exists():  # a run that was stopped goes on where it was
-        return
-    if path.suffix == ".png":
-        data = png_bytes(render(study, size), bits=8)
-    else:
-        buffer = io.BytesIO()
-        grey = (render(study, size) >> 4).astype(np.uint8)
-        Image.fromarray(grey).save(buffer, "JPEG", quality=95)  # as MIMIC-CXR-JPG has it
-        data = buffer.getvalue()
-    _write_whole(path, data)
+def _png(study: Study, size: int) -> bytes:
+    return png_bytes(render(study, size), bits=8)
 
 
-def _write_eye(job: tuple[Eye, int, Path]) -> None:
-    eye, size, path = job
-    if path.exists():
-        return
+def _jpeg(study: Study, size: int) -> bytes:
+    """Encode a radiograph as MIMIC-CXR-JPG does."""
+    buffer = io.BytesIO()
+    grey = (render(study, size) >> 4).astype(np.uint8)
+    Image.fromarray(grey).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def _npz(eye: Eye, size: int) -> bytes:
+    """Encode a fundus as FairVLMed does; -1 is unknown."""
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -102,127 +172,64 @@ def _write_eye(job: tuple[Eye, int, Path]) -> None:
         glaucoma=np.int64(eye.glaucoma),
         note=np.str_(write_note(eye)[0]),
     )
-    _write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    part = path.with_suffix(".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+ENCODERS: dict[str, Callable[[Any, int], bytes]] = {".png": _png, ".jpg": _jpeg, ".npz": _npz}
 
 
-def write_data_set(
-    directory: Path,
-    *,
-    patients: int,
-    seed: int,
-    size: int = 512,
-    only: str | None = None,
-    workers: int = 2,
-    progress: OnProgress = lambda it, total: it,
-) -> Sequence[Study]:
-    """Write the whole population in the Kaggle form of IU-Xray, and return it.
+def _write_image(job: tuple[Study | Eye, int, Path]) -> None:
+    member, size, path = job
+    if not path.exists():
+        write_atomic(path, ENCODERS[path.suffix](member, size))
 
-    Parameters
-    ----------
-    size
-        Rows and columns of each image, in pixels.
-    only
-        Render the images of this split alone; a reader then skips the other studies.
-    workers
-        Processes that render.
-    progress
-        Wraps the stream of finished images; given how many there will be.
-    """
-    studies = draw_studies(patients, seed)
-    splits = split_patients(patients, seed)
-    rates = prevalence(studies)
+
+# Tables and reports
+
+
+def _write_indiana(
+    directory: Path, studies: Sequence[Study], splits: Sequence[str], size: int
+) -> list[Path]:
+    """Write the Kaggle form of IU-Xray."""
     images = directory / "images" / "images_normalized"
     images.mkdir(parents=True, exist_ok=True)
-    _write_source(directory, seed)
-    with (
-        open(directory / "indiana_reports.csv", "w", newline="", encoding="utf-8") as reports,
-        open(directory / "indiana_projections.csv", "w", newline="", encoding="utf-8") as views,
-        open(directory / "splits.csv", "w", newline="", encoding="utf-8") as split_file,
-    ):
-        report_rows = csv.writer(reports)
-        report_rows.writerow(
-            (
-                "uid",
-                "MeSH",
-                "Problems",
-                "image",
-                "indication",
-                "comparison",
-                "findings",
-                "impression",
-            )
-        )
-        view_rows = csv.writer(views)
-        view_rows.writerow(("uid", "filename", "projection"))
-        split_rows = csv.writer(split_file)
-        split_rows.writerow(("uid", "patient", "split"))
-        for study in studies:
-            report = write_report(study)
-            names = ";".join(f.name for f in study.findings) or "normal"
-            mesh = ";".join(canonical(f) for f in study.findings) or "normal"
-            report_rows.writerow(
-                (
-                    study.uid,
-                    mesh,
-                    names,
-                    "Xray Chest PA",
-                    "",
-                    "",
-                    report.findings,
-                    report.impression,
-                )
-            )
-            view_rows.writerow((study.uid, image_name(study.uid), "Frontal"))
-            split_rows.writerow((study.uid, study.patient, splits[study.patient]))
-    _write_questions(directory, studies, rates, str)
-    jobs = [
-        (study, size, images / image_name(study.uid))
-        for study in studies
-        if only in (None, splits[study.patient])
-    ]
-    _draw(_write_image, jobs, workers, progress)
-    return studies
-
-
-def write_mimic(
-    directory: Path,
-    *,
-    patients: int,
-    seed: int,
-    size: int = 512,
-    only: str | None = None,
-    workers: int = 2,
-    progress: OnProgress = lambda it, total: it,
-) -> Sequence[Study]:
-    """Write the population in the form of MIMIC-CXR-JPG, with the reports among the images.
-
-    The parameters are those of :func:`write_data_set`. Numbers are of the published
-    kind: ``p10000000`` and up, ``s50000000`` and up, and a dicom_id of five words.
-    """
-    studies = draw_studies(patients, seed)
-    splits = split_patients(patients, seed)
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_source(directory, seed)
-    metadata, split_rows, labels, jobs = [], [], [], []
+    names = [f"{study.uid}_IM-{study.uid:04d}-1001.dcm.png" for study in studies]
+    reports = []
     for study in studies:
-        subject, number, dicom = (
-            10_000_000 + study.patient,
-            50_000_000 + study.uid,
-            _dicom_id(study),
-        )
+        report = write_report(study)
+        problems = ";".join(f.name for f in study.findings) or "normal"
+        mesh = ";".join(canonical(f) for f in study.findings) or "normal"
+        sections = ("", "", report.findings, report.impression)
+        reports.append((study.uid, mesh, problems, "Xray Chest PA", *sections))
+    columns = ("uid", "MeSH", "Problems", "image")
+    sections = ("indication", "comparison", "findings", "impression")
+    _write_csv(directory / "indiana_reports.csv", (*columns, *sections), reports)
+    views = [(study.uid, name, "Frontal") for study, name in zip(studies, names, strict=True)]
+    _write_csv(directory / "indiana_projections.csv", ("uid", "filename", "projection"), views)
+    rows = [(s.uid, s.patient, split) for s, split in zip(studies, splits, strict=True)]
+    _write_csv(directory / "splits.csv", ("uid", "patient", "split"), rows)
+    return [images / name for name in names]
+
+
+def _write_mimic(
+    directory: Path, studies: Sequence[Study], splits: Sequence[str], size: int
+) -> list[Path]:
+    """Write the form of MIMIC-CXR-JPG, with the reports among the images.
+
+    Identifiers are like the published ones: subjects from ``p10000000``, studies from
+    ``s50000000``, and a dicom_id of five hexadecimal words.
+    """
+    metadata, split_rows, labels, paths = [], [], [], []
+    for study, split in zip(studies, splits, strict=True):
+        subject, number = 10_000_000 + study.patient, 50_000_000 + study.uid
+        draw = random.Random(study.seed)
+        dicom = "-".join(f"{draw.getrandbits(32):08x}" for _ in range(5))
         folder = directory / "files" / f"p{subject // 1_000_000}" / f"p{subject}"
         (folder / f"s{number}").mkdir(parents=True, exist_ok=True)
-        (folder / f"s{number}.txt").write_text(_mimic_report(study), encoding="utf-8")
-        metadata.append(
-            (dicom, subject, number, "CHEST (PA AND LAT)", "PA", size, size, "20240101", "120000.0")
-        )
-        split = splits[study.patient]
+        write_atomic(folder / f"s{number}.txt", _mimic_report(study))
+        paths.append(folder / f"s{number}" / f"{dicom}.jpg")
+        acquisition = ("CHEST (PA AND LAT)", "PA", size, size, "20240101", "120000.0")
+        metadata.append((dicom, subject, number, *acquisition))
         published = "validate" if split == "validation" else split
         split_rows.append((dicom, number, subject, published))
         present = [any(study.finding(n) for n in names) for names in CHEXPERT.values()]
@@ -230,135 +237,20 @@ def write_mimic(
         if not any(present):
             values[list(CHEXPERT).index("No Finding")] = "1.0"
         labels.append((subject, number, *values))
-        if only in (None, split):
-            jobs.append((study, size, folder / f"s{number}" / f"{dicom}.jpg"))
     columns = (
         *("dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription"),
         *("ViewPosition", "Rows", "Columns", "StudyDate", "StudyTime"),
     )
-    _write_table(directory, "metadata", columns, metadata)
-    _write_table(directory, "split", ("dicom_id", "study_id", "subject_id", "split"), split_rows)
-    _write_table(directory, "chexpert", ("subject_id", "study_id", *CHEXPERT), labels)
-    rates = prevalence(studies)
-    _write_questions(directory, studies, rates, lambda uid: f"s{50_000_000 + uid}")
-    _draw(_write_image, jobs, workers, progress)
-    return studies
-
-
-def write_fairvlmed(
-    directory: Path,
-    *,
-    patients: int,
-    seed: int,
-    size: int = 512,
-    only: str | None = None,
-    workers: int = 2,
-    progress: OnProgress = lambda it, total: it,
-) -> Sequence[Eye]:
-    """Write a population of eyes in the form of Harvard-FairVLMed.
-
-    The parameters are those of :func:`write_data_set`; ``size`` is the columns of a
-    picture, and its rows are 664 / 512 of them. Race, ethnicity and language are unknown
-    (-1): phantoms have none.
-    """
-    eyes = draw_eyes(patients, seed)
-    splits = split_patients(patients, seed)
-    folders = {"train": "Training", "validation": "Validation", "test": "Test"}
-    for folder in folders.values():
-        (directory / folder).mkdir(parents=True, exist_ok=True)
-    _write_source(directory, seed)
-    summary, notes, questions, jobs = [], [], [], []
-    for eye, split in zip(eyes, splits, strict=True):
-        name = f"data_{eye.uid:05d}.npz"
-        note, short = write_note(eye)
-        sick = "yes" if eye.glaucoma else "no"
-        use = folders[split].lower()
-        unknown = ("unknown",) * 4
-        summary.append((name, eye.age, eye.sex, *unknown, note, short, sick, use))
-        notes.append((name, note, short))
-        for number, (question, answer, finding) in enumerate(ask_about(eye)):
-            row = {"qid": f"{eye.uid}-{number}", "uid": f"{eye.uid:05d}", "question": question}
-            questions.append(row | {"answer": answer, "answer_type": "closed", "finding": finding})
-        if only in (None, split):
-            jobs.append((eye, size, directory / folders[split] / name))
-    columns = ("filename", "age", "gender", "race", "ethnicity", "language", "maritalstatus")
-    _write_csv(
-        directory / "data_summary.csv",
-        (*columns, "note", "gpt4_summary", "glaucoma", "use"),
-        summary,
-    )
-    _write_csv(
-        directory / "gpt-4_summarized_notes.csv",
-        ("File Name", "Original Note", "Summarized Note"),
-        notes,
-    )
-    _write_lines(directory / "questions.jsonl", questions)
-    _draw(_write_eye, jobs, workers, progress)
-    return eyes
-
-
-LAYOUTS: dict[str, Callable[..., Sequence[Any]]] = {
-    "iu-xray": write_data_set,
-    "mimic-cxr-jpg": write_mimic,
-    "fairvlmed": write_fairvlmed,
-}
-
-
-def _write_source(directory: Path, seed: int) -> None:
-    about = {"source": f"MR-RAG phantom world, seed {seed}", "licence": LICENCE}
-    (directory / "source.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
-
-
-def _write_questions(
-    directory: Path,
-    studies: Sequence[Study],
-    rates: Mapping[str, float],
-    name: Callable[[int], str],
-) -> None:
-    _write_lines(
-        directory / "questions.jsonl",
-        (
-            {
-                "qid": f"{study.uid}-{number}",
-                "uid": name(study.uid),
-                "question": qa.question,
-                "answer": qa.answer,
-                "answer_type": qa.answer_type,
-                "finding": qa.finding,
-            }
-            for study in studies
-            for number, qa in enumerate(ask(study, write_report(study), rates))
-        ),
-    )
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    with path.open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows((columns, *rows))
-
-
-def _write_table(
-    directory: Path, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]
-) -> None:
-    """A table of MIMIC-CXR-JPG, compressed as published; the same rows give the same bytes."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows((columns, *rows))
-    packed = gzip.compress(text.getvalue().encode(), mtime=0)
-    (directory / f"mimic-cxr-2.0.0-{name}.csv.gz").write_bytes(packed)
-
-
-def _dicom_id(study: Study) -> str:
-    draw = random.Random(study.seed)
-    return "-".join(f"{draw.getrandbits(32):08x}" for _ in range(5))
+    name = "mimic-cxr-2.0.0-{}.csv.gz".format
+    _write_csv(directory / name("metadata"), columns, metadata)
+    split_columns = ("dicom_id", "study_id", "subject_id", "split")
+    _write_csv(directory / name("split"), split_columns, split_rows)
+    _write_csv(directory / name("chexpert"), ("subject_id", "study_id", *CHEXPERT), labels)
+    return paths
 
 
 def _mimic_report(study: Study) -> str:
-    """The report in the manner of MIMIC-CXR: headings in capitals, lines indented by one."""
+    """Return the report as MIMIC-CXR formats it: headings in capitals, lines indented by one."""
     report = write_report(study)
     parts = ["EXAMINATION:  CHEST (PA AND LAT)", "INDICATION:  ___ year old", "COMPARISON:  None."]
     parts.append(f"FINDINGS: \n \n {report.findings}")
@@ -367,10 +259,52 @@ def _mimic_report(study: Study) -> str:
     return " " * 33 + "FINAL REPORT\n" + "".join(f" {part}\n \n" for part in parts)
 
 
-def _draw(
-    write: Callable[[Any], None], jobs: Sequence[Any], workers: int, progress: OnProgress
-) -> None:
-    # One thread a process: several of each would wait for one another.
-    with ProcessPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as pool:
-        for _ in progress(pool.map(write, jobs, chunksize=16), len(jobs)):
-            pass
+def _write_fairvlmed(
+    directory: Path, eyes: Sequence[Eye], splits: Sequence[str], size: int
+) -> list[Path]:
+    """Write the form of Harvard-FairVLMed. Race, ethnicity and language are unknown."""
+    folders = {"train": "Training", "validation": "Validation", "test": "Test"}
+    for folder in folders.values():
+        (directory / folder).mkdir(exist_ok=True)
+    summary, notes, paths = [], [], []
+    for eye, split in zip(eyes, splits, strict=True):
+        name = f"data_{eye.uid:05d}.npz"
+        note, short = write_note(eye)
+        glaucoma = "yes" if eye.glaucoma else "no"
+        texts = (note, short, glaucoma, folders[split].lower())
+        summary.append((name, eye.age, eye.sex, *("unknown",) * 4, *texts))
+        notes.append((name, note, short))
+        paths.append(directory / folders[split] / name)
+    columns = ("filename", "age", "gender", "race", "ethnicity", "language", "maritalstatus")
+    summary_columns = (*columns, "note", "gpt4_summary", "glaucoma", "use")
+    _write_csv(directory / "data_summary.csv", summary_columns, summary)
+    note_columns = ("File Name", "Original Note", "Summarized Note")
+    _write_csv(directory / "gpt-4_summarized_notes.csv", note_columns, notes)
+    return paths
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table, compressed for ``.gz``; the same rows give the same bytes."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows((columns, *rows))
+    data = text.getvalue().encode()
+    write_atomic(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+# Layouts
+
+
+def _ask_studies(studies: Sequence[Study]) -> Iterable[Iterable[QuestionAnswer]]:
+    rates = prevalence(studies)
+    return (ask(study, write_report(study), rates) for study in studies)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "iu-xray": Layout(draw_studies, _ask_studies, str, _write_indiana),
+    "mimic-cxr-jpg": Layout(
+        draw_studies, _ask_studies, lambda uid: f"s{50_000_000 + uid}", _write_mimic
+    ),
+    "fairvlmed": Layout(
+        draw_eyes, lambda eyes: map(ask_about, eyes), "{:05d}".format, _write_fairvlmed
+    ),
+}

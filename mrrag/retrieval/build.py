@@ -24,7 +24,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from mrrag.data.corpus import Record
+from mrrag.data.records import Record
 from mrrag.errors import KnowledgeBaseError
 from mrrag.files import file_sha256, is_out_of_space, locked, write_atomic
 from mrrag.learnt import FILE as LEARNT

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from mrrag.data.corpus import Question, Record
 from mrrag.data.images import load_image
+from mrrag.data.records import Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.model.answering import answer_batch
 from mrrag.model.backbone import encode_images

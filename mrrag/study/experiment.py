@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrrag.data.corpus import Question, Record
+from mrrag.data.records import Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.errors import SettingsError
 from mrrag.files import file_sha256, json_sha256

@@ -1,4 +1,4 @@
-"""All that is learnt: the bi-tower, the bundled model, α, β, γ, the critical layers.
+"""Training: the bi-tower, the bundled model, α, β, γ, and the critical layers.
 
 A leaf: only the command line imports it.
 """

@@ -1,14 +1,14 @@
-"""The MCR adapter: α, β, γ by InfoNCE on D_train; everything else stays frozen.
+"""The MCR adapter: learn α, β, γ by InfoNCE on D_train; everything else stays frozen.
 
 D_train: for each training question, the model answers once with each candidate document
-alone, and its confidence in the right answer, P(gold) / (P(yes) + P(no)) at the first
-answer token, says how useful the document is. The best is the positive, the worst m are
-the negatives, and the weights are those under which the fused score tells them apart:
+alone. Its confidence in the right answer, P(gold) / (P(yes) + P(no)) at the first answer
+token, measures how useful the document is. The best document is the positive, the worst m are
+the negatives, and α, β, γ minimise
 
     L = −log[ e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s_j⁻/τ}) ],   s = α·c₁ + β·c₂ + γ·c₃
 
-L is convex in (α, β, γ)/τ, so plain gradient descent finds its one minimum. Only the
-ratios matter to ranking and to IFA: the weights are stored with |α| + |β| + |γ| = 1.
+L is convex in (α, β, γ)/τ, so gradient descent finds its only minimum. Only the ratios matter
+to ranking and to IFA, so the weights are stored with |α| + |β| + |γ| = 1.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from mrrag.study.plan import SINGLE
 from mrrag.training.loop import cached
 from mrrag.types import Retrieved, Weights
 
-# Candidates: so many from the top of each similarity and of their equal mix, and at random.
+# Candidates: the top documents of each similarity and of their equal mix, and random ones.
 POOL_EACH = 8
 POOL_RANDOM = 16
-KEPT_TOGETHER = 16  # questions whose scores are written at once
-# m, on which the paper is silent, is chosen among these on the validation split. With few, the
-# negatives are only those that mislead, and what misleads names the finding asked about, as
-# what helps does: γ is then punished for it. With many, topic is most of what is learnt.
+QUESTIONS_PER_FILE = 16  # scores of this many questions are stored together
+# The paper does not state m; it is chosen among these on the validation split. With small m the
+# negatives are misleading reports, which name the finding asked about, as helpful ones do, and
+# γ is penalised for it. With large m the weights mostly learn the topic.
 NEGATIVES = (4, 8, 12, 16, 20)
+FEW_QUESTIONS = 200  # below this, the intervals are wide
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Every question's candidates: cosines [Q, N, 3] and the model's confidence [Q, N].
+    """The candidates of every question: cosines [Q, N, 3] and the model's confidence [Q, N].
 
-    Questions have different numbers of candidates; the rest of a row is NaN.
+    Questions have different numbers of candidates; rows are padded with NaN.
     """
 
     cosines_QN3: npt.NDArray[np.float64]
@@ -60,7 +61,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Adapter:
-    """Learnt weights with what is known of them; intervals are 95 % bootstrap ones."""
+    """Learnt weights with 95 % bootstrap intervals, temperature τ and losses in nats."""
 
     weights: Weights
     intervals: tuple[tuple[float, float], ...]
@@ -71,9 +72,9 @@ class Adapter:
 
 
 def candidates(pipeline: Pipeline, item: EncodedItem, seed: int) -> list[Retrieved]:
-    """Documents worth scoring: the top of each similarity and of their mix, some at random.
+    """Return the candidates of a question: top documents by similarity, and random ones.
 
-    Of a knowledge base with few documents, as many as it has.
+    A small knowledge base gives fewer.
     """
     document, base = item.case.document, pipeline.knowledge_base
     own = base.positions(patients={document.patient}, studies={document.study})
@@ -109,15 +110,15 @@ def score_candidates(
 ) -> Candidates:
     """Score every candidate of every question by the model's confidence with it alone.
 
-    What was scored is kept in ``folder``, which is for these questions, model and knowledge
-    base: a run that was stopped goes on from there.
+    Scores are stored in ``folder``, which must be specific to these questions, model and
+    knowledge base. A stopped run resumes from them.
     """
     rng = np.random.default_rng(seed)
     seeds = [int(rng.integers(2**31)) for _ in items]
-    starts = range(0, len(items), KEPT_TOGETHER)
+    starts = range(0, len(items), QUESTIONS_PER_FILE)
     parts = []
     for start in ticker(starts, len(starts), "D_train"):
-        rows = slice(start, start + KEPT_TOGETHER)
+        rows = slice(start, start + QUESTIONS_PER_FILE)
         make = partial(_scored, pipeline, items[rows], seeds[rows])
         parts.append(cached(folder / f"d_train-{start}.safetensors", make))
     return Candidates(
@@ -138,7 +139,7 @@ def _scored(
         score = answer_batch(pipeline.backbone, branches)
         right = score.p_yes if item.gold else score.p_no
         both = score.p_yes + score.p_no
-        # Where the model says neither, the document is of no use.
+        # A document with which the model answers neither yes nor no is useless.
         confidence_QN[q, : len(pool)] = np.divide(
             right, both, out=np.zeros_like(both), where=both > 0
         )
@@ -147,7 +148,7 @@ def _scored(
 
 
 def build_training_set(scored: Candidates, negatives: int) -> TrainingSet:
-    """D_train: the candidate with the highest confidence against the lowest ``negatives``."""
+    """Return D_train: the candidate of highest confidence, and the ``negatives`` lowest ones."""
     best, worst = [], []
     for cosines_N3, confidence_N in zip(scored.cosines_QN3, scored.confidence_QN, strict=True):
         order = np.argsort(-confidence_N[~np.isnan(confidence_N)], kind="stable")
@@ -159,7 +160,7 @@ def build_training_set(scored: Candidates, negatives: int) -> TrainingSet:
 def info_nce(
     data: TrainingSet, scaled_3: npt.NDArray[np.float64]
 ) -> tuple[float, npt.NDArray[np.float64]]:
-    """Mean InfoNCE loss, nats, and its gradient [3], for weights already divided by τ."""
+    """Return the mean InfoNCE loss, nats, and its gradient [3], for weights divided by τ."""
     difference_QM3 = data.negative_QM3 - data.positive_Q3[:, None]
     logits_QM = difference_QM3 @ scaled_3
     top_Q1 = np.maximum(logits_QM.max(1, keepdims=True), 0.0)
@@ -173,7 +174,10 @@ def info_nce(
 def descend(
     data: TrainingSet, *, steps: int = 4000, rate: float = 5.0, ridge: float = 1e-4
 ) -> npt.NDArray[np.float64]:
-    """Plain gradient descent from equal weights; the ridge keeps the norm bounded."""
+    """Minimise the loss from equal weights; the L2 penalty ``ridge`` bounds the norm.
+
+    Plain gradient descent, whose stopping point stored weights depend on to the last digit.
+    """
     scaled_3 = np.ones(3)
     for _ in range(steps):
         slope_3 = info_nce(data, scaled_3)[1] + ridge * scaled_3
@@ -186,7 +190,7 @@ def descend(
 def train_adapter(
     data: TrainingSet, *, validation_share: float = 0.2, resamples: int = 100, seed: int = 0
 ) -> Adapter:
-    """Learn α, β, γ; the last ``validation_share`` of the questions only measures."""
+    """Learn α, β, γ; the last ``validation_share`` of the questions is used for validation only."""
     cut = round(len(data.positive_Q3) * (1 - validation_share))
     train = TrainingSet(data.positive_Q3[:cut], data.negative_QM3[:cut])
     held_out = TrainingSet(data.positive_Q3[cut:], data.negative_QM3[cut:])
@@ -211,26 +215,22 @@ def train_adapter(
     )
 
 
-FEW_QUESTIONS = 200
-
-
 def uncertainty(adapter: Adapter) -> str:
-    """How sure α, β and γ are, in words."""
+    """Return α, β and γ with their uncertainty, in words."""
     names = ("α image-report", "β image-image", "γ question-report")
     weights = astuple(adapter.weights)
-    said = [
+    values = [
         f"{name} = {weight:.2f} ({low:.2f} to {high:.2f})"
         for name, weight, (low, high) in zip(names, weights, adapter.intervals, strict=True)
     ]
-    text = f"{'; '.join(said)}: 95 % intervals by a bootstrap over {adapter.questions} questions. "
-    unsure = [
+    text = f"{'; '.join(values)}: 95 % bootstrap intervals over {adapter.questions} questions. "
+    undetermined = [
         name[0]
         for name, (low, high) in zip(names, adapter.intervals, strict=True)
         if low <= 0 <= high
     ]
-    if unsure:
-        verb = "helps or harms" if len(unsure) == 1 else "help or harm"
-        text += f"Whether {' and '.join(unsure)} {verb} is not settled. "
+    if undetermined:
+        text += f"The sign of {' and '.join(undetermined)} is not determined. "
     if adapter.questions < FEW_QUESTIONS:
-        text += f"These are few questions: with {FEW_QUESTIONS} or more the weights are steadier. "
+        text += f"Use {FEW_QUESTIONS} questions or more for narrower intervals. "
     return text.strip()

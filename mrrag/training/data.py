@@ -1,4 +1,4 @@
-"""A data set on disk → the arrays that training reads, made once and kept in a cache."""
+"""The data that training reads: cases with their questions, and images as cached arrays."""
 
 from __future__ import annotations
 
@@ -16,132 +16,158 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from mrrag.data.corpus import Corpus, Question, Record, read_indiana, read_questions
+from mrrag.data.corpus import read_corpus
 from mrrag.data.images import load_image
+from mrrag.data.records import Corpus, Question, Record
 from mrrag.errors import CorpusError, ImageError
+from mrrag.files import write_atomic
 from mrrag.types import Image
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Cases with the questions about each, in the order of the data set.
+    """A corpus with its questions grouped by case: ``questions[n]`` are about ``records[n]``.
 
-    ``questions[n]`` are about ``cases[n]``.
+    ``directory`` is where it was read from.
     """
 
-    directory: Path
     records: tuple[Record, ...]
     questions: tuple[tuple[Question, ...], ...]
+    directory: Path = Path()
 
     def rows(self, split: str) -> npt.NDArray[np.int64]:
-        """The numbers of the cases of a split."""
-        return np.array([n for n, c in enumerate(self.records) if c.split == split], dtype=np.int64)
+        """Return the row numbers of the cases of a split."""
+        return np.array([n for n, r in enumerate(self.records) if r.split == split], dtype=np.int64)
+
+    def subset(self, rows: Iterable[int]) -> DataSet:
+        """Return the data set with these cases only, in this order."""
+        rows = list(rows)
+        return replace(
+            self,
+            records=tuple(self.records[n] for n in rows),
+            questions=tuple(self.questions[n] for n in rows),
+        )
 
     def without(self, rows: Sequence[int]) -> DataSet:
-        """The same cases in the same places, but these belong to no split."""
-        cases = list(self.records)
+        """Return the data set with these cases in no split; row numbers stay the same."""
+        records = list(self.records)
         for n in rows:
-            cases[n] = replace(cases[n], document=replace(cases[n].document, split=""))
-        return replace(self, records=tuple(cases))
+            records[n] = _with_split(records[n], "")
+        return replace(self, records=tuple(records))
 
     @property
     def reports(self) -> list[str]:
-        """Every case's report."""
-        return [c.document.report for c in self.records]
+        """The report of every case."""
+        return [record.document.report for record in self.records]
 
     @property
     def patients(self) -> npt.NDArray[np.str_]:
-        """Every case's patient."""
-        return np.array([c.document.patient for c in self.records])
+        """The patient of every case."""
+        return np.array([record.document.patient for record in self.records])
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over its texts, splits and labels, and its images' names and sizes."""
+        """SHA-256 of the texts, splits and labels, and of the images' names and sizes."""
         digest = hashlib.sha256()
-        for case, questions in zip(self.records, self.questions, strict=True):
-            path = case.image_path
-            row = [*asdict(case.document).values(), case.problems, path.name, path.stat().st_size]
+        for record, questions in zip(self.records, self.questions, strict=True):
+            path = record.image_path
+            document = asdict(record.document).values()
+            row = [*document, record.problems, path.name, path.stat().st_size]
             digest.update(json.dumps([*row, *map(asdict, questions)]).encode())
         return digest.hexdigest()
+
+    def describe(self) -> dict[str, object]:
+        """Return what ``config.json`` says about the data of a run."""
+        return {
+            "directory": str(self.directory),
+            "cases": len(self.records),
+            "questions": sum(map(len, self.questions)),
+            "fingerprint": self.fingerprint,
+        }
+
+
+def _with_split(record: Record, split: str) -> Record:
+    return replace(record, document=replace(record.document, split=split))
+
+
+def group_questions(corpus: Corpus, directory: Path) -> DataSet:
+    """Return the corpus with its questions grouped by the case that they are about."""
+    by_id: dict[str, list[Question]] = {r.document.id: [] for r in corpus.records}
+    for question in corpus.questions:
+        if question.uid in by_id:
+            by_id[question.uid].append(question)
+    questions = tuple(tuple(by_id[r.document.id]) for r in corpus.records)
+    return DataSet(corpus.records, questions, directory)
 
 
 def read_data_set(directory: Path) -> DataSet:
     """Read a data set in the Kaggle form of IU-Xray with its ``questions.jsonl``.
 
-    A ``source.json`` beside it says where it comes from and under which licence.
+    Raises
+    ------
+    CorpusError
+        If it cannot be read, or has no questions.
     """
-    about = directory / "source.json"
-    origin = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
-    cases = read_indiana(directory, **origin).records
-    by_uid: dict[str, list[Question]] = {c.document.study: [] for c in cases}
-    for question in read_questions(directory / "questions.jsonl"):
-        if question.uid in by_uid:
-            by_uid[question.uid].append(question)
-    return DataSet(directory, cases, tuple(tuple(by_uid[c.document.study]) for c in cases))
+    corpus = read_corpus(directory, "indiana")
+    if not corpus.questions:
+        raise CorpusError(
+            f"{directory} has no questions. Write a world with questions.jsonl by "
+            "`python -m mrrag phantom`."
+        )
+    return group_questions(corpus, directory)
 
 
-def held_out_share(patients: Iterable[str], share: float) -> set[str]:
-    """So large a share of the patients, at least one, by a digest of their names."""
+def sample_patients(patients: Iterable[str], share: float) -> set[str]:
+    """Deterministically sample ``share`` of the patients, at least one, by a hash of their IDs."""
     ordered = sorted(set(patients), key=lambda name: hashlib.sha256(name.encode()).digest())
     return set(ordered[: math.ceil(share * len(ordered))])
 
 
-def to_learn_from(read: Corpus, directory: Path, *, held_out: float = 0.1) -> DataSet:
-    """A data set of any layout, as far as it has reports, with a validation split.
+def split_for_training(
+    corpus: Corpus, directory: Path, *, validation_share: float = 0.1
+) -> DataSet:
+    """Return the cases of a corpus that have a report, with a validation split.
 
-    Cases of no split are for training. Where none is for validation, every patient of a
-    ``held_out`` share of training's is, chosen by a digest of their names.
+    Cases without a split go into training. Where there is no validation split,
+    ``validation_share`` of the training patients are moved into one.
 
     Raises
     ------
     CorpusError
-        Where fewer than two cases are left to train on, or to validate with.
+        If fewer than two cases are left for training or for validation.
     """
-    cases = [case for case in read.records if case.document.report.strip()]
-    split = [case.split or "train" for case in cases]
-    if "validation" not in split:
-        chosen = held_out_share(
-            (c.document.patient for c, s in zip(cases, split, strict=True) if s == "train"),
-            held_out,
-        )
-        split = [
-            "validation" if s == "train" and c.document.patient in chosen else s
-            for c, s in zip(cases, split, strict=True)
+    records = [
+        _with_split(record, record.split or "train")
+        for record in corpus.records
+        if record.document.report.strip()
+    ]
+    if not any(record.split == "validation" for record in records):
+        train = (record.document.patient for record in records if record.split == "train")
+        chosen = sample_patients(train, validation_share)
+        records = [
+            _with_split(record, "validation")
+            if record.split == "train" and record.document.patient in chosen
+            else record
+            for record in records
         ]
-    asked: dict[str, list[Question]] = {case.document.id: [] for case in cases}
-    for question in read.questions:
-        if question.uid in asked:
-            asked[question.uid].append(question)
-    data = DataSet(
-        directory,
-        tuple(
-            replace(c, document=replace(c.document, split=s))
-            for c, s in zip(cases, split, strict=True)
-        ),
-        tuple(tuple(asked[case.document.id]) for case in cases),
-    )
-    return checked(data)
+    return require_cases(group_questions(replace(corpus, records=tuple(records)), directory))
 
 
-def checked(data: DataSet) -> DataSet:
-    """The data set itself, where there is enough to train on and to validate with."""
+def require_cases(data: DataSet) -> DataSet:
+    """Return the data set unchanged.
+
+    Raises
+    ------
+    CorpusError
+        If it has fewer than two cases for training or for validation.
+    """
     counts = {name: len(data.rows(name)) for name in ("train", "validation")}
     if min(counts.values()) < 2:
         raise CorpusError(
             f"{data.directory} has {counts['train']} cases with a report and an image to train on "
-            f"and {counts['validation']} to validate with; two of each are needed at least."
+            f"and {counts['validation']} to validate with; at least two of each are needed."
         )
     return data
-
-
-def describe(data: DataSet) -> dict[str, object]:
-    """A data set for a run's record: where it was, how large, and its fingerprint."""
-    return {
-        "directory": str(data.directory),
-        "cases": len(data.records),
-        "questions": sum(map(len, data.questions)),
-        "fingerprint": data.fingerprint,
-    }
 
 
 def cached_pixels(
@@ -151,7 +177,7 @@ def cached_pixels(
     *,
     workers: int | None = None,
 ) -> tuple[npt.NDArray[np.float16], list[int]]:
-    """Every image as its tower reads it, float16 [N, C, Y, X], memory-mapped from ``cache``.
+    """Return the images as an encoder reads them, from ``cache``, which is written if absent.
 
     Parameters
     ----------
@@ -160,8 +186,10 @@ def cached_pixels(
 
     Returns
     -------
-    tuple
-        The pixels, and the numbers of the images that cannot be read, whose rows are black.
+    pixels : float16 [N, C, Y, X]
+        Memory-mapped.
+    unreadable : list of int
+        Row numbers of the images that cannot be read; these rows are zero.
     """
     unreadable = cache.with_suffix(".unreadable.json")
     if not cache.exists():
@@ -179,7 +207,7 @@ def cached_pixels(
                     shape = (len(paths), *chunk.shape[1:])
                     pixels = np.lib.format.open_memmap(part, "w+", chunk.dtype, shape)
                 pixels[i : i + len(chunk)] = chunk
-        unreadable.write_text(json.dumps(failed), encoding="utf-8")
+        write_atomic(unreadable, json.dumps(failed))
         os.replace(part, cache)
     loaded: npt.NDArray[np.float16] = np.load(cache, mmap_mode="r", allow_pickle=False)
     return loaded, json.loads(unreadable.read_text(encoding="utf-8"))

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrrag.data.corpus import Corpus, Question, Record
+from mrrag.data.records import Corpus, Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.errors import CorpusError
 from mrrag.files import json_sha256
-from mrrag.learnt import Learnt, study_digest, write_learnt
+from mrrag.learnt import study_digest, write_learnt
 from mrrag.model.steering import GAP
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.knowledge_base import KnowledgeBase
@@ -132,7 +132,7 @@ def _usable_questions(corpus: Corpus) -> tuple[list[_Row], dict[str, int]]:
         else:
             closed.append(_Row(record, question, split))
     rows = [row for row in closed if row.patient not in test]
-    left_out["of a patient in the test split"] = len(closed) - len(rows)
+    left_out["of a patient who is held out"] = len(closed) - len(rows)
     return rows, {reason: n for reason, n in left_out.items() if n}
 
 
@@ -298,13 +298,18 @@ def learn_layers(
         **_provenance(pipeline, split, items),
     }
     steering = Steering(best.strength, best.layers, best.rows, form=best.form)
-    learnt: Learnt = replace(pipeline.learnt, steering=steering)
+    learnt = replace(pipeline.learnt, steering=steering)
     write_learnt(path, learnt, model=model, sweep=found)
-    config = {"questions": len(items), "k": k, "window": window, "stride": stride}
     rows = zip(sweep.centres, sweep.drops, sweep.errors, strict=True)
     record_run(
         folder,
-        config=config | _made_of(pipeline),
+        config={
+            "questions": len(items),
+            "k": k,
+            "window": window,
+            "stride": stride,
+            **_made_of(pipeline),
+        },
         seed=0,
         data=split.describe(),
         rows=[{"layer": n, "drop": drop, "standard_error": error} for n, drop, error in rows],

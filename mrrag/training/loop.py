@@ -1,9 +1,8 @@
-"""The one training loop: warm-up and cosine, checkpoints, a metrics file, exact resume;
-and what a run leaves in its folder.
+"""The training loop, with exact resumption, and the files of a run folder.
 
-What a batch is and what its loss is are the caller's: ``loss_at(step)`` must depend on
-nothing but the step and the seed it was made with, and then a run that was killed and
-started again ends where an undisturbed one does.
+The loop has a warm-up and cosine schedule, checkpoints and a metrics file. Batches and losses
+are the caller's. If ``loss_at(step)`` depends only on the step and a seed, a run that was
+killed and restarted ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import csv
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,12 @@ from typing import Any
 import numpy.typing as npt
 import plotly.graph_objects as go
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mrrag.errors import SettingsError
+from mrrag.files import atomic, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ PLOT = "plot.html"
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
-    """Linear warm-up to ``peak``, then a cosine down to a twentieth of it."""
+    """Return the learning rate: linear warm-up to ``peak``, then cosine decay to ``peak`` / 20."""
     if step < warmup:
         return peak * (step + 1) / warmup
     phase = (step - warmup) / max(1, steps - warmup)
@@ -55,7 +54,7 @@ def fit(
     evaluate_every: int = 500,
     checkpoint_every: int = 200,
 ) -> None:
-    """Train ``module`` in place with AdamW, resuming from ``directory`` where it can.
+    """Train ``module`` in place with AdamW; resume from the checkpoint in ``directory``, if any.
 
     Parameters
     ----------
@@ -65,7 +64,7 @@ def fit(
     loss_at
         Step number to scalar loss.
     evaluate
-        Figures on held-out data, written to the metrics file.
+        Returns figures on validation data, which are written to the metrics file.
     """
     directory.mkdir(parents=True, exist_ok=True)
     decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
@@ -79,7 +78,7 @@ def fit(
     with tqdm(total=steps, initial=first, desc=directory.name, mininterval=5) as bar:
         for step in range(first, steps):
             module.train()
-            torch.manual_seed(step)  # dropout, if any, must not depend on where a run resumed
+            torch.manual_seed(step)  # dropout must not depend on where the run resumed
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, peak=peak_lr, warmup=warmup, steps=steps)
             loss = loss_at(step)
@@ -110,15 +109,14 @@ def _checkpoint(
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    temporary = directory / (CHECKPOINT + ".part")
-    torch.save(state, temporary)
-    os.replace(temporary, directory / CHECKPOINT)  # never a half-written checkpoint
+    with atomic(directory / CHECKPOINT) as stream:
+        torch.save(state, stream)
 
 
 def _resume(
     directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, float]:
-    """The step to go on from, and the mean loss there."""
+    """Load the checkpoint; return its step and mean loss, 0 and 0.0 without one."""
     path = directory / CHECKPOINT
     if not path.exists():
         (directory / METRICS).unlink(missing_ok=True)
@@ -128,23 +126,21 @@ def _resume(
     optimizer.load_state_dict(state["optimizer"])
     step = int(state["step"])
     logger.info("resuming %s at step %d", directory.name, step)
-    _forget_after(directory / METRICS, step)
+    _drop_rows_after(directory / METRICS, step)
     return step, float(state["loss"])
 
 
-def _forget_after(metrics: Path, step: int) -> None:
-    """Drop what a stopped run measured after its last checkpoint: it is measured again."""
+def _drop_rows_after(metrics: Path, step: int) -> None:
+    """Remove figures later than the last checkpoint: they will be measured again."""
     if not metrics.exists():
         return
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
-    if not whole:  # cut off within its header, which is written with the first row
+    if not whole:  # cut off in its header, which is written with the first row
         metrics.unlink()
         return
     rows = [row for row in whole[1:] if int(row.split(",")[0]) <= step]
-    part = metrics.with_suffix(".part")
-    part.write_text("".join([whole[0], *rows]), encoding="utf-8")
-    os.replace(part, metrics)
+    write_atomic(metrics, "".join([whole[0], *rows]))
 
 
 def _log(directory: Path, row: Mapping[str, float]) -> None:
@@ -160,31 +156,29 @@ def _log(directory: Path, row: Mapping[str, float]) -> None:
 def cached(
     path: Path, make: Callable[[], dict[str, npt.NDArray[Any]]]
 ) -> dict[str, npt.NDArray[Any]]:
-    """What ``make`` gives, from ``path`` where a run that was stopped has left it; whole or not."""
+    """Return the arrays stored at ``path``; where it is absent, make and store them first."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file(make(), part)
-        os.replace(part, path)
+        write_atomic(path, save(make()))
     return load_file(path)
 
 
 def claim_run(
     directory: Path, *, config: Mapping[str, object], seed: int, data: Mapping[str, object]
 ) -> None:
-    """Say in ``config.json`` what a run folder is of.
+    """Write a run's settings to ``config.json``, or check that the same are there.
 
     Raises
     ------
     SettingsError
-        Where it is of another run, with what differs.
+        If the folder belongs to a run with other settings; names those that differ.
     """
     try:
         known = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         known = {**known["config"], "seed": known["seed"], "data": known["data"]["fingerprint"]}
     except FileNotFoundError:
         directory.mkdir(parents=True, exist_ok=True)
-        _describe(directory, config, seed, data)
+        _write_config(directory, config, seed, data)
         return
     except (ValueError, KeyError, TypeError):
         known = {}
@@ -192,16 +186,16 @@ def claim_run(
     differing = [key for key, value in asked.items() if known.get(key) != value]
     if differing:
         raise SettingsError(
-            f"{directory} holds another run: {', '.join(differing)} differ. Give that run's "
-            "settings to go on with it, another --output or --runs, or remove the folder."
+            f"{directory} holds another run: {', '.join(differing)} differ. Use the settings of "
+            "that run to resume it, choose another --output or --runs, or delete the folder."
         )
 
 
-def _describe(
+def _write_config(
     directory: Path, config: Mapping[str, object], seed: int, data: Mapping[str, object]
 ) -> None:
     about = {"config": dict(config), "seed": seed, "data": dict(data)}
-    (directory / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_atomic(directory / CONFIG, json.dumps(about, indent=2) + "\n")
 
 
 def record_run(
@@ -215,27 +209,27 @@ def record_run(
     lines: Sequence[str],
     errors: Mapping[str, str] | None = None,
 ) -> None:
-    """Write what a run was and came to: ``config.json``, ``metrics.csv`` and ``plot.html``.
+    """Write the settings and results of a run: ``config.json``, ``metrics.csv``, ``plot.html``.
 
     Parameters
     ----------
     data
-        What it learnt from; see :func:`mrrag.training.data.describe`.
+        Its training data; see :meth:`mrrag.training.data.DataSet.describe`.
     rows
         The metrics; None where :func:`fit` has written them.
     x, lines, errors
-        Columns of the metrics: what the plot goes along, a line each, and the column
-        of half an error bar's length by its line. A column that is absent is left out.
+        Columns of the metrics: the x axis, the lines of the plot, and by line the column with
+        half the length of its error bars. Lines without a column are left out.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _describe(directory, config, seed, data)
+    _write_config(directory, config, seed, data)
     if rows is not None:
         with (directory / METRICS).open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
     elif not (directory / METRICS).exists():
-        return  # a run of no steps
+        return  # no steps were run
     with (directory / METRICS).open(newline="", encoding="utf-8") as stream:
         read = list(csv.DictReader(stream))
     figure = go.Figure()

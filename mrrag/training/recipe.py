@@ -1,34 +1,37 @@
-"""The recipe of the bundled model, step by step; each step is one command and resumes.
+"""The recipe of the bundled model, step by step. Each step is one command, and resumes.
 
-tokenizer → retriever → (knowledge base) → model: tower, reading, weighing; then what is
-learnt for any model on any knowledge base (:mod:`mrrag.training.learn`). A step that is
-finished is not done again: delete its run folder to have it so.
+tokenizer → retriever → (knowledge base) → model: vision tower, reading, weighing; then what is
+learnt for any model on any knowledge base (:mod:`mrrag.training.learn`). Finished training is
+not repeated; delete a run folder to train again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from mrrag.errors import CorpusError
+from mrrag.files import write_atomic
 from mrrag.learnt import ALIKE, Learnt, write_learnt
 from mrrag.model.prompt import REPORTS_HEADING
 from mrrag.phantom.report import TOPICS
 from mrrag.pipeline import Pipeline, load_pipeline
-from mrrag.retrieval.encoders import BiTower, load_bitower, pixels_of
-from mrrag.study.evaluation import EncodedItem, Ticker, read_questions_of
+from mrrag.retrieval.bi_tower import BiTower, pixels_of
+from mrrag.retrieval.encoders import load_bitower
 from mrrag.training.data import DataSet, cached_pixels
-from mrrag.training.llava import Vectors, build_llava, train_reading, train_weighing
+from mrrag.training.decoder import Vectors, train_reading, train_weighing
+from mrrag.training.llava import build_llava
+from mrrag.training.loop import cached
 from mrrag.training.retriever import build_tower, record_stages, train_retriever
 from mrrag.training.tokenizer import train_tokenizer
 from mrrag.training.vision import labels_of, model_pixels, patch_features, train_vision
@@ -51,7 +54,7 @@ SCOPE_MESSAGE = (
 
 
 def tokenizer_of(data: DataSet) -> PreTrainedTokenizerFast:
-    """The tokenizer of both towers and the decoder, from the training split's texts."""
+    """Train the tokenizer of bi-tower and decoder on the texts of the training split."""
     rows = data.rows("train")
     texts = [data.records[n].document.report for n in rows]
     texts += [t for n in rows for q in data.questions[n] for t in (q.question, q.answer)]
@@ -60,7 +63,7 @@ def tokenizer_of(data: DataSet) -> PreTrainedTokenizerFast:
 
 
 def knowledge_base_rows(data: DataSet) -> npt.NDArray[np.int64]:
-    """The training cases whose reports may be retrieved; half of them at most.
+    """Return the rows of the training cases in the knowledge base, at most half of them.
 
     The adapter learns from questions about the others.
     """
@@ -69,7 +72,7 @@ def knowledge_base_rows(data: DataSet) -> npt.NDArray[np.int64]:
 
 
 def make_retriever(data: DataSet, runs: Path, assets: Path, steps: int, fact_steps: int) -> None:
-    """Train the bi-tower and write it to ``assets/encoder``."""
+    """Train the bi-tower and save it to ``assets/encoder``."""
     tower = build_tower(tokenizer_of(data))
     pixels = _pixels(
         data,
@@ -83,44 +86,38 @@ def make_retriever(data: DataSet, runs: Path, assets: Path, steps: int, fact_ste
 
 
 def vectors_of(data: DataSet, tower: BiTower, runs: Path) -> Vectors:
-    """Encode every image, report and question of the data set; kept in the run folder."""
+    """Return the vectors of all images, reports and questions, cached in the run folder."""
     path = runs / "cache" / f"vectors-{tower.fingerprint[:12]}.safetensors"
-    counts = [len(q) for q in data.questions]
+    arrays = cached(path, partial(_encode_all, data, tower, runs))
+    counts = [len(questions) for questions in data.questions]
     first = np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.int64)
-    if not path.exists():
-        pixels = np.load(
-            runs / "cache" / f"retriever-{tower.image_size}.npy", mmap_mode="r", allow_pickle=False
-        )
-        with torch.inference_mode():
-            images = [
-                tower.encode_pixels(torch.from_numpy(pixels[i : i + 64].astype(np.float32)))
-                for i in range(0, len(pixels), 64)
-            ]
-        questions = [q.question for row in data.questions for q in row]
-        state = {
-            "images": torch.cat(images),
-            "reports": torch.from_numpy(tower.texts(data.reports)),
-            "questions": torch.from_numpy(tower.texts(questions)),
-        }
-        save_file(state, path)
-    state = load_file(path)
-    return Vectors(
-        state["images"].numpy(), state["reports"].numpy(), state["questions"].numpy(), first
-    )
+    return Vectors(arrays["images"], arrays["reports"], arrays["questions"], first)
+
+
+def _encode_all(data: DataSet, tower: BiTower, runs: Path) -> dict[str, npt.NDArray[np.float32]]:
+    cache = runs / "cache" / f"retriever-{tower.image_size}.npy"
+    pixels = np.load(cache, mmap_mode="r", allow_pickle=False)
+    with torch.inference_mode():
+        images = [tower.encode_pixels(batch).numpy() for batch in _batches(pixels)]
+    questions = [question.question for row in data.questions for question in row]
+    return {
+        "images": np.concatenate(images),
+        "reports": tower.texts(data.reports),
+        "questions": tower.texts(questions),
+    }
+
+
+def _batches(pixels: npt.NDArray[np.float16]) -> Iterator[Tensor]:
+    """Yield the images in batches of 64, in float32."""
+    for start in range(0, len(pixels), 64):
+        yield torch.from_numpy(pixels[start : start + 64].astype(np.float32))
 
 
 def features_of(data: DataSet, model: LlavaForConditionalGeneration, runs: Path) -> Tensor:
-    """The frozen tower's patch features of every image, float16 [N, P, D]."""
+    """Return the frozen tower's patch features of every image, float16 [N, P, D]."""
     pixels = _model_pixels(data, model, runs)
     with torch.inference_mode():
-        return torch.cat(
-            [
-                patch_features(
-                    model, torch.from_numpy(pixels[i : i + 64].astype(np.float32))
-                ).half()
-                for i in range(0, len(pixels), 64)
-            ]
-        )
+        return torch.cat([patch_features(model, batch).half() for batch in _batches(pixels)])
 
 
 def _model_pixels(
@@ -133,21 +130,28 @@ def _model_pixels(
 def _pixels(
     data: DataSet, cache: Path, prepare: Callable[[Sequence[Image]], npt.NDArray[np.float32]]
 ) -> npt.NDArray[np.float16]:
-    """Every image of the world, all of which must be there."""
-    pixels, unreadable = cached_pixels(cache, [c.image_path for c in data.records], prepare)
+    """Return every image as an encoder reads it.
+
+    Raises
+    ------
+    CorpusError
+        If an image cannot be read.
+    """
+    paths = [record.image_path for record in data.records]
+    pixels, unreadable = cached_pixels(cache, paths, prepare)
     if unreadable:
         cache.unlink()
         raise CorpusError(
-            f"{len(unreadable)} images cannot be read, {data.records[unreadable[0]].image_path} for "
-            "one. Draw the world again with `python -m mrrag phantom`."
+            f"{len(unreadable)} images cannot be read; the first is {paths[unreadable[0]]}. "
+            "Draw the world again with `python -m mrrag phantom`."
         )
     return pixels
 
 
 def make_tower(data: DataSet, runs: Path, steps: int) -> None:
-    """Train the small LLaVA's vision tower."""
+    """Train the vision tower of the small LLaVA."""
     model = build_llava(tokenizer_of(data))
-    labels, _ = labels_of([c.problems for c in data.records])
+    labels, _ = labels_of([record.problems for record in data.records])
     pixels = _model_pixels(data, model, runs)
     train_vision(
         runs / "vision",
@@ -158,19 +162,19 @@ def make_tower(data: DataSet, runs: Path, steps: int) -> None:
         data.rows("validation"),
         steps=steps,
     )
-    save_file(_tensors(model.model.vision_tower), runs / "vision" / "tower.safetensors")
+    _save_weights(model.model.vision_tower, runs / "vision" / "tower.safetensors")
 
 
 def make_reader(data: DataSet, runs: Path, steps: int) -> None:
-    """Stage 1 of the decoder: reading one report."""
+    """Train stage 1 of the decoder: reading one report."""
     tokenizer = tokenizer_of(data)
     model = build_llava(tokenizer)
     train_reading(runs / "read", model, tokenizer, data, steps=steps)
-    save_file(_tensors(model), runs / "read" / "model.safetensors")
+    _save_weights(model, runs / "read" / "model.safetensors")
 
 
 def make_model(data: DataSet, runs: Path, assets: Path, steps: int) -> None:
-    """Stage 2 of the decoder, then the whole model to ``assets/llava``."""
+    """Train stage 2 of the decoder, and save the whole model to ``assets/llava``."""
     tokenizer = tokenizer_of(data)
     model = build_llava(tokenizer)
     model.load_state_dict(load_file(runs / "read" / "model.safetensors"))
@@ -192,39 +196,23 @@ def make_model(data: DataSet, runs: Path, assets: Path, steps: int) -> None:
 def save_model(
     model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, directory: Path
 ) -> None:
-    """Write the checkpoint, halved, in files a Space can hold, with what it knows about."""
+    """Save the checkpoint in float16, in files below 10 MB, with the scope of its knowledge."""
     halved: torch.nn.Module = model
     halved.half()
     model.save_pretrained(directory, max_shard_size="9MB")
     halved.float()
     tokenizer.save_pretrained(directory)
     scope = {"terms": SCOPE_TERMS, "message": SCOPE_MESSAGE}
-    (directory / "scope.json").write_text(json.dumps(scope, indent=2) + "\n", encoding="utf-8")
+    write_atomic(directory / "scope.json", json.dumps(scope, indent=2) + "\n")
 
 
-def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-
-
-def asked_of(
-    pipeline: Pipeline,
-    data: DataSet,
-    rows: npt.NDArray[np.int64],
-    questions: int,
-    ticker: Ticker,
-) -> list[EncodedItem]:
-    """Up to so many yes/no questions about these cases, encoded."""
-    return read_questions_of(
-        pipeline,
-        [data.records[n] for n in rows],
-        [data.questions[n] for n in rows],
-        limit=questions,
-        ticker=ticker,
-    )
+def _save_weights(module: torch.nn.Module, path: Path) -> None:
+    tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    write_atomic(path, save(tensors))
 
 
 def bundled_pipeline(assets: Path) -> Pipeline:
-    """The pipeline, before anything has been learnt too: equal weights, no layers."""
+    """Load the bundled pipeline; before anything was learnt, with equal weights and no layers."""
     path = assets / "learnt.json"
     if not path.exists():
         write_learnt(path, Learnt(ALIKE, Steering(1.0, rows="question+cue")), model=BUNDLED)

@@ -1,4 +1,4 @@
-"""A tokenizer for a small world: byte-level BPE, so that no typed text is unknown to it."""
+"""A small tokenizer: byte-level BPE, so that any text can be encoded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SPECIAL = ("<unk>", "<s>", "</s>", "<image>")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
-    """Learn a vocabulary of at most ``vocabulary`` tokens.
+    """Train a tokenizer with at most ``vocabulary`` tokens.
 
-    A space is put before every segment, so that a word has one id wherever a segment
-    begins.
+    A space is added before every segment, so that a word has the same ID at the beginning of
+    a segment and within it.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -1,10 +1,10 @@
-"""The small LLaVA's eye, taught before its mouth: a CLIP tower that tells findings apart.
+"""Pre-train the vision tower of the small LLaVA to classify findings.
 
-LLaVA takes a vision tower that was trained before and keeps it frozen, and so do we.
-The stock CLIP was trained on pairs of image and text; in a world of twelve findings the
-same end is reached sooner by naming them. Each patch votes and the votes are pooled by
-log-sum-exp (multiple-instance learning), so that what a patch's features say is about
-what is drawn there.
+LLaVA uses a pre-trained vision tower and keeps it frozen; so do we. CLIP is trained on pairs
+of image and text; with only twelve findings, multi-label classification is a shorter way to
+useful features. Each patch has a logit for each finding, and the logits are pooled over
+patches by log-sum-exp (multiple-instance learning), so that the features of a patch describe
+what is at that place.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from mrrag.types import Image
 
 
 def patch_features(model: LlavaForConditionalGeneration, pixels_NCYX: Tensor) -> Tensor:
-    """What the projector reads: the selected layer's patch features [N, P, D], without CLS."""
+    """Return the projector's input: the selected layer's patch features [N, P, D], without CLS."""
     layer = model.config.vision_feature_layer
     states = model.model.vision_tower(pixels_NCYX, output_hidden_states=True).hidden_states
     features: Tensor = states[layer][:, 1:]
     return features
 
 
-class FindingVotes(nn.Module):
-    """The tower with a linear vote of each patch for each finding."""
+class FindingClassifier(nn.Module):
+    """The tower with a linear classifier of findings on each patch."""
 
     def __init__(self, model: LlavaForConditionalGeneration, findings: int) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class FindingVotes(nn.Module):
         self._model = (model,)  # in a tuple: the decoder is not part of this module
 
     def forward(self, pixels_NCYX: Tensor) -> Tensor:
-        """Logits [N, findings]."""
+        """Return logits [N, findings]."""
         features_NPD = patch_features(self._model[0], pixels_NCYX)
         votes_NPF: Tensor = self.vote(features_NPD).float()
         return votes_NPF.logsumexp(1) - math.log(votes_NPF.shape[1])
 
 
 def jitter(pixels: Tensor, rng: np.random.Generator, shift: float = 0.05) -> Tensor:
-    """Shift each picture a little and change its contrast and noise; sides stay sides."""
+    """Augment images by small shifts, contrast changes and noise, without mirroring."""
     count, _, rows, columns = pixels.shape
     reach_y, reach_x = max(1, round(rows * shift)), max(1, round(columns * shift))
     padded = nn.functional.pad(pixels, (reach_x, reach_x, reach_y, reach_y), mode="replicate")
@@ -68,9 +68,9 @@ def jitter(pixels: Tensor, rng: np.random.Generator, shift: float = 0.05) -> Ten
 
 
 def model_pixels(side: int, images: Sequence[Image]) -> npt.NDArray[np.float32]:
-    """Images as the small LLaVA's tower reads them, float32 [N, 3, side, side].
+    """Return images as the small LLaVA's tower reads them, float32 [N, 3, side, side].
 
-    Padded to a square with the mean colour, then resized: LLaVA-Med's own processing.
+    As in LLaVA-Med, they are padded to a square with the mean colour, then resized.
     """
     processor = LlavaImageProcessorPil(
         do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
@@ -79,8 +79,10 @@ def model_pixels(side: int, images: Sequence[Image]) -> npt.NDArray[np.float32]:
     return np.asarray(processor(pictures, return_tensors="np")["pixel_values"], dtype=np.float32)
 
 
-def labels_of(problems: list[tuple[str, ...]]) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """Multi-hot labels [N, findings], and the findings' names."""
+def labels_of(
+    problems: Sequence[tuple[str, ...]],
+) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """Return multi-hot labels [N, findings] and the names of the findings."""
     names = sorted({p for row in problems for p in row} - {"normal"})
     labels = np.array([[name in row for name in names] for row in problems], dtype=np.float32)
     return labels, names
@@ -98,9 +100,9 @@ def train_vision(
     batch: int = 96,
     seed: int = 0,
 ) -> None:
-    """Train the tower in place; the figure is the mean area under the ROC curve."""
+    """Train the tower in place; the validation figure is the mean area under the ROC curve."""
     torch.manual_seed(seed)
-    module = FindingVotes(model, labels.shape[1])
+    module = FindingClassifier(model, labels.shape[1])
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng((seed, step))
@@ -123,7 +125,7 @@ def train_vision(
 
 
 def mean_auc(labels: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> float:
-    """Area under the ROC curve (rank-sum form), averaged over the columns."""
+    """Return the area under the ROC curve (rank-sum form), averaged over columns."""
     ranks = scores.argsort(0).argsort(0) + 1
     positives = labels.sum(0)
     negatives = len(labels) - positives

@@ -26,7 +26,7 @@ from app.choice import Choice, choose_model, has_cuda, instead_of, on_zero_gpu
 from app.frame import header
 from mrrag.errors import ModelError
 from mrrag.learnt import learnt_for
-from mrrag.model.checkpoint import OTHERWISE
+from mrrag.model.weights import OTHERWISE
 from mrrag.types import BUNDLED, LLAVA_MED, Weights
 
 ROOT = Path(__file__).resolve().parents[2]

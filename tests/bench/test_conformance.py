@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -11,22 +12,19 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from tools.fuzz import MUTATIONS, fuzz, main, mutate, seeds
 
 from mrrag.bench import conformance
 from mrrag.bench.conformance import (
     CRASHED,
     FAILURES,
     LEFT,
-    MUTATIONS,
     REFUSED,
     RIGHT,
     STUCK,
     _compare,
     conform,
-    fuzz,
-    mutate,
     reader,
-    seeds,
 )
 from mrrag.data.images import load_image
 
@@ -96,3 +94,12 @@ def test_mutated_files_are_refused_or_read() -> None:
     assert len(outcomes) == 60
     assert [outcome for outcome in outcomes if outcome.kind in FAILURES] == []
     assert any(outcome.kind == REFUSED for outcome in outcomes)
+
+
+def test_the_script_prints_the_totals(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--count", "3", "--seed", "1", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert sum(printed["totals"].values()) == 3
+    assert printed["files"] == []
+    main(["--count", "0"])
+    assert capsys.readouterr().out == "; slowest 0.00 s of CPU\n"

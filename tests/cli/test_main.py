@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mrrag.phantom.write import LAYOUTS
+from mrrag.phantom.write import write_data_set
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,7 +60,7 @@ def test_help_names_every_command() -> None:
 
 def test_a_data_set_is_described_and_indexed(tmp_path: Path) -> None:
     data, kb = tmp_path / "data", tmp_path / "kb"
-    LAYOUTS["fairvlmed"](data, patients=12, seed=5, size=64, workers=1)
+    write_data_set(data, "fairvlmed", patients=12, seed=5, size=64, workers=1)
     (data / "Training" / "data_99999.npz").write_bytes(b"")
     done = run("corpus", str(data), "--list-skipped")
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def test_a_data_set_is_described_and_indexed(tmp_path: Path) -> None:
 
 def test_an_experiment_leaves_its_tables_in_the_run_folder(tmp_path: Path) -> None:
     data, folder = tmp_path / "data", tmp_path / "run"
-    LAYOUTS["iu-xray"](data, patients=12, seed=5, size=64, workers=1)
+    write_data_set(data, patients=12, seed=5, size=64, workers=1)
     options = ("--questions", "6", "--k", "2", "--noise", "0.5", "--methods", "rag_off", "rag")
     where = ("--data", str(data), "--split", "all", "--folder", str(folder))
     done = run("evaluate", *where, *options, "--json")

@@ -15,24 +15,23 @@ from pyarrow import parquet
 
 from mrrag.data.corpus import (
     LAYOUTS,
-    SPLITS,
     detect_layout,
-    find_sections,
     read_corpus,
-    read_indiana,
-    read_openi,
     read_questions,
-    read_slake,
     with_questions_as_reports,
 )
 from mrrag.data.images import load_image
+from mrrag.data.readers.iu_xray import read_indiana, read_openi
+from mrrag.data.readers.mimic import find_sections
+from mrrag.data.readers.vqa import read_slake
+from mrrag.data.records import SPLITS
 from mrrag.data.yes_no import parse_yes_no
 from mrrag.errors import CorpusError
 from mrrag.phantom.dicom import dicom_bytes
 from mrrag.phantom.fundus import draw_eyes
 from mrrag.phantom.render import render
 from mrrag.phantom.world import draw_studies
-from mrrag.phantom.write import LAYOUTS as DRAWN_LAYOUTS
+from mrrag.phantom.write import write_data_set
 from mrrag.types import Document
 
 HEADER = "uid,MeSH,Problems,image,indication,comparison,findings,impression\n"
@@ -181,7 +180,7 @@ def test_damaged_questions_are_refused(tmp_path: Path, line: str, message: str) 
 
 
 def phantom(tmp_path: Path, form: str) -> Path:
-    DRAWN_LAYOUTS[form](tmp_path, patients=12, seed=5, size=64, workers=1)
+    write_data_set(tmp_path, form, patients=12, seed=5, size=64, workers=1)
     return tmp_path
 
 

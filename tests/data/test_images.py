@@ -142,7 +142,7 @@ def test_an_unknown_voi_function_is_taken_as_linear_and_said() -> None:
     window = {"WindowCenter": 128, "WindowWidth": 100}
     image = read_image(make_dicom(RAMP, VOILUTFunction="CUBIC", **window))
     assert np.array_equal(image.display, read_image(make_dicom(RAMP, **window)).display)
-    assert any("unsupported" in note for note in image.notes)
+    assert any("not known" in note for note in image.notes)
 
 
 def test_the_first_window_that_can_be_used_makes_the_display() -> None:

@@ -49,6 +49,5 @@ def test_sick_and_well_eyes_differ_in_ratio_note_and_answers() -> None:
         note, summary = write_note(eye)
         assert ("no glaucoma" in note) == ("no glaucoma" in summary) == (not eye.glaucoma)
         assert f"{eye.ratio:.2f}" in note
-        assert dict((f, a) for _, a, f in ask_about(eye))["glaucoma"] == (
-            "Yes." if eye.glaucoma else "No."
-        )
+        answers = {qa.finding: qa.answer for qa in ask_about(eye)}
+        assert answers["glaucoma"] == ("Yes." if eye.glaucoma else "No.")

@@ -30,7 +30,7 @@ def test_what_was_drawn_is_read_back_by_the_reader_of_real_data(tmp_path: Path) 
 
 
 def test_splits_go_by_patient(tmp_path: Path) -> None:
-    write_data_set(tmp_path, patients=40, seed=6, size=64, workers=1)
+    write_data_set(tmp_path, patients=20, seed=6, size=64, workers=1)
     data = read_data_set(tmp_path)
     by_patient: dict[str, set[str]] = {}
     for case in data.records:
@@ -67,16 +67,16 @@ def test_questions_name_their_study(tmp_path: Path) -> None:
     assert uids <= {str(s.uid) for s in studies}
 
 
-@pytest.mark.parametrize("form", list(LAYOUTS))
-def test_every_form_draws_one_split_and_goes_on_without_drawing_again(
-    tmp_path: Path, form: str
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_every_layout_draws_one_split_and_goes_on_without_drawing_again(
+    tmp_path: Path, layout: str
 ) -> None:
     settings = {"patients": 8, "seed": 9, "size": 64, "workers": 1}
-    LAYOUTS[form](tmp_path, **settings, only="test")
+    write_data_set(tmp_path, layout, **settings, only="test")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert {c.split for c in read_corpus(tmp_path).records} == {"test"}
     times = {p: p.stat().st_mtime_ns for p in before if p.suffix in (".png", ".jpg", ".npz")}
-    LAYOUTS[form](tmp_path, **settings)
+    write_data_set(tmp_path, layout, **settings)
     assert all(p.stat().st_mtime_ns == time for p, time in times.items())
     # What is not a picture is the same to the last byte, whatever was drawn.
     assert all(p.read_bytes() == data for p, data in before.items())

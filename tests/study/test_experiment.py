@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tiny_experiment import LEARNT, answer, make_experiment, make_pipeline, make_questions
 
-from mrrag.data.corpus import Question, Record
+from mrrag.data.records import Question, Record
 from mrrag.errors import SettingsError
 from mrrag.pipeline import Pipeline
 from mrrag.study import experiment as module

@@ -15,7 +15,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 from statsmodels.stats.contingency_tables import mcnemar
 
-from mrrag.data.corpus import Question, Record
+from mrrag.data.records import Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.learnt import Learnt, study_digest
 from mrrag.report.experiment_page import experiment_to_html

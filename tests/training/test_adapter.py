@@ -1,4 +1,4 @@
-"""The adapter finds the weights under which positives and negatives part."""
+"""The adapter finds the weights that tell positives from negatives."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from mrrag.training.adapter import (
 
 
 def made(seed: int, truth: tuple[float, float, float], questions: int = 300) -> TrainingSet:
-    """Candidates whose best is the one that ``truth`` scores highest, with some luck."""
+    """Candidates ranked by the score of the weights ``truth``, with noise."""
     rng = np.random.default_rng(seed)
     cosines = rng.normal(0, 0.3, (questions, 13, 3))
     score = cosines @ np.array(truth) + rng.gumbel(0, 0.1, (questions, 13))
@@ -61,11 +61,11 @@ def test_descent_lowers_the_loss_and_keeps_the_norm_bounded() -> None:
     assert np.linalg.norm(weights) < 100
 
 
-def test_what_is_not_settled_is_said() -> None:
+def test_an_undetermined_sign_and_few_questions_are_reported() -> None:
     unsure = uncertainty(train_adapter(made(3, (0.5, 0.5, 0.0), 60), resamples=20))
     assert "over 48 questions" in unsure
-    assert "Whether γ helps or harms is not settled." in unsure
-    assert "few questions" in unsure
+    assert "The sign of γ is not determined." in unsure
+    assert "Use 200 questions or more" in unsure
     sure = uncertainty(train_adapter(made(4, (0.4, 0.3, 0.3), 800), resamples=20))
-    assert "not settled" not in sure
-    assert "few questions" not in sure
+    assert "not determined" not in sure
+    assert "or more" not in sure

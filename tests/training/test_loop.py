@@ -1,9 +1,10 @@
-"""A run that was stopped and started again ends where an undisturbed one does."""
+"""A run that was stopped and restarted ends like an uninterrupted one."""
 
 import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mrrag.data.corpus import Question, Record
-from mrrag.training.data import DataSet, describe
+from mrrag.data.records import Question, Record
+from mrrag.training.data import DataSet
 from mrrag.training.loop import fit, learning_rate, record_run
 from mrrag.types import Document
 
@@ -50,26 +51,34 @@ def killed(directory: Path, at: int) -> None:
 
 
 def test_a_killed_run_resumes_to_the_same_weights_and_figures(tmp_path: Path) -> None:
-    undisturbed = run(tmp_path / "whole")
+    uninterrupted = run(tmp_path / "whole")
     for at in (2, 10, 18):  # before the first checkpoint; after a figure that no checkpoint has
         killed(tmp_path / "broken", at)
-    assert torch.equal(run(tmp_path / "broken"), undisturbed)
+    assert torch.equal(run(tmp_path / "broken"), uninterrupted)
     figures = [(tmp_path / name / "metrics.csv").read_bytes() for name in ("whole", "broken")]
     assert figures[0] == figures[1]
 
 
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed after its first checkpoint."""
+    folder = tmp_path_factory.mktemp("runs") / "broken"
+    killed(folder, 5)
+    return folder
+
+
 @pytest.mark.parametrize("left", ["", "step,lo"])
 def test_a_metrics_file_that_was_cut_off_in_its_header_is_begun_again(
-    tmp_path: Path, left: str
+    tmp_path: Path, broken: Path, left: str
 ) -> None:
     run(tmp_path / "whole")
-    killed(tmp_path / "broken", 5)
+    shutil.copytree(broken, tmp_path / "broken")
     (tmp_path / "broken" / "metrics.csv").write_text(left)
     run(tmp_path / "broken")
     header, *rows = (tmp_path / "broken" / "metrics.csv").read_text().splitlines()
     whole = (tmp_path / "whole" / "metrics.csv").read_text().splitlines()
     assert header == whole[0]
-    assert rows == whole[2:]  # what was measured before the checkpoint is lost with the file
+    assert rows == whole[2:]  # figures from before the checkpoint are lost with the file
 
 
 def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
@@ -108,11 +117,11 @@ def test_a_data_set_is_known_by_its_texts_and_images(tmp_path: Path) -> None:
     image.write_bytes(b"1")
     case = Record(Document("d", "No effusion.", "p", "s"), image)
     question = Question("q", "d", "Is it?", "No", "closed")
-    data = DataSet(tmp_path, (case,), ((question,),))
-    first = describe(data)
+    data = DataSet((case,), ((question,),), tmp_path)
+    first = data.describe()
     assert (first["cases"], first["questions"]) == (1, 1)
-    assert describe(data) == first
-    other = DataSet(tmp_path, (case,), ((replace(question, answer="Yes"),),))
-    assert describe(other)["fingerprint"] != first["fingerprint"]
+    assert data.describe() == first
+    other = DataSet((case,), ((replace(question, answer="Yes"),),), tmp_path)
+    assert other.describe()["fingerprint"] != first["fingerprint"]
     image.write_bytes(b"12")
-    assert describe(data)["fingerprint"] != first["fingerprint"]
+    assert data.describe()["fingerprint"] != first["fingerprint"]

@@ -10,19 +10,20 @@ import torch
 from huggingface_hub import constants
 from tiny_bitower import CASED, write_data_set, write_public_weights
 
-from mrrag.__main__ import parser
+from mrrag.cli.main import parser
 from mrrag.data.corpus import read_corpus
 from mrrag.errors import CorpusError, ModelError, SettingsError
-from mrrag.retrieval.encoders import load_encoder, paper_tower
+from mrrag.retrieval.bi_tower import paper_tower
+from mrrag.retrieval.encoders import load_encoder
 from mrrag.training import loop
-from mrrag.training.data import to_learn_from
+from mrrag.training.data import split_for_training
 from mrrag.training.loop import learning_rate
 from mrrag.training.retriever import (
     RetrieverOptions,
     agreement,
     contrast,
     fact_loss,
-    train_from_public,
+    train_from_pretrained,
 )
 
 LABELS = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
@@ -60,7 +61,7 @@ def test_an_image_is_not_its_own_neighbour() -> None:
     assert torch.isfinite(v.grad).all()
 
 
-def lesson(folder: Path, **changes: object) -> RetrieverOptions:
+def options(folder: Path, **changes: object) -> RetrieverOptions:
     image, text = write_public_weights(folder, CASED)
     small = RetrieverOptions(
         image, text, dimension=6, image_size=32, text_tokens=8, batch=8, steps=4
@@ -72,8 +73,8 @@ def test_a_tower_from_public_weights_learns_and_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_data_set(tmp_path / "data", 30)
-    data = to_learn_from(read_corpus(folder), folder)
-    train_from_public(tmp_path / "whole", data, lesson(tmp_path), tmp_path / "encoder")
+    data = split_for_training(read_corpus(folder), folder)
+    train_from_pretrained(tmp_path / "whole", data, options(tmp_path), tmp_path / "encoder")
     whole = load_encoder(tmp_path / "encoder")
     begun = paper_tower(
         *write_public_weights(tmp_path, CASED), dimension=6, image_size=32, max_text_tokens=8
@@ -89,14 +90,16 @@ def test_a_tower_from_public_weights_learns_and_goes_on_where_it_was_stopped(
     monkeypatch.setattr("mrrag.training.retriever.fit", every_step)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "learning_rate", stopped)
-        train_from_public(tmp_path / "broken", data, lesson(tmp_path), tmp_path / "again")
+        train_from_pretrained(tmp_path / "broken", data, options(tmp_path), tmp_path / "again")
     assert not (tmp_path / "again").exists()
-    train_from_public(tmp_path / "broken", data, lesson(tmp_path), tmp_path / "again" / "encoder")
+    train_from_pretrained(
+        tmp_path / "broken", data, options(tmp_path), tmp_path / "again" / "encoder"
+    )
     assert load_encoder(tmp_path / "again" / "encoder").fingerprint == whole.fingerprint
 
     with pytest.raises(SettingsError, match="holds another run: steps, seed differ"):
-        train_from_public(
-            tmp_path / "whole", data, lesson(tmp_path, steps=9, seed=1), tmp_path / "x"
+        train_from_pretrained(
+            tmp_path / "whole", data, options(tmp_path, steps=9, seed=1), tmp_path / "x"
         )
 
 
@@ -104,10 +107,10 @@ def test_a_case_whose_image_cannot_be_read_is_left_out_and_listed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_data_set(tmp_path / "data", 30)
-    data = to_learn_from(read_corpus(folder), folder)
+    data = split_for_training(read_corpus(folder), folder)
     first = data.rows("train")[0]
     data.records[first].image_path.write_bytes(b"no image")
-    train_from_public(tmp_path / "run", data, lesson(tmp_path), tmp_path / "encoder")
+    train_from_pretrained(tmp_path / "run", data, options(tmp_path), tmp_path / "encoder")
     listed = (tmp_path / "run" / "unreadable.txt").read_text().split()
     assert listed == [data.records[first].document.id]
     assert "1 images cannot be read" in caplog.text
@@ -117,7 +120,7 @@ def test_a_case_whose_image_cannot_be_read_is_left_out_and_listed(
     for row in data.rows("train")[1:]:
         data.records[row].image_path.write_bytes(b"no image")
     with pytest.raises(CorpusError, match="0 cases with a report and an image to train on"):
-        train_from_public(tmp_path / "none", data, lesson(tmp_path), tmp_path / "encoder")
+        train_from_pretrained(tmp_path / "none", data, options(tmp_path), tmp_path / "encoder")
 
 
 def test_without_a_network_what_is_missing_is_said(
@@ -128,7 +131,7 @@ def test_without_a_network_what_is_missing_is_said(
     folder = write_data_set(tmp_path / "data", 12)
     command = ["train-retriever", "--data", str(folder), "--runs", str(tmp_path / "runs")]
     arguments = parser().parse_args([*command, "--text-tower", "emilyalsentzer/Bio_ClinicalBERT"])
-    with pytest.raises(ModelError, match=r"hub cannot be reached, and .* of microsoft/resnet-50 "):
+    with pytest.raises(ModelError, match=r"hub cannot be reached, and microsoft/resnet-50 "):
         arguments.run(arguments)
 
 
@@ -139,9 +142,9 @@ def test_problems_are_learnt_from_where_they_are_named(tmp_path: Path) -> None:
         replace(case, problems=("effusion",) if n % 3 else ())
         for n, case in enumerate(read.records)
     )
-    data = to_learn_from(replace(read, records=named), folder)
-    train_from_public(
-        tmp_path / "run", data, lesson(tmp_path, steps=1, fact_steps=2), tmp_path / "encoder"
+    data = split_for_training(replace(read, records=named), folder)
+    train_from_pretrained(
+        tmp_path / "run", data, options(tmp_path, steps=1, fact_steps=2), tmp_path / "encoder"
     )
     metrics = (tmp_path / "run" / "pairs-facts" / "metrics.csv").read_text().splitlines()
     assert metrics[0].startswith("step,loss,recall_at_10")
@@ -152,10 +155,10 @@ def test_whole_patients_are_held_out_where_no_split_is_for_validation(tmp_path: 
     folder = write_data_set(tmp_path / "data", 40)
     table = folder / "reports.csv"
     table.write_text(table.read_text().replace(",validation", ",").replace(",train", ","))
-    data = to_learn_from(read_corpus(folder), folder)
+    data = split_for_training(read_corpus(folder), folder)
     train, held = (set(data.patients[data.rows(name)]) for name in ("train", "validation"))
     assert not train & held
     assert (len(train), len(held)) == (18, 2)
     few = write_data_set(tmp_path / "few", 2)
     with pytest.raises(CorpusError, match="two of each are needed"):
-        to_learn_from(read_corpus(few), few)
+        split_for_training(read_corpus(few), few)

@@ -5,28 +5,32 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from mrrag.training.llava import (
-    IGNORE,
-    CachedTokenizer,
-    Packed,
-    build_llava,
-    pack,
-    packed_logits,
-)
+from mrrag.data.records import Question
+from mrrag.training.llava import build_llava
+from mrrag.training.packing import IGNORE, Packed, Packer, packed_logits
 from mrrag.training.tokenizer import train_tokenizer
 
 REPORTS = ["No pneumothorax. The heart is normal in size.", "Small left pleural effusion."]
 QUESTIONS = [
-    ("Is there a pneumothorax?", "No pneumothorax."),
-    ("Where is the nodule?", "Left upper zone."),
-    ("Is there an effusion?", "Yes, small left pleural effusion."),
+    Question(str(n), "case", question, answer, "open")
+    for n, (question, answer) in enumerate(
+        (
+            ("Is there a pneumothorax?", "No pneumothorax."),
+            ("Where is the nodule?", "Left upper zone."),
+            ("Is there an effusion?", "Yes, small left pleural effusion."),
+        )
+    )
 ]
 PATCHES = 64
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    texts = [*REPORTS, *(t for pair in QUESTIONS for t in pair), "[INST] 1. 2. [/INST]"]
+    texts = [
+        *REPORTS,
+        *(t for q in QUESTIONS for t in (q.question, q.answer)),
+        "[INST] 1. 2. [/INST]",
+    ]
     return train_tokenizer(texts * 20, vocabulary=400)
 
 
@@ -38,18 +42,10 @@ def model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
 def packed(
     tokenizer: PreTrainedTokenizerFast,
     model: LlavaForConditionalGeneration,
-    questions: list[tuple[str, str]],
+    questions: list[Question],
     image: bool = True,
 ) -> Packed:
-    return pack(
-        CachedTokenizer(tokenizer),
-        2,
-        REPORTS,
-        questions,
-        image_token_id=model.config.image_token_id,
-        image_tokens=PATCHES if image else 0,
-        study=0,
-    )
+    return Packer.of(model, tokenizer, PATCHES if image else 0).pack(REPORTS, questions, 0)
 
 
 def test_packed_questions_get_the_logits_of_separate_ones(
@@ -83,10 +79,10 @@ def test_labels_are_the_answers_and_their_end_alone(
     tokenizer: PreTrainedTokenizerFast, model: LlavaForConditionalGeneration
 ) -> None:
     row = packed(tokenizer, model, QUESTIONS)
-    for n, (_, answer) in enumerate(QUESTIONS, start=1):
+    for n, question in enumerate(QUESTIONS, start=1):
         labels = row.labels[(row.block == n) & (row.labels != IGNORE)]
         assert labels[-1] == 2
-        assert tokenizer.decode(labels[:-1]).strip() == answer
+        assert tokenizer.decode(labels[:-1]).strip() == question.answer
     assert np.all(row.labels[row.block == 0] == IGNORE)
 
 
