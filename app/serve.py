@@ -91,6 +91,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model's repository")
     parser.add_argument(
+        "--vision-tower",
         "--tower",
         default="checkpoint",
         help="vision tower: 'checkpoint' (default), 'stock' for the CLIP that training started "
@@ -207,7 +208,7 @@ def load(backends: Sequence[Backend], choice: Choice, arguments: argparse.Namesp
         knowledge_base=bases[0],
         revision=arguments.revision,
         device=choice.device,
-        vision_tower=arguments.tower,
+        vision_tower=arguments.vision_tower,
         quantize=arguments.quantize,
     )
     pipelines: list[Pipeline] = [first]
