@@ -198,4 +198,5 @@ def decode_frame(dataset: Dataset, frame: int, frames: int) -> Array:
 
 
 def native(pixels: Array) -> Array:
+    """Return the same values, contiguous and in this machine's byte order."""
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))

@@ -272,6 +272,7 @@ def _number(value: object) -> str:
 
 
 def as_list(value: Any) -> list[Any]:
+    """Return the values of an attribute that may be absent, single or several."""
     if value is None or value == "":
         return []
     return [value] if isinstance(value, (str, int, float)) else list(value)

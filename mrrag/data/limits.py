@@ -17,10 +17,12 @@ EXPORT = "Export the picture again from its source as DICOM, PNG or JPEG."
 
 
 def refusal(came: str, allowed: str, do: str) -> ImageError:
+    """Return an error that says what came, what is allowed and what to do."""
     return ImageError(f"{came} {allowed} {do}")
 
 
 def too_many_bytes(came: str) -> ImageError:
+    """Return the refusal of a file, or of its inflated bytes, above :data:`MAX_BYTES`."""
     return refusal(
         came,
         f"At most {MAX_BYTES:,} bytes are read.",
@@ -44,6 +46,7 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def check_size(rows: int, columns: int) -> None:
+    """Raise :class:`ImageError` for a picture without pixels, or with too many."""
     if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
         raise refusal(
             f"The picture is said to have {rows:,} rows and {columns:,} columns.",
@@ -53,6 +56,7 @@ def check_size(rows: int, columns: int) -> None:
 
 
 def check_frame(frame: int, frames: int) -> None:
+    """Raise :class:`ImageError` unless ``frame``, counted from 0, is one of ``frames``."""
     if not 0 <= frame < frames:
         raise refusal(
             f"Frame {frame + 1} was asked for.",

@@ -136,6 +136,7 @@ def check_settings(
 
 
 def check_names(origin: str, state: Collection[str], wanted: Collection[str]) -> None:
+    """Raise :class:`ModelError` unless the tensors of ``state`` are those that are wanted."""
     _refuse(origin, sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted)))
 
 

@@ -77,6 +77,7 @@ class _Row(NamedTuple):
 
     @property
     def patient(self) -> str:
+        """The patient by whom rows are split."""
         return self.record.document.patient
 
 
