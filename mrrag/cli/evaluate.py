@@ -44,6 +44,21 @@ def add_commands(commands: Commands) -> None:
     )
     add_pipeline(evaluate)
     add_data(evaluate, required=False, text="data set or VQA file (default: the bundled world)")
+    _add_questions_and_methods(evaluate)
+    evaluate.add_argument(
+        "--folder",
+        type=Path,
+        default=RUNS / "evaluate",
+        metavar="DIR",
+        help="run directory for answers, tables and report (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write the report to this file"
+    )
+    add_json(evaluate)
+
+
+def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--split",
         help='split to ask, or "all" (default: test where there is one, else all)',
@@ -93,17 +108,6 @@ def add_commands(commands: Commands) -> None:
         metavar="N",
         help="maximum length of an answer, in tokens (default: %(default)s)",
     )
-    evaluate.add_argument(
-        "--folder",
-        type=Path,
-        default=RUNS / "evaluate",
-        metavar="DIR",
-        help="run directory for answers, tables and report (default: %(default)s)",
-    )
-    evaluate.add_argument(
-        "--html", type=Path, metavar="FILE", help="also write the report to this file"
-    )
-    add_json(evaluate)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:

@@ -89,17 +89,7 @@ def _add_index(commands: Commands) -> None:
         "--split",
         help='split to index, or "all" (default: train where there is one, else all)',
     )
-    index.add_argument(
-        "--encoder",
-        help="encoder: a directory, a hub name, or a checkpoint file of open_clip "
-        "(default: the bundled one; with --update, the knowledge base's own)",
-    )
-    index.add_argument("--encoder-revision", help="branch, tag or commit of the encoder")
-    index.add_argument(
-        "--encoder-base",
-        metavar="SOURCE",
-        help="for a checkpoint file: directory or hub name that holds its configuration",
-    )
+    _add_encoder(index)
     index.add_argument(
         "--thumbnail-size",
         type=int,
@@ -125,6 +115,20 @@ def _add_index(commands: Commands) -> None:
         "--update",
         action="store_true",
         help="bring an existing one up to date, and encode only what is new",
+    )
+
+
+def _add_encoder(index: argparse.ArgumentParser) -> None:
+    index.add_argument(
+        "--encoder",
+        help="encoder: a directory, a hub name, or a checkpoint file of open_clip "
+        "(default: the bundled one; with --update, the knowledge base's own)",
+    )
+    index.add_argument("--encoder-revision", help="branch, tag or commit of the encoder")
+    index.add_argument(
+        "--encoder-base",
+        metavar="SOURCE",
+        help="for a checkpoint file: directory or hub name that holds its configuration",
     )
 
 

@@ -29,77 +29,10 @@ def add_commands(commands: Commands) -> None:
     """Add the commands that make what the others use."""
     _add_phantom(commands)
     _add_train_retriever(commands)
-    train = _add_training(
-        commands,
-        "train-model",
-        run_train_model,
-        "Train the bundled vision-language model, in three stages.\n\n"
-        "The stages are its vision tower, reading reports, and weighing reports against the\n"
-        "picture. Training that was stopped is resumed.",
-        "mrrag train-model --data runs/phantoms",
-    )
-    for stage, steps in (("vision", 1000), ("reading", 1000), ("weighing", 700)):
-        train.add_argument(
-            f"--{stage}-steps",
-            type=int,
-            default=steps,
-            metavar="N",
-            help=f"steps of the {stage} stage (default: %(default)s)",
-        )
-    _add_learning(
-        commands,
-        "train-adapter",
-        run_train_adapter,
-        "Learn α, β, γ for a model on a knowledge base, from yes/no training questions.\n\n"
-        "They are written to the knowledge base's learnt.json, which page and commands use.",
-        "mrrag train-adapter --data VQA_RAD --kb runs/kb",
-        questions=1500,
-    )
-    layers = _add_learning(
-        commands,
-        "find-layers",
-        run_find_layers,
-        "Find the layers in which a model reads reports, and the form and strength of IFA\n"
-        "that help most on validation questions.\n\n"
-        "They are written to the knowledge base's learnt.json, which page and commands use.",
-        "mrrag find-layers --data VQA_RAD --kb runs/kb --window 4 --stride 2",
-        questions=1000,
-    )
-    layers.add_argument(
-        "--window",
-        type=int,
-        default=1,
-        metavar="N",
-        help="layers that are blocked together (default: %(default)s)",
-    )
-    layers.add_argument(
-        "--stride",
-        type=int,
-        default=1,
-        metavar="N",
-        help="layers from one window to the next (default: %(default)s)",
-    )
-    samples = _add_training(
-        commands,
-        "samples",
-        run_samples,
-        "Choose the sample cases from the held-out split, and write them.",
-        "mrrag samples --data runs/phantoms --questions 400",
-    )
-    samples.add_argument(
-        "--directory",
-        type=Path,
-        default=Path("sample_cases"),
-        metavar="DIR",
-        help="output directory (default: %(default)s)",
-    )
-    samples.add_argument(
-        "--questions",
-        type=int,
-        default=600,
-        metavar="N",
-        help="maximum number of questions to choose from (default: %(default)s)",
-    )
+    _add_train_model(commands)
+    _add_train_adapter(commands)
+    _add_find_layers(commands)
+    _add_samples(commands)
 
 
 def _add_phantom(commands: Commands) -> None:
@@ -236,6 +169,89 @@ def _add_train_retriever(commands: Commands) -> None:
         own.add_argument(
             f"--{name}", type=kind_of, default=value, help=f"{text} (default: %(default)s)"
         )
+
+
+def _add_train_model(commands: Commands) -> None:
+    train = _add_training(
+        commands,
+        "train-model",
+        run_train_model,
+        "Train the bundled vision-language model, in three stages.\n\n"
+        "The stages are its vision tower, reading reports, and weighing reports against the\n"
+        "picture. Training that was stopped is resumed.",
+        "mrrag train-model --data runs/phantoms",
+    )
+    for stage, steps in (("vision", 1000), ("reading", 1000), ("weighing", 700)):
+        train.add_argument(
+            f"--{stage}-steps",
+            type=int,
+            default=steps,
+            metavar="N",
+            help=f"steps of the {stage} stage (default: %(default)s)",
+        )
+
+
+def _add_train_adapter(commands: Commands) -> None:
+    _add_learning(
+        commands,
+        "train-adapter",
+        run_train_adapter,
+        "Learn α, β, γ for a model on a knowledge base, from yes/no training questions.\n\n"
+        "They are written to the knowledge base's learnt.json, which page and commands use.",
+        "mrrag train-adapter --data VQA_RAD --kb runs/kb",
+        questions=1500,
+    )
+
+
+def _add_find_layers(commands: Commands) -> None:
+    layers = _add_learning(
+        commands,
+        "find-layers",
+        run_find_layers,
+        "Find the layers in which a model reads reports, and the form and strength of IFA\n"
+        "that help most on validation questions.\n\n"
+        "They are written to the knowledge base's learnt.json, which page and commands use.",
+        "mrrag find-layers --data VQA_RAD --kb runs/kb --window 4 --stride 2",
+        questions=1000,
+    )
+    layers.add_argument(
+        "--window",
+        type=int,
+        default=1,
+        metavar="N",
+        help="layers that are blocked together (default: %(default)s)",
+    )
+    layers.add_argument(
+        "--stride",
+        type=int,
+        default=1,
+        metavar="N",
+        help="layers from one window to the next (default: %(default)s)",
+    )
+
+
+def _add_samples(commands: Commands) -> None:
+    samples = _add_training(
+        commands,
+        "samples",
+        run_samples,
+        "Choose the sample cases from the held-out split, and write them.",
+        "mrrag samples --data runs/phantoms --questions 400",
+    )
+    samples.add_argument(
+        "--directory",
+        type=Path,
+        default=Path("sample_cases"),
+        metavar="DIR",
+        help="output directory (default: %(default)s)",
+    )
+    samples.add_argument(
+        "--questions",
+        type=int,
+        default=600,
+        metavar="N",
+        help="maximum number of questions to choose from (default: %(default)s)",
+    )
 
 
 def run_phantom(args: argparse.Namespace) -> None:
