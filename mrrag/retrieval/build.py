@@ -13,8 +13,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +24,7 @@ import numpy.typing as npt
 
 from mrrag.data.records import Record
 from mrrag.errors import KnowledgeBaseError
-from mrrag.files import file_sha256, is_out_of_space, locked, write_atomic
+from mrrag.files import file_sha256, write_atomic
 from mrrag.learnt import FILE as LEARNT
 from mrrag.retrieval.draft import (
     JOURNAL,
@@ -41,6 +39,7 @@ from mrrag.retrieval.encoders import Encoder, describe_encoder
 from mrrag.retrieval.knowledge_base import DocumentTable, KnowledgeBase
 from mrrag.retrieval.manifest import DOCUMENTS, FORMAT, MANIFEST, STAMPS, VECTORS
 from mrrag.retrieval.open_images import OpenedImage, image_stamp, open_images, open_in_order
+from mrrag.retrieval.place import check_free, one_build, put_in_place, stopped_in_words
 from mrrag.types import FloatArray
 
 __all__ = ["build_knowledge_base", "build_share"]
@@ -134,12 +133,12 @@ def build_knowledge_base(
     """
     directory = Path(directory)
     known = [KnowledgeBase.load(d, encoder) for d in ([directory] if update else []) + [*parts]]
-    _check_free(directory, overwrite or update)
+    check_free(directory, overwrite or update)
     _check_buildable(records, encoder)
     job = Job(records, encoder, thumbnail_size, batch, known)
     hidden = directory.with_name(f".{directory.name}.partial")
     hidden.mkdir(parents=True, exist_ok=True)
-    with _one_build(directory), _stopped_in_words(hidden):
+    with one_build(directory), stopped_in_words(hidden):
         draft = Draft(hidden, job.digest(), encoder)
         try:
             _fill(draft, job, workers, progress)
@@ -152,7 +151,7 @@ def build_knowledge_base(
             draft.abandon()
         if update and (directory / LEARNT).is_file():
             shutil.copy2(directory / LEARNT, hidden / LEARNT)
-        _put_in_place(hidden, directory)
+        put_in_place(hidden, directory)
     for name in (PLAN, JOURNAL, ROWS, STAMP_ROWS):
         (directory / name).unlink(missing_ok=True)
     return KnowledgeBase.load(directory, encoder)
@@ -190,7 +189,7 @@ def build_share(
         None in all processes but the first.
     """
     directory = Path(directory)
-    _check_free(directory, overwrite or update)
+    check_free(directory, overwrite or update)
     number, count = share
     shares = directory.with_name(f".{directory.name}.{encoder.fingerprint[:12]}.shares")
     size = batch * -(-len(records) // (batch * count))
@@ -227,20 +226,6 @@ def build_share(
     return built
 
 
-def _check_free(directory: Path, overwrite: bool) -> None:
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return
-    if not (directory / MANIFEST).is_file():
-        raise KnowledgeBaseError(
-            f"{directory} exists and is not a knowledge base. Choose another directory."
-        )
-    if not overwrite:
-        raise KnowledgeBaseError(
-            f"There is a knowledge base in {directory} already. "
-            "Choose another directory, or ask for it to be overwritten."
-        )
-
-
 def _check_buildable(records: Sequence[Record], encoder: Encoder) -> None:
     if not encoder.fingerprint:
         raise KnowledgeBaseError(
@@ -254,35 +239,6 @@ def _check_buildable(records: Sequence[Record], encoder: Encoder) -> None:
             f"{len(twice)} document ids occur more than once, such as {twice[0]}. Ids must be "
             "unique."
         )
-
-
-def _one_build(directory: Path) -> AbstractContextManager[None]:
-    """Hold the place of a knowledge base against other builds."""
-    return locked(
-        directory.with_name(f".{directory.name}.lock"),
-        lambda: KnowledgeBaseError(
-            f"Another build is at work for {directory}. Wait for it, or choose another directory."
-        ),
-    )
-
-
-@contextmanager
-def _stopped_in_words(directory: Path) -> Iterator[None]:
-    """Turn a full disk or a killed process into a sentence; what was encoded stays."""
-    kept = "What was encoded is kept there, and the same command resumes from it"
-    try:
-        yield
-    except OSError as error:
-        if not is_out_of_space(error):
-            raise
-        raise KnowledgeBaseError(
-            f"There is no room left for {directory} ({error.strerror}). {kept} once there is."
-        ) from error
-    except BrokenProcessPool as error:
-        raise KnowledgeBaseError(
-            f"A process that opens images for {directory} was killed by the system, most likely "
-            f"for lack of memory. {kept}; with fewer --workers it needs less."
-        ) from error
 
 
 def _fill(draft: Draft, job: Job, workers: int | None, progress: OnProgress) -> None:
@@ -455,19 +411,3 @@ def _manifest_of(draft: Draft, job: Job) -> dict[str, Any]:
             for name in (DOCUMENTS, VECTORS, *thumbnails)
         },
     }
-
-
-def _put_in_place(whole: Path, directory: Path) -> None:
-    """Rename a knowledge base to its place, and remove the one that was there."""
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, old)
-        try:
-            os.replace(whole, directory)
-        except OSError:
-            os.replace(old, directory)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(whole, directory)

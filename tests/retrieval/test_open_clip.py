@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from mrrag.errors import ModelError
-from mrrag.retrieval.clip_towers import ModifiedResNet
+from mrrag.retrieval.clip_resnet import ModifiedResNet
 from mrrag.retrieval.encoders import (
     describe_encoder,
     load_bitower,
