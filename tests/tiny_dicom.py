@@ -1,4 +1,4 @@
-"""Small DICOM files and pictures, made on the spot; and the files that pydicom ships."""
+"""Small DICOM files and pictures for tests, and the files that pydicom ships."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 
 
 def shipped(name: str) -> bytes:
-    """A file inside pydicom's own package."""
+    """Return a test file of pydicom's own package."""
     path = get_testdata_file(name, download=False)
     assert path is not None, name
     return Path(str(path)).read_bytes()
@@ -33,7 +33,10 @@ def shipped(name: str) -> bytes:
 def make_dicom(
     pixels: np.ndarray | bytes, syntax: str = ExplicitVRLittleEndian, /, **attributes: Any
 ) -> bytes:
-    """A DICOM file of one grey or RGB frame, or of whatever the attributes say instead."""
+    """Return a DICOM file of one grey or RGB frame.
+
+    Attributes are set, overwriting those made from the pixels, or removed if None.
+    """
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -70,7 +73,7 @@ def make_dicom(
 
 
 def make_compressed(code: bytes, syntax: str, like: np.ndarray, **attributes: Any) -> bytes:
-    """The same, around compressed frames."""
+    """Return a DICOM file of a compressed frame, with the attributes of the pixels ``like``."""
     described = pydicom.dcmread(io.BytesIO(make_dicom(like)))
     keywords = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation")
     keywords += ("BitsAllocated", "BitsStored", "PixelRepresentation")
@@ -81,6 +84,7 @@ def make_compressed(code: bytes, syntax: str, like: np.ndarray, **attributes: An
 
 
 def make_item(**attributes: Any) -> list[Dataset]:
+    """Return a sequence of one item."""
     item = Dataset()
     for keyword, value in attributes.items():
         setattr(item, keyword, value)
@@ -88,7 +92,7 @@ def make_item(**attributes: Any) -> list[Dataset]:
 
 
 def make_table(entries: list[int], first: int = 0, bits: int = 8) -> list[Dataset]:
-    """A Modality or VOI LUT Sequence of one table, its data as OW words."""
+    """Return a Modality or VOI LUT Sequence of one table, with its data as OW words."""
     item = Dataset()
     item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(entries) % 65536, first, bits])
     item.add_new("LUTData", "OW", np.array(entries, "<u2").tobytes())
@@ -96,6 +100,7 @@ def make_table(entries: list[int], first: int = 0, bits: int = 8) -> list[Datase
 
 
 def make_picture(picture: PIL.Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """Return a picture as a file of a format that Pillow writes."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return file.getvalue()

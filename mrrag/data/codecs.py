@@ -1,7 +1,8 @@
-"""Compressed DICOM frames → stored values: a decoder per family of transfer syntaxes.
+"""Decodes DICOM frames: one decoder for each family of compressed transfer syntaxes.
 
-imagecodecs decodes (libjpeg-turbo, CharLS, OpenJPEG, PackBits), since GDCM ends the whole
-process on many damaged frames; pydicom then does what all syntaxes have in common.
+imagecodecs decodes (libjpeg-turbo, CharLS, OpenJPEG, PackBits), because GDCM crashes on many
+damaged frames. pydicom then does the steps that all transfer syntaxes have in common. This
+module does not know how stored values are displayed.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from pydicom.pixels.utils import as_pixel_options
 
 from mrrag.data.limits import EXPORT, refusal
 
+__all__ = ["ALWAYS_LOSSY", "DECODERS", "J2K", "decode_frame", "native"]
+
 Array = npt.NDArray[Any]
 
-J2K = b"\xff\x4f\xff\x51"  # SOC and SIZ, with which every JPEG 2000 codestream begins
-MAX_TRAILING_BYTES = 16  # after the end marker, beside any zeros: some writers leave a few
+J2K = b"\xff\x4f\xff\x51"  # SOC and SIZ: the start of every JPEG 2000 codestream
+MAX_TRAILING_BYTES = 16  # after the end marker, not counting zeros: some writers leave a few
 
 
 class _Codestream(NamedTuple):
-    """What a compressed frame says of itself before it is decoded; colour may be unsaid."""
+    """The header of a compressed frame; ``colour`` is "" where it does not say."""
 
     rows: int
     columns: int
@@ -38,9 +41,10 @@ class _Codestream(NamedTuple):
 
 
 def _read_codestream(code: bytes) -> _Codestream:
-    """Read J2K's SIZ marker (T.800 A.5.1), or JPEG's or JPEG-LS's frame header (T.81 B.2.2).
+    """Read the SIZ marker of JPEG 2000 (T.800 A.5.1), or a JPEG frame header (T.81 B.2.2).
 
-    JPEG's colour is what libjpeg takes it for: by JFIF, else Adobe's marker, else the names.
+    A JPEG's colour follows libjpeg's rule: the JFIF marker, else Adobe's, else the components'
+    names.
     """
     if code.startswith(J2K):
         right, bottom, left, top = struct.unpack_from(">4I", code, 8)
@@ -50,8 +54,8 @@ def _read_codestream(code: bytes) -> _Codestream:
     while True:
         marker, length = struct.unpack_from(">HH", code, at)
         if marker < 0xFFC0:
-            raise ValueError("there is no marker where one must be")
-        # C4, C8 and CC are tables; the rest of C0 to CF, and JPEG-LS's F7, are frame headers.
+            raise ValueError("a marker is missing")
+        # C0 to CF are frame headers, except C4, C8 and CC; so is JPEG-LS's F7.
         if marker == 0xFFF7 or marker == 0xFFC0 or (marker <= 0xFFCF and marker % 4):
             precision, rows, columns, samples = struct.unpack_from(">BHHB", code, at + 4)
             if not colour and code[at + 10 : at + 19 : 3] in (b"RGB", b"rgb"):
@@ -61,13 +65,21 @@ def _read_codestream(code: bytes) -> _Codestream:
             colour = "YBR_FULL"
         elif marker == 0xFFEE and length >= 14 and code[at + 4 : at + 9] == b"Adobe":
             colour = colour or ("YBR_FULL" if code[at + 15] else "RGB")
-        at += 1 if marker == 0xFFFF else 2 + length  # FF may fill
+        at += 1 if marker == 0xFFFF else 2 + length  # FF may be padding
 
 
 def _check_codestream(code: bytes, dataset: Dataset) -> tuple[bytes, _Codestream]:
-    """Refuse a frame whose size is not the header's, or that has no end marker.
+    """Return a frame up to its end marker, and its header.
 
-    Decoders allocate by the one and search for the other, CharLS without end.
+    Decoders allocate memory by the frame's own size, and CharLS searches for the end marker
+    without end: so both are checked first.
+
+    Raises
+    ------
+    ImageError
+        If the frame's size differs from the DICOM header's.
+    ValueError
+        If the end marker is missing.
     """
     end = code.rindex(b"\xff\xd9") + 2
     if len(code.rstrip(b"\0")) - end > MAX_TRAILING_BYTES:
@@ -84,9 +96,9 @@ def _check_codestream(code: bytes, dataset: Dataset) -> tuple[bytes, _Codestream
 
 
 def _decode_jpeg(code: bytes, dataset: Dataset) -> Array:
-    """Decode JPEG (PS3.5 A.4.1 and A.4.2): components as stored, and the name of their colours.
+    """Decode JPEG (PS3.5 A.4.1 and A.4.2) without a colour transform, and set its colour space.
 
-    A lossy frame's own markers outweigh the header, which is often wrong about them.
+    A lossy frame's own markers take precedence over the DICOM header, which is often wrong.
     """
     code, stream = _check_codestream(code, dataset)
     if stream.samples == 1:
@@ -106,13 +118,13 @@ def _decode_jpeg_ls(code: bytes, dataset: Dataset) -> Array:
 
 
 def _decode_jpeg_2000(code: bytes, dataset: Dataset) -> Array:
-    """Decode JPEG 2000 and HTJ2K (PS3.5 A.4.4 and A.4.12), in a JP2 file's wrapping or none."""
+    """Decode JPEG 2000 and HTJ2K (PS3.5 A.4.4 and A.4.12), with or without a JP2 header."""
     code, stream = _check_codestream(code[code.index(J2K) :], dataset)
     dataset.BitsStored = stream.precision
-    if dataset.PhotometricInterpretation in ("YBR_ICT", "YBR_RCT"):  # the decoder undoes them
+    if dataset.PhotometricInterpretation in ("YBR_ICT", "YBR_RCT"):  # undone by the decoder
         dataset.PhotometricInterpretation = "RGB"
     pixels = imagecodecs.jpeg2k_decode(code)
-    if pixels.dtype.kind == "i":  # the codestream knows; some headers do not
+    if pixels.dtype.kind == "i":  # some headers say unsigned
         dataset.PixelRepresentation = 1
     return pixels
 
@@ -120,7 +132,7 @@ def _decode_jpeg_2000(code: bytes, dataset: Dataset) -> Array:
 def _decode_rle(code: bytes, dataset: Dataset) -> Array:
     """Decode RLE (PS3.5 annex G): a segment for each byte of each sample, highest byte first.
 
-    Not pydicom's, which lets a segment grow to 64 times its length before it looks.
+    pydicom's own decoder checks a segment's length only after it has grown up to 64-fold.
     """
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     samples, width = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated) // 8
@@ -129,13 +141,13 @@ def _decode_rle(code: bytes, dataset: Dataset) -> Array:
         raise ValueError("the number of RLE segments does not fit the samples")
     planes = np.empty((rows * columns, samples * width), np.uint8)
     for i, (start, end) in enumerate(zip(starts, [*starts[1:count], len(code)], strict=False)):
-        # Some writers pad a segment, so a little more is let through, and cut.
+        # Some writers pad a segment, so a little more is accepted, and cut off.
         segment = imagecodecs.packbits_decode(code[start:end], out=rows * columns + 128)
         planes[:, i] = np.frombuffer(segment, np.uint8, rows * columns)
     return native(planes.view(f">u{width}").reshape(rows, columns, samples))
 
 
-# Transfer syntax (PS3.5 annex A) → decoder of one frame; None is not compressed.
+# Transfer syntax (PS3.5 annex A) → decoder of one frame, or None if it is uncompressed.
 DECODERS: dict[str, Callable[[bytes, Dataset], Array] | None] = {
     uid.ImplicitVRLittleEndian: None,
     uid.ExplicitVRLittleEndian: None,
@@ -167,9 +179,16 @@ ALWAYS_LOSSY = tuple(
 def decode_frame(dataset: Dataset, frame: int, frames: int) -> Array:
     """Return one frame's stored values, [rows, columns], or RGB [rows, columns, 3].
 
-    A decoded frame takes the compressed ones' place as if it had never been compressed. Then
-    pydicom does what is the same for every syntax: it sets the sign (PS3.5 8.2.4 and others
-    let a codestream be unsigned where Pixel Representation is not) and converts to RGB.
+    The decoded frame replaces the compressed ones in ``dataset``, as if it had never been
+    compressed. pydicom then does the steps common to every syntax: it restores the sign (by
+    PS3.5 8.2.4 and others, a codestream may be unsigned though Pixel Representation is signed)
+    and converts to RGB.
+
+    Raises
+    ------
+    ValueError
+        If frames are missing, or the colours cannot be converted. Damaged frames raise many
+        other exceptions.
     """
     decode = DECODERS[dataset.file_meta.TransferSyntaxUID]
     if decode is not None:
@@ -198,5 +217,6 @@ def decode_frame(dataset: Dataset, frame: int, frames: int) -> Array:
 
 
 def native(pixels: Array) -> Array:
+    """Return the pixels contiguous and in the machine's byte order."""
     """Return the same values, contiguous and in this machine's byte order."""
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))

@@ -1,7 +1,7 @@
-"""One DICOM frame → picture, through the Standard's pipeline in its order (PS3.4 N.2).
+"""Reads one DICOM frame, in the order of the Standard's pipeline (PS3.4 N.2).
 
-Stored values, modality LUT, VOI LUT or window, MONOCHROME1 inversion. Only the attributes
-listed below are ever parsed, so this module never knows who the patient is.
+The steps are stored values, modality LUT, VOI LUT or window, and MONOCHROME1 inversion. Only
+the attributes listed below are ever parsed, so this module never knows who the patient is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import re
 import struct
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from math import isfinite
 from typing import Any
@@ -24,7 +25,7 @@ from pydicom.tag import Tag
 from pydicom.valuerep import VR
 
 from mrrag.data.codecs import ALWAYS_LOSSY, DECODERS, decode_frame, native
-from mrrag.data.grey import scale, show_full_range, window_grey
+from mrrag.data.grey import is_window, scale, show_full_range, window_grey
 from mrrag.data.limits import (
     EXPORT,
     MAX_BYTES,
@@ -36,61 +37,49 @@ from mrrag.data.limits import (
 )
 from mrrag.types import Image, Window
 
+__all__ = ["TAGS", "is_dicom", "parse", "read_dicom", "without_identity"]
+
 Array = npt.NDArray[Any]
 
 # The only attributes that are parsed. None of them says who the patient is.
 REQUIRED = (
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "PixelRepresentation",
-    "SamplesPerPixel",
+    "Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel",
     "PhotometricInterpretation",
-)
+)  # fmt: skip
 TRANSFORMS = (
-    "RescaleIntercept",
-    "RescaleSlope",
-    "ModalityLUTSequence",
-    "WindowCenter",
-    "WindowWidth",
-    "WindowCenterWidthExplanation",
-    "VOILUTFunction",
-    "VOILUTSequence",
-    "PixelSpacing",
-)
+    "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "WindowCenter", "WindowWidth",
+    "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence", "PixelSpacing",
+)  # fmt: skip
 PALETTE_DATA = tuple(
     f"{kind}{colour}PaletteColorLookupTable{part}"
     for kind, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
     for colour in ("Red", "Green", "Blue")
 )
-# The functional groups that hold them in a multi-frame file (PS3.3 C.7.6.16).
-MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+# The sequences in functional groups that hold the transforms (PS3.3 C.7.6.16).
+MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
 ATTRIBUTES = (
-    *("SOPClassUID", "Modality", "ViewPosition", "ImagerPixelSpacing", "BurnedInAnnotation"),
-    *("LossyImageCompression", "LossyImageCompressionRatio", "NumberOfFrames"),
-    *("PlanarConfiguration", "PixelPaddingValue", "PixelPaddingRangeLimit"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
-    *REQUIRED,
-    *TRANSFORMS,
-    *PALETTE_DATA,
-    *PIXELS,
-)
-
+    "SOPClassUID", "Modality", "ViewPosition", "ImagerPixelSpacing", "BurnedInAnnotation",
+    "LossyImageCompression", "LossyImageCompressionRatio", "NumberOfFrames",
+    "PlanarConfiguration", "PixelPaddingValue", "PixelPaddingRangeLimit",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    *FUNCTIONAL_GROUPS, *REQUIRED, *TRANSFORMS, *PALETTE_DATA, *PIXELS,
+)  # fmt: skip
 TAGS = tuple(Tag(keyword) for keyword in ATTRIBUTES)
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
-COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+# Photometric interpretation → samples per pixel.
+SAMPLES = {**dict.fromkeys((*GREY, PALETTE), 1), **dict.fromkeys(COLOUR, 3)}
 
 
 def is_dicom(data: bytes) -> bool:
-    """Tell DICOM by its content: PS3.10 7.1, or a data set that lacks the preamble.
+    """Return whether bytes are a DICOM file (PS3.10 7.1), with or without its preamble.
 
-    Without one, the first element must be of group 0002 or 0008 and either name a value
-    representation (PS3.5 7.1.2) or, in implicit VR, give a length that fits.
+    Without a preamble, the first element must be of group 0002 or 0008, and either name a
+    value representation (PS3.5 7.1.2) or, in implicit VR, give a length that fits.
     """
     if data[128:132] == b"DICM":
         return True
@@ -106,7 +95,13 @@ def is_dicom(data: bytes) -> bool:
 
 
 def read_dicom(data: bytes, frame: int) -> Image:
-    """Read one frame of a DICOM file through the pipeline of PS3.4 N.2."""
+    """Read one frame of a DICOM file.
+
+    Raises
+    ------
+    ImageError
+        If the file holds no picture that is read here, no such frame, or damaged data.
+    """
     with refusing("The DICOM header"):
         dataset = parse(data)
         _check_header(dataset)
@@ -115,49 +110,37 @@ def read_dicom(data: bytes, frame: int) -> Image:
         _flatten_functional_groups(dataset, frame)
         tags = _read_tags(dataset)
         notes = _read_notes(dataset, tags.get("lossy compression") == "yes", frame, frames)
+        # Decoding may change it.
         photometric = str(dataset.PhotometricInterpretation)
     with refusing(f"The pixel data ({tags['transfer syntax']})"):
         pixels = decode_frame(dataset, frame, frames)
-
-    values: Array | None = None
-    padding: npt.NDArray[np.bool_] | None = None
-    windows: tuple[Window, ...] = ()
-    inverted = photometric == "MONOCHROME1"
     with refusing("The DICOM display attributes (palette, modality LUT, VOI LUT, windows)"):
         if photometric in GREY:
-            shown = ~_find_padding(pixels, dataset)
-            values = _apply_modality_lut(pixels, dataset)
-            windows, unusable = _read_windows(dataset)
-            display, note = _apply_voi(values, shown, dataset, windows)
-            notes += [*unusable, note]
-            if inverted:
-                display = 255 - display
-                notes.append("MONOCHROME1: low values are shown bright.")
-            if not shown.all():
-                padding = ~shown
-                display[padding] = 0
-                notes.append(f"Padding ({1 - shown.mean():.1%} of the pixels) is shown black.")
+            image = _show_grey(pixels, dataset, inverted=photometric == "MONOCHROME1")
         elif photometric == PALETTE:
-            display = _apply_palette(pixels, dataset)
+            image = Image(_apply_palette(pixels, dataset))
         else:
-            display = scale(pixels, 0, 2 ** int(dataset.BitsStored) - 1)
-    return Image(
-        display=np.ascontiguousarray(display),
-        values=values,
-        windows=windows,
-        voi_function=str(dataset.get("VOILUTFunction") or "LINEAR") if windows else "LINEAR",
-        inverted=inverted,
-        padding=padding,
+            image = Image(scale(pixels, 0, 2 ** int(dataset.BitsStored) - 1))
+    return replace(
+        image,
+        display=np.ascontiguousarray(image.display),
         frame=frame,
         frames=frames,
         tags=tags,
-        notes=tuple(notes),
+        notes=(*notes, *image.notes),
         sha256=hashlib.sha256(data).hexdigest(),
     )
 
 
 def parse(data: bytes) -> Dataset:
-    """Parse the attributes on the list, and no others, whatever the transfer syntax."""
+    """Return a data set of only the listed attributes, with its transfer syntax set.
+
+    Raises
+    ------
+    ImageError
+        If a deflated file inflates to more than ``MAX_BYTES``. Damaged files raise many other
+        exceptions.
+    """
     stream = BytesIO(data)
     stream.seek(132 if data[128:132] == b"DICM" else 0)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)
@@ -170,24 +153,22 @@ def parse(data: bytes) -> Dataset:
         return dataset
     dataset = dcmread(BytesIO(data), force=True, specific_tags=list(TAGS))
     if not dataset.file_meta.get("TransferSyntaxUID"):
-        implicit, little = dataset.original_encoding
-        dataset.file_meta.TransferSyntaxUID = (
-            uid.ImplicitVRLittleEndian
-            if implicit
-            else uid.ExplicitVRLittleEndian
-            if little
-            else uid.ExplicitVRBigEndian
-        )
+        dataset.file_meta.TransferSyntaxUID = _uncompressed_syntax(*dataset.original_encoding)
     return dataset
 
 
+def _uncompressed_syntax(implicit: bool, little: bool) -> uid.UID:
+    if implicit:
+        return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+
+
 def without_identity(data: bytes) -> bytes:
-    """Write a DICOM file again with the attributes that are parsed, and no others."""
+    """Return the DICOM file rewritten with only the listed attributes."""
     dataset = parse(data)
-    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for group in dataset.get(groups) or []:
-            for tag in [element.tag for element in group if element.keyword not in MACROS]:
-                del group[tag]
+    for group in (group for name in FUNCTIONAL_GROUPS for group in dataset.get(name) or []):
+        for tag in [element.tag for element in group if element.keyword not in MACROS]:
+            del group[tag]
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     dataset.file_meta, dataset.preamble = meta, b"\0" * 128
@@ -197,7 +178,7 @@ def without_identity(data: bytes) -> bytes:
 
 
 def _check_header(dataset: Dataset) -> None:
-    """Refuse, before anything is decoded, what is not a picture that is read here."""
+    """Raise ``ImageError``, before anything is decoded, if the file is no readable picture."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not any(keyword in dataset for keyword in PIXELS):
         kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
@@ -227,9 +208,7 @@ def _check_header(dataset: Dataset) -> None:
         )
     check_size(int(dataset.Rows), int(dataset.Columns))
     samples, photometric = int(dataset.SamplesPerPixel), str(dataset.PhotometricInterpretation)
-    if samples != {**dict.fromkeys((*GREY, PALETTE), 1), **dict.fromkeys(COLOUR, 3)}.get(
-        photometric
-    ):
+    if samples != SAMPLES.get(photometric):
         raise refusal(
             f"The DICOM header gives {samples} samples a pixel and a photometric"
             f" interpretation of {_code(photometric) or 'no known form'}.",
@@ -239,9 +218,11 @@ def _check_header(dataset: Dataset) -> None:
 
 
 def _flatten_functional_groups(dataset: Dataset, frame: int) -> None:
-    """Lift one frame's transforms to the top level (PS3.3 C.7.6.16: a frame's own win)."""
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    """Copy one frame's transforms to the top level (PS3.3 C.7.6.16).
+
+    The frame's own take precedence over those that all frames share.
+    """
+    shared, own = (dataset.get(keyword) or [] for keyword in FUNCTIONAL_GROUPS)
     groups = (*shared[:1], *own[frame : frame + 1])
     items = (item for group in groups for macro in MACROS for item in (group.get(macro) or [])[:1])
     for item in items:
@@ -251,27 +232,28 @@ def _flatten_functional_groups(dataset: Dataset, frame: int) -> None:
 
 
 def _uid_name(value: object) -> str:
-    """Return a registered uid.UID's name, and nothing of an unregistered one."""
+    """Return the name of a registered UID; never an unregistered UID itself."""
     name = uid.UID(str(value)).name
     return name if name != str(value) else "of an unregistered kind"
 
 
 def _code(value: object) -> str:
-    """Return a code string (PS3.5 6.2, CS), or nothing where the value is not one."""
+    """Return a value that is a code string (PS3.5 6.2, CS), else ""."""
     text = str(value or "").strip()
     return text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else ""
 
 
 def _number(value: object) -> str:
-    """Return a decimal number, or several joined by x, shortly; nothing otherwise."""
+    """Return a number, or two joined by "x", to four digits; "" for anything else."""
     try:
-        numbers = [float(number) for number in as_list(value)]
+        numbers = [float(number) for number in _as_list(value)]
     except (TypeError, ValueError):
         return ""
     return " x ".join(f"{number:.4g}" for number in numbers[:2] if isfinite(number))
 
 
-def as_list(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
+    """Return the values of an element as a list: none, one or several."""
     """Return the values of an attribute that may be absent, single or several."""
     if value is None or value == "":
         return []
@@ -279,7 +261,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def _read_tags(dataset: Dataset) -> dict[str, str]:
-    """Return the technical attributes that are shown, in a form that can carry no name."""
+    """Return the technical attributes to show, in forms that cannot contain a name."""
     spacing = _number(dataset.get("PixelSpacing")) or _number(dataset.get("ImagerPixelSpacing"))
     tags = {
         "modality": _code(dataset.get("Modality")),
@@ -300,10 +282,10 @@ def _read_tags(dataset: Dataset) -> dict[str, str]:
 
 
 def _read_notes(dataset: Dataset, lossy: bool, frame: int, frames: int) -> list[str]:
-    """Say what a reader should know before trusting the picture."""
+    """Return what to know before trusting the picture: frame, lossy compression, burned-in text."""
     notes = [f"Frame {frame + 1} of {frames}."] if frames > 1 else []
     if lossy:  # PS3.3 C.7.6.1.1.5
-        ratio = _number(as_list(dataset.get("LossyImageCompressionRatio"))[-1:])
+        ratio = _number(_as_list(dataset.get("LossyImageCompressionRatio"))[-1:])
         notes.append(
             "The picture was compressed with loss" + (f" ({ratio} to 1)." if ratio else ".")
         )
@@ -318,17 +300,43 @@ def _read_notes(dataset: Dataset, lossy: bool, frame: int, frames: int) -> list[
 # Grey-scale and colour transforms, in the order of the pipeline
 
 
+def _show_grey(pixels: Array, dataset: Dataset, *, inverted: bool) -> Image:
+    """Return the display of stored grey values, with what a viewer needs to window them."""
+    shown = ~_find_padding(pixels, dataset)
+    values = _apply_modality_lut(pixels, dataset)
+    windows, notes = _read_windows(dataset)
+    display, note = _apply_voi(values, shown, dataset, windows)
+    notes.append(note)
+    if inverted:
+        display = 255 - display
+        notes.append("MONOCHROME1: low values are shown bright.")
+    padding = None
+    if not shown.all():
+        padding = ~shown
+        display[padding] = 0
+        notes.append(f"Padding ({1 - shown.mean():.1%} of the pixels) is shown black.")
+    return Image(
+        display=display,
+        values=values,
+        windows=windows,
+        voi_function=str(dataset.get("VOILUTFunction") or "LINEAR") if windows else "LINEAR",
+        inverted=inverted,
+        padding=padding,
+        notes=tuple(notes),
+    )
+
+
 def _is_little(dataset: Dataset) -> bool:
     return bool(dataset.file_meta.TransferSyntaxUID != uid.ExplicitVRBigEndian)
 
 
 def _find_padding(pixels: Array, dataset: Dataset) -> npt.NDArray[np.bool_]:
-    """Find the stored values outside the picture (PS3.3 C.7.5.1.1.2)."""
+    """Return which pixels are padding, by their stored values (PS3.3 C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return np.zeros(pixels.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit")
-    # Some write a signed value as its unsigned twin: the cast takes it back.
+    # Some headers state a signed value as unsigned: the cast restores its sign.
     ends = np.array([value, value if limit is None else limit]).astype(pixels.dtype)
     padding: npt.NDArray[np.bool_] = (pixels >= ends.min()) & (pixels <= ends.max())
     return padding
@@ -337,7 +345,7 @@ def _find_padding(pixels: Array, dataset: Dataset) -> npt.NDArray[np.bool_]:
 def _look_up(values: Array, descriptor: Any, data: Any, little: bool) -> Array:
     """Map values through a lookup table (PS3.3 C.11.1.1, C.11.2.1.1 and C.7.6.3.1.5).
 
-    Not pydicom's: 3.0 wraps the index of a table with more than 256 entries of 8 bits.
+    pydicom 3.0 has its own, which wraps the index of tables of more than 256 8-bit entries.
     """
     count, first, _ = (int(number) for number in descriptor)
     count = count or 2**16
@@ -345,13 +353,13 @@ def _look_up(values: Array, descriptor: Any, data: Any, little: bool) -> Array:
         kind = "u1" if len(data) < 2 * count else "<u2" if little else ">u2"
         entries = np.frombuffer(data, kind)
     else:
-        entries = np.array(as_list(data)).astype(np.uint16)
+        entries = np.array(_as_list(data)).astype(np.uint16)
     index = np.clip(np.rint(values), first, first + count - 1).astype(np.int32) - first
     return native(entries[:count])[index]
 
 
 def _apply_modality_lut(pixels: Array, dataset: Dataset) -> Array:
-    """Turn stored values into the modality's (PS3.3 C.11.1): a table, or slope and intercept."""
+    """Return modality values (PS3.3 C.11.1): by a table, or by slope and intercept."""
     if dataset.get("ModalityLUTSequence"):
         item = dataset.ModalityLUTSequence[0]
         return _look_up(pixels, item.LUTDescriptor, item.LUTData, _is_little(dataset))
@@ -365,21 +373,19 @@ def _apply_modality_lut(pixels: Array, dataset: Dataset) -> Array:
 
 
 def _read_windows(dataset: Dataset) -> tuple[tuple[Window, ...], list[str]]:
-    """Return the windows that PS3.3 C.11.2.1.2 allows, and a note for each that it does not."""
+    """Return the header's valid windows (PS3.3 C.11.2.1.2), and a note for each invalid one."""
     function = dataset.get("VOILUTFunction") or "LINEAR"
     notes = []
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         notes.append("The header's VOI LUT function is not known: its windows are taken as linear.")
         function = dataset.VOILUTFunction = "LINEAR"
-    names = as_list(dataset.get("WindowCenterWidthExplanation"))
+    names = _as_list(dataset.get("WindowCenterWidthExplanation"))
     pairs = zip(
-        as_list(dataset.get("WindowCenter")), as_list(dataset.get("WindowWidth")), strict=False
+        _as_list(dataset.get("WindowCenter")), _as_list(dataset.get("WindowWidth")), strict=False
     )
     windows = []
     for i, (center, width) in enumerate((float(c), float(w)) for c, w in pairs):
-        if not (isfinite(center) and isfinite(width) and width >= (function == "LINEAR")) or (
-            width <= 0
-        ):
+        if not is_window(center, width, function):
             notes.append(f"The header's window {i + 1} has a width of {width:g} and was left out.")
             continue
         name = "".join(c for c in str(names[i]) if c.isprintable())[:64] if i < len(names) else ""
@@ -390,9 +396,10 @@ def _read_windows(dataset: Dataset) -> tuple[tuple[Window, ...], list[str]]:
 def _apply_voi(
     values: Array, shown: npt.NDArray[np.bool_], dataset: Dataset, windows: tuple[Window, ...]
 ) -> tuple[npt.NDArray[np.uint8], str]:
-    """Turn modality values into a display: VOI LUT, else window, else the full range.
+    """Return the display of modality values, and a note: by VOI LUT, else window, else full range.
 
-    PS3.3 C.11.2 leaves the choice where a header has both; the table is the more specific.
+    If a header has both a VOI LUT and windows, PS3.3 C.11.2 leaves the choice; the VOI LUT is
+    the more specific.
     """
     tables = [
         item
@@ -417,8 +424,7 @@ def _apply_voi(
 
 
 def _apply_palette(pixels: Array, dataset: Dataset) -> npt.NDArray[np.uint8]:
-    """Turn palette indices into RGB (PS3.3 C.7.9), segmented tables by way of pydicom."""
-    colours = ("Red", "Green", "Blue")
+    """Return the RGB of palette indices (PS3.3 C.7.9); pydicom expands segmented tables."""
     top = 2 ** int(dataset.RedPaletteColorLookupTableDescriptor[2]) - 1
     if "RedPaletteColorLookupTableData" not in dataset:
         return scale(apply_color_lut(pixels, dataset)[..., :3], 0, top)
@@ -429,6 +435,6 @@ def _apply_palette(pixels: Array, dataset: Dataset) -> npt.NDArray[np.uint8]:
             dataset[f"{colour}PaletteColorLookupTableData"].value,
             _is_little(dataset),
         )
-        for colour in colours
+        for colour in ("Red", "Green", "Blue")
     ]
     return scale(np.stack(planes, axis=-1), 0, top)

@@ -1,4 +1,4 @@
-"""Grey values → display: VOI windows (PS3.3 C.11.2), and the full range where there is none."""
+"""Grey values → display: VOI windows (PS3.3 C.11.2), or the full range without a window."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ import numpy.typing as npt
 from mrrag.data.limits import refusal
 from mrrag.types import Image, Window
 
+__all__ = ["apply_window", "is_window", "scale", "show_full_range", "window_grey"]
+
 Array = npt.NDArray[Any]
 
 
 def apply_window(image: Image, window: Window, *, invert: bool = False) -> Image:
-    """Return the picture as another window shows it; ``invert`` turns the greys around.
+    """Return the picture as it looks through another window.
+
+    Parameters
+    ----------
+    invert
+        Exchange dark and bright.
 
     Raises
     ------
     ImageError
-        Where the picture has no ``values`` to look at, or the window is none.
+        If the picture has no ``values``, or the window is invalid.
     """
     if image.values is None:
         raise refusal(
@@ -42,28 +49,35 @@ def apply_window(image: Image, window: Window, *, invert: bool = False) -> Image
 
 
 def window_grey(values: Array, window: Window, function: str) -> npt.NDArray[np.uint8]:
-    """Map modality values to greys, dark to bright (PS3.3 C.11.2.1.2.1 and C.11.2.1.3).
+    """Map modality values to grey levels, dark to bright (PS3.3 C.11.2.1.2.1 and C.11.2.1.3).
+
+    Parameters
+    ----------
+    values
+        [rows, columns], in the units of the window.
+    function
+        The VOI LUT function: LINEAR, LINEAR_EXACT or SIGMOID.
 
     Raises
     ------
     ImageError
-        Where the centre or width is not finite, or the width is too small for ``function``.
+        If the window is invalid: see :func:`is_window`.
     """
     center, width, linear = window.center, window.width, function == "LINEAR"
-    if not (isfinite(center) and isfinite(width)) or width <= 0 or (linear and width < 1):
+    if not is_window(center, width, function):
         raise refusal(
             f"The window has a centre of {center:g} and a width of {width:g}.",
             f"Both must be finite, and the width {'at least 1' if linear else 'more than 0'}.",
             "Choose another window.",
         )
     if values.dtype.kind in "iu" and values.itemsize <= 2 and values.size > 2**16:
-        # Fewer values than pixels: look each of them up.
+        # Fewer possible values than pixels: compute each value's level once.
         first = np.iinfo(values.dtype).min
         table = np.arange(first, np.iinfo(values.dtype).max + 1)
         return window_grey(table, window, function)[values.astype(np.int32) - first]
     x = values.astype(np.float64)
     if function == "SIGMOID":
-        with np.errstate(over="ignore"):  # exp reaches infinity, and the grey 0
+        with np.errstate(over="ignore"):  # exp may reach infinity: grey level 0
             grey = 255 / (1 + np.exp(-4 * (x - center) / width))
     else:
         if linear:
@@ -75,10 +89,26 @@ def window_grey(values: Array, window: Window, function: str) -> npt.NDArray[np.
     return np.rint(grey).astype(np.uint8)
 
 
+def is_window(center: float, width: float, function: str) -> bool:
+    """Return whether centre and width are finite, and the width is allowed (PS3.3 C.11.2.1.2).
+
+    The width must be at least 1 for LINEAR, and more than 0 for the other functions.
+    """
+    if not (isfinite(center) and isfinite(width)):
+        return False
+    return width >= 1 if function == "LINEAR" else width > 0
+
+
 def show_full_range(
     values: Array, shown: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.uint8], str]:
-    """Spread the shown values linearly over the display, for want of a window."""
+    """Map the full range of the shown values linearly to the display.
+
+    Returns
+    -------
+    tuple
+        The display, uint8 [rows, columns], and a note that says which range it shows.
+    """
     inside = values[shown]
     low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
     if low == high:
@@ -90,7 +120,7 @@ def show_full_range(
 
 
 def scale(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
-    """Map [low, high] linearly onto 0 to 255, rounding to the nearest and clipping outside."""
+    """Map [low, high] linearly to 0 to 255, rounded to the nearest level and clipped."""
     if values.dtype == np.uint8 and (low, high) == (0, 255):
         return values.copy()
     scaled = (values.astype(np.float64) - low) * 255 / (high - low)

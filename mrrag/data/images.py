@@ -1,7 +1,7 @@
-"""One file's bytes → one :class:`~mrrag.types.Image`: DICOM, PNG and JPEG, by content.
+"""Reads a DICOM, PNG or JPEG file as one :class:`~mrrag.types.Image`.
 
-Everything happens in memory; nothing is written. This module does not know who the patient
-is, what a model takes as input, or what the picture shows.
+The format is recognised by content, and nothing is written to disk. This module does not know
+who the patient is, what a model takes as input, or what the picture shows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydicom.config import disable_value_validation
 
 from mrrag.data.codecs import native
 from mrrag.data.dicom import is_dicom, read_dicom, without_identity
-from mrrag.data.grey import apply_window, show_full_range, window_grey
+from mrrag.data.grey import show_full_range
 from mrrag.data.limits import (
     EXPORT,
     FORMATS,
@@ -36,18 +36,9 @@ from mrrag.data.limits import (
 )
 from mrrag.types import Image
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_PIXELS",
-    "apply_window",
-    "load_image",
-    "read_image",
-    "strip_identity",
-    "thumbnail",
-    "window_grey",
-]
+__all__ = ["load_image", "read_image", "strip_identity", "thumbnail"]
 
-# What people upload by mistake, by the bytes it begins with.
+# Other formats that people upload, by their first bytes.
 OTHER_FORMATS = {
     b"%PDF": "a PDF document",
     b"PK\x03\x04": "a ZIP archive or an Office document",
@@ -61,16 +52,16 @@ OTHER_FORMATS = {
     b"\xff\x4f\xff\x51": "a bare JPEG 2000 picture",
 }
 
-# One file at a time: this bounds memory, and keeps readers off each other's warning filters.
+# One file at a time, because this bounds memory, and warning filters belong to the process.
 _LOCK = threading.Lock()
 
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Hold the reader, without validation, which would log values, and its warnings.
+    """Hold the lock, and switch off value validation and warnings, which would show values.
 
-    The filter is narrow, since filters belong to the process: if another thread kept it, only
-    remarks of these libraries would be lost.
+    The filter is narrow, because filters belong to the process: if another thread's copy of
+    them keeps this one, only warnings of these libraries are lost.
     """
     with _LOCK, disable_value_validation(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(pydicom|PIL|imagecodecs)\b")
@@ -78,14 +69,14 @@ def _reading() -> Iterator[None]:
 
 
 def read_image(data: bytes, *, frame: int = 0) -> Image:
-    """Read one frame of a DICOM, PNG or JPEG file, found by its content.
+    """Read one frame of a DICOM, PNG or JPEG file, recognised by its content.
 
     Parameters
     ----------
     data : bytes
         The whole file; at most ``MAX_BYTES``.
     frame : int
-        Which frame, counted from 0.
+        The number of the frame, counted from 0.
 
     Returns
     -------
@@ -96,7 +87,8 @@ def read_image(data: bytes, *, frame: int = 0) -> Image:
     Raises
     ------
     ImageError
-        For anything else, whatever the bytes: what came, what is allowed, what to do.
+        If the file is not read, whatever its bytes. The message says what came, what is
+        allowed, and what to do.
     """
     if len(data) > MAX_BYTES:
         raise too_many_bytes(f"The file has {len(data):,} bytes.")
@@ -105,15 +97,20 @@ def read_image(data: bytes, *, frame: int = 0) -> Image:
             return read_dicom(data, frame)
         if data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
             return _read_picture(data, frame)
-    kinds = [name for magic, name in OTHER_FORMATS.items() if data.startswith(magic)]
-    what = kinds[0] if kinds else "empty" if not data else "of an unsupported type"
-    raise refusal(f"The file is {what}.", FORMATS, EXPORT)
+    kinds = (name for magic, name in OTHER_FORMATS.items() if data.startswith(magic))
+    kind = next(kinds, "of an unsupported type") if data else "empty"
+    raise refusal(f"The file is {kind}.", FORMATS, EXPORT)
 
 
 def load_image(path: str | Path, *, frame: int = 0) -> Image:
     """Read an image file from disk: see :func:`read_image`.
 
-    A NumPy archive of Harvard-FairVLMed is read too, by its ``slo_fundus``.
+    The ``slo_fundus`` of a NumPy archive of Harvard-FairVLMed is read too.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be opened, or is not read.
     """
     try:
         with open(path, "rb") as file:
@@ -130,12 +127,12 @@ def load_image(path: str | Path, *, frame: int = 0) -> Image:
 
 
 def strip_identity(data: bytes) -> bytes:
-    """Return a DICOM file that reads alike and holds only the attributes that are parsed.
+    """Return a DICOM file with the same picture and only the attributes that are parsed.
 
     Raises
     ------
     ImageError
-        Where the file is not a DICOM file, or cannot be written again.
+        If the file is not a DICOM file, or cannot be rewritten.
     """
     with _reading():
         if not is_dicom(data):
@@ -154,11 +151,14 @@ def thumbnail(image: Image, size: int) -> bytes:
     return file.getvalue()
 
 
-# NumPy archives are read from disk only: nobody uploads them.
+# NumPy archives, which are read from disk only: nobody uploads them
 
 
 def _read_archive(data: bytes) -> Image:
-    """Read ``slo_fundus`` [rows, columns] of an .npz, bytes or fractions of one, unpickled."""
+    """Read ``slo_fundus`` [rows, columns] of a .npz file, without unpickling anything.
+
+    Its values are 0 to 255, or fractions of 1.
+    """
     if len(data) > MAX_BYTES:
         raise too_many_bytes(f"The file has {len(data):,} bytes.")
     with refusing("The NumPy archive"):
@@ -185,26 +185,15 @@ def _read_archive(data: bytes) -> Image:
 
 
 def _read_picture(data: bytes, frame: int) -> Image:
-    """Read a PNG or JPEG file: EXIF orientation applied, transparency laid over black."""
+    """Read a PNG or JPEG file: apply EXIF orientation, and lay transparent parts over black."""
     with refusing("The PNG or JPEG picture"):
-        try:
-            picture: PIL.Image.Image = PIL.Image.open(BytesIO(data), formats=("PNG", "JPEG"))
-        except PIL.Image.DecompressionBombError as error:
-            raise refusal(
-                "The picture has far too many pixels.",
-                f"At most {MAX_PIXELS:,} are read.",
-                "Export it at a lower resolution.",
-            ) from error
-        check_size(picture.height, picture.width)
-        kind, pictures = picture.format, getattr(picture, "n_frames", 1)
-        if kind == "PNG" and pictures > 1:
-            raise refusal("The PNG file is animated.", FORMATS, "Export one of its frames.")
+        picture = _open_picture(data)
         check_frame(frame, 1)
+        lossy, pictures = picture.format != "PNG", getattr(picture, "n_frames", 1)
         orientation = picture.getexif().get(0x0112, 1)
         picture.load()
         sixteen_bit = picture.mode.startswith("I")
         grey = sixteen_bit or picture.mode in ("1", "L", "LA")
-        lossy = kind != "PNG"
         tags = {
             "format": "JPEG" if lossy else "PNG",
             "rows x columns": f"{picture.height} x {picture.width}",
@@ -225,16 +214,30 @@ def _read_picture(data: bytes, frame: int) -> Image:
             picture = picture.convert("L" if grey else "RGB")
         pixels = np.array(picture)
 
-    values = native(pixels) if grey else None
+    display = pixels
     if sixteen_bit:
         display, note = show_full_range(pixels, np.ones(pixels.shape, bool))
         notes.append(note)
-    else:
-        display = pixels
     return Image(
         display=display,
-        values=values,
+        values=native(pixels) if grey else None,
         tags=tags,
         notes=tuple(notes),
         sha256=hashlib.sha256(data).hexdigest(),
     )
+
+
+def _open_picture(data: bytes) -> PIL.Image.Image:
+    """Open a PNG or JPEG file of one picture and an allowed size, before it is decoded."""
+    try:
+        picture = PIL.Image.open(BytesIO(data), formats=("PNG", "JPEG"))
+    except PIL.Image.DecompressionBombError as error:
+        raise refusal(
+            "The picture has far too many pixels.",
+            f"At most {MAX_PIXELS:,} are read.",
+            "Export it at a lower resolution.",
+        ) from error
+    check_size(picture.height, picture.width)
+    if picture.format == "PNG" and getattr(picture, "n_frames", 1) > 1:
+        raise refusal("The PNG file is animated.", FORMATS, "Export one of its frames.")
+    return picture

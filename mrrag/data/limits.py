@@ -1,4 +1,4 @@
-"""What is read at all: sizes that are allowed, and refusals that say what to do."""
+"""Allowed sizes of files and pictures, and the errors for files that are not read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ EXPORT = "Export the picture again from its source as DICOM, PNG or JPEG."
 
 
 def refusal(came: str, allowed: str, do: str) -> ImageError:
-    """Return an error that says what came, what is allowed and what to do."""
+    """Return an error of three sentences: what came, what is allowed, and what to do."""
     return ImageError(f"{came} {allowed} {do}")
 
 
 def too_many_bytes(came: str) -> ImageError:
-    """Return the refusal of a file, or of its inflated bytes, above :data:`MAX_BYTES`."""
+    """Return the error for a file or picture of more than ``MAX_BYTES``."""
     return refusal(
         came,
         f"At most {MAX_BYTES:,} bytes are read.",
@@ -32,7 +32,7 @@ def too_many_bytes(came: str) -> ImageError:
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Turn whatever a library raises on damaged bytes into a refusal, around its call alone."""
+    """Turn any exception that a library raises on damaged bytes into an ``ImageError``."""
     try:
         yield
     except ImageError:
@@ -46,7 +46,7 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def check_size(rows: int, columns: int) -> None:
-    """Raise :class:`ImageError` for a picture without pixels, or with too many."""
+    """Raise ``ImageError`` if a picture has no pixels, or more than ``MAX_PIXELS``."""
     if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
         raise refusal(
             f"The picture is said to have {rows:,} rows and {columns:,} columns.",
@@ -56,7 +56,7 @@ def check_size(rows: int, columns: int) -> None:
 
 
 def check_frame(frame: int, frames: int) -> None:
-    """Raise :class:`ImageError` unless ``frame``, counted from 0, is one of ``frames``."""
+    """Raise ``ImageError`` if a file of so many frames has no such frame, counted from 0."""
     if not 0 <= frame < frames:
         raise refusal(
             f"Frame {frame + 1} was asked for.",

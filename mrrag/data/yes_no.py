@@ -1,4 +1,4 @@
-"""Yes/no answers in text: a data set's own, and a model's."""
+"""Parses yes and no in answers: a data set's and a model's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ _WORDS = re.compile(r"[a-z]+")
 
 
 def parse_yes_no(text: str, *, lenient: bool = False) -> int:
-    """1, 0 or :data:`UNPARSED`.
+    """Return 1 for yes, 0 for no, and :data:`UNPARSED` for anything else.
 
-    Strict: the answer's first word is "yes" or "no". Lenient: failing that, exactly one
-    of the two words occurs anywhere.
+    Parameters
+    ----------
+    lenient
+        Do not require "yes" or "no" as the first word: it is enough if exactly one of the
+        two occurs anywhere.
     """
     words = _WORDS.findall(text.lower())
     if words and words[0] in ("yes", "no"):

@@ -1,4 +1,4 @@
-"""The runs over many files find what is wrong, and outlive what ends a process."""
+"""Checks of many files: they find wrong pictures, and survive a crash of the reader."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_wrong_picture_is_found() -> None:
     assert "shape" in _compare(replace(image, values=image.values[:9]), dataset, pixels, grey)
 
 
-def test_the_reader_outlives_a_crash_a_hang_and_names_a_file_left(
+def test_the_reader_survives_a_crash_and_a_hang_and_reports_a_file_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with reader() as running:

@@ -1,4 +1,4 @@
-"""Data sets on disk: what becomes a case, and what is counted instead."""
+"""Reading data sets: which rows become records, and which are skipped and counted."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def write(directory: Path, folder: str = "images/images_normalized", **files: st
     return directory
 
 
-def test_cases_are_read_and_dirty_rows_are_counted_by_reason(tmp_path: Path) -> None:
+def test_records_are_read_and_bad_rows_are_counted_by_reason(tmp_path: Path) -> None:
     corpus = read_indiana(write(tmp_path), source="made up", licence="CC0")
     first, second = corpus.records
     assert first.document.id == first.document.patient == first.document.study == "1"
@@ -106,7 +106,7 @@ def test_separators_that_only_unicode_calls_a_newline_do_not_end_a_row(tmp_path:
     assert read_indiana(tmp_path).records[0].document.report == "One two three.\nFour."
 
 
-def test_splits_give_patients_and_leave_out_who_is_not_named(tmp_path: Path) -> None:
+def test_splits_give_patients_and_unlisted_records_are_skipped(tmp_path: Path) -> None:
     write(tmp_path, splits="uid,patient,split\n1,p9,train\n2,,test\n")
     corpus = read_indiana(tmp_path)
     assert [(c.document.patient, c.split) for c in corpus.records] == [("p9", "train")]
@@ -175,8 +175,8 @@ def test_damaged_questions_are_refused(tmp_path: Path, line: str, message: str) 
         read_questions(path)
 
 
-# The other layouts. Each is proven on a phantom copy, or on files in the published form,
-# with the dirt of the real ones planted in them.
+# The other layouts: each is tested on phantom data or on files in the published form, with
+# the faults of the real data sets added.
 
 
 def phantom(tmp_path: Path, form: str) -> Path:
@@ -219,7 +219,7 @@ def test_every_phantom_form_is_recognised_and_read_whole(tmp_path: Path) -> None
     assert [f"s{50_000_000 + int(c.document.id)}" for c in chests] == [c.document.id for c in mimic]
 
 
-def test_dirt_in_the_kaggle_form_is_counted(tmp_path: Path) -> None:
+def test_bad_rows_in_the_kaggle_form_are_counted(tmp_path: Path) -> None:
     directory = phantom(tmp_path, "iu-xray")
     whole = read_corpus(directory)
     first, second, third, fourth, *_ = whole.records
@@ -241,14 +241,14 @@ def test_dirt_in_the_kaggle_form_is_counted(tmp_path: Path) -> None:
     }
     by_id = {c.document.id: c for c in corpus.records}
     assert by_id[second.document.id].document.report.startswith("XXXX sided effusion since XXXX.")
-    assert fourth.document.id in by_id  # whether a picture can be read, its reader tells
+    assert fourth.document.id in by_id  # that it cannot be decoded is found later
     gone = {first.document.id, third.document.id}
     lost = tuple(q.qid for q in whole.questions if q.uid in gone)
     assert corpus.skipped_questions == {"about a case that was not read": lost}
     assert len(corpus.questions) + len(lost) == len(whole.questions)
 
 
-def test_dirt_in_mimic_cxr_jpg_is_counted(tmp_path: Path) -> None:
+def test_bad_studies_in_mimic_cxr_jpg_are_counted(tmp_path: Path) -> None:
     directory = phantom(tmp_path, "mimic-cxr-jpg")
     whole = read_corpus(directory)
     cases = whole.records
@@ -296,7 +296,7 @@ def test_mimic_cxr_without_tables_is_read_from_its_folders(tmp_path: Path) -> No
     whole = read_corpus(directory)
     for table in directory.glob("*.csv.gz"):
         table.unlink()
-    # The reports in a tree of their own, as PhysioNet's mimic-cxr-reports.zip has them.
+    # The reports in a separate tree, as in PhysioNet's mimic-cxr-reports.zip.
     for text in list((directory / "files").rglob("*.txt")):
         there = directory / "mimic-cxr-reports" / text.relative_to(directory)
         there.parent.mkdir(parents=True, exist_ok=True)
@@ -328,7 +328,7 @@ def test_sections_are_found_in_free_text(text: str, findings: str, impression: s
     assert find_sections(text) == (findings, impression)
 
 
-def test_dirt_in_fairvlmed_is_counted_in_both_namings(tmp_path: Path) -> None:
+def test_bad_files_in_fairvlmed_are_counted_under_both_file_names(tmp_path: Path) -> None:
     directory = phantom(tmp_path, "fairvlmed")
     whole = read_corpus(directory)
     eyes = {f"{eye.uid:05d}": eye for eye in draw_eyes(12, 5)}
@@ -354,7 +354,7 @@ def test_dirt_in_fairvlmed_is_counted_in_both_namings(tmp_path: Path) -> None:
         "no summary": ("Test/data_99999.npz",),
         "image file absent": (first.document.id,),
     }
-    # The other naming: no label in the table, so that the archives' own is read.
+    # The other file names: the table has no labels, so those of the archives are read.
     (directory / "data_summary.csv").unlink()
     other = read_corpus(directory)
     assert other.skipped["archive damaged"] == (f"Training/{second.image_path.name}",)
@@ -491,7 +491,7 @@ def test_a_table_without_its_columns_or_beside_another_is_refused(tmp_path: Path
         read_corpus(tmp_path)
 
 
-def test_texts_beside_dicom_files_are_read_and_patients_are_digests(tmp_path: Path) -> None:
+def test_texts_beside_dicom_files_are_read_and_patients_are_hashed(tmp_path: Path) -> None:
     studies = draw_studies(3, 4)
     for n, study in enumerate((studies[0], studies[0], studies[1])):
         folder = tmp_path / f"exam.{n}"
@@ -597,7 +597,7 @@ def test_vqa_rad_questions_are_read_with_integers_and_absent_images(tmp_path: Pa
     assert corpus.skipped == {"image file absent": ("absent.jpg",)}
     assert {c.document.patient for c in corpus.records} == {"48e1"}
     assert [c.document.study for c in corpus.records] == ["a", "b"]
-    # Question and answer as the text that is searched; never those of the test split.
+    # Questions and answers as the searched text, without those of the test split.
     with_texts = with_questions_as_reports(corpus)
     assert [c.document.report for c in with_texts.records] == [
         "Is it large? Yes\nIs it large? 4\nIs it large? Left",
@@ -640,7 +640,7 @@ def test_images_of_a_vqa_file_may_lie_elsewhere(tmp_path: Path) -> None:
         read_corpus(phantom(tmp_path / "p", "iu-xray"), images=tmp_path)
 
 
-def test_what_was_looked_for_is_said(tmp_path: Path) -> None:
+def test_a_layout_error_lists_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="does not exist"):
         read_corpus(tmp_path / "nowhere")
     with pytest.raises(CorpusError) as raised:

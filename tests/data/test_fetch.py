@@ -1,4 +1,4 @@
-"""Downloads against a server that misbehaves: whole and safe, or a sentence that says why."""
+"""Downloads from a server that misbehaves: complete and safe, or an error that says why."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def tgz(files: dict[str, bytes], *more: tarfile.TarInfo) -> bytes:
 
 def archives() -> dict[str, bytes]:
     reports = {f"ecgen-radiology/{n}.xml": REPORT.format(n=n).encode() for n in (1, 2)}
-    # Bytes that do not pack, so that there is something to break off in.
+    # Bytes that do not compress, so that the archive is long enough to break off in.
     noise = random.Random(0).randbytes(40_000)
     images = {f"./CXR{n}_IM-0001-1001.png": noise[n:] + b"end" for n in (1, 2)}
     return {"NLMCXR_reports.tgz": tgz(reports), "NLMCXR_png.tgz": tgz(images)}
 
 
 class Server:
-    """What is served, how it misbehaves, and what it was asked."""
+    """A server's files, its faults, and the requests that it got."""
 
     def __init__(self) -> None:
         self.files = archives()
@@ -119,7 +119,7 @@ def names(directory: Path) -> list[str]:
     return sorted(p.name for p in directory.iterdir())
 
 
-def test_what_is_fetched_is_a_data_set_and_is_not_fetched_again(
+def test_a_downloaded_data_set_is_read_and_not_downloaded_again(
     tmp_path: Path, server: Server
 ) -> None:
     steps: list[tuple[str, int, int]] = []
@@ -136,7 +136,7 @@ def test_what_is_fetched_is_a_data_set_and_is_not_fetched_again(
     assert len(server.asked) == asked
 
 
-def test_a_download_that_breaks_off_goes_on_from_there(tmp_path: Path, server: Server) -> None:
+def test_an_interrupted_download_continues_where_it_stopped(tmp_path: Path, server: Server) -> None:
     server.break_at = [1000, 500, 0, 2000]
     fetch(tmp_path, server)
     png = [wanted for name, wanted in server.asked if name == "NLMCXR_png.tgz"]
@@ -144,7 +144,7 @@ def test_a_download_that_breaks_off_goes_on_from_there(tmp_path: Path, server: S
     assert (tmp_path / "NLMCXR_png" / "CXR1_IM-0001-1001.png").read_bytes().endswith(b"end")
 
 
-def test_a_later_run_goes_on_from_where_the_first_gave_up(tmp_path: Path, server: Server) -> None:
+def test_a_later_run_continues_where_the_first_gave_up(tmp_path: Path, server: Server) -> None:
     server.break_at = [1000] + [0] * module.ATTEMPTS
     with pytest.raises(FetchError, match=r"broke off at 1,000 of .* 1,000 bytes are kept"):
         fetch(tmp_path, server)
@@ -184,7 +184,7 @@ def test_parts_of_two_versions_are_never_joined(
         (lambda length: 2**26, "416|broke off"),
     ],
 )
-def test_sizes_that_are_not_true_are_found_out(
+def test_false_sizes_are_detected(
     tmp_path: Path, server: Server, lie: Callable[[int], int], message: str
 ) -> None:
     server.lie = lie
@@ -259,13 +259,13 @@ def test_a_hostile_or_damaged_archive_leaves_nothing(
     left = [p.name for p in tmp_path.rglob("*") if p.is_file()]
     assert left in ([], ["NLMCXR_reports.tgz"])
     assert names(tmp_path) == ["a"]
-    # Once the server has mended it, the same command is enough, with nothing to clear away.
+    # Once the server is repaired, the same command succeeds without any cleaning up.
     server.files = archives()
     (tmp_path / "a" / "b" / "iu" / "NLMCXR_reports.tgz").unlink(missing_ok=True)
     assert fetch(tmp_path / "a" / "b" / "iu", server)["ecgen-radiology"] == 2
 
 
-def test_offline_absent_and_troubled_servers_are_sentences(tmp_path: Path, server: Server) -> None:
+def test_each_problem_of_a_server_gives_its_own_sentence(tmp_path: Path, server: Server) -> None:
     with pytest.raises(FetchError, match="cannot be reached"):
         fetch_iu_xray(tmp_path, source="http://127.0.0.1:9", pause_s=0.0)
     with pytest.raises(FetchError, match="not a valid address"):
@@ -279,7 +279,7 @@ def test_offline_absent_and_troubled_servers_are_sentences(tmp_path: Path, serve
     assert fetch(tmp_path, server)["NLMCXR_png"] == 2
 
 
-def test_too_little_room_is_said_before_it_runs_out(
+def test_too_little_disk_space_is_reported_before_the_download(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("U", (), {"free": 100}))
@@ -287,8 +287,8 @@ def test_too_little_room_is_said_before_it_runs_out(
         fetch(tmp_path, server)
 
 
-def test_a_disk_that_is_full_keeps_what_was_fetched(tmp_path: Path, server: Server) -> None:
-    # A limit on the size of files stands in for the disk: writing fails as it does there.
+def test_on_a_full_disk_the_downloaded_part_is_kept(tmp_path: Path, server: Server) -> None:
+    # A limit on the size of files makes writing fail as on a full disk.
     code = (
         "import resource, sys\n"
         "from mrrag.errors import FetchError\n"

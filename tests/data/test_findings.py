@@ -1,4 +1,4 @@
-"""Which findings a text names, and whether it affirms or denies them."""
+"""Findings that a text names, and whether the text affirms or denies them."""
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_a_question_names_its_findings_in_any_wording() -> None:
     assert named("What is the blood type?") == ()
 
 
-def test_places_are_places_in_the_report() -> None:
+def test_mentions_are_positions_in_the_report() -> None:
     report = "No Effusion.\nLarge pneumothorax."
     found = mentions(report, FINDINGS)
     assert [(report[m.start : m.stop], m.stance) for m in found] == [
@@ -67,7 +67,7 @@ def test_places_are_places_in_the_report() -> None:
     ]
 
 
-def test_reports_contradict_each_other_on_what_was_asked_only() -> None:
+def test_only_the_questions_findings_count_as_contradictions() -> None:
     reports = ["Large effusion.", "No effusion. Nodule.", "No nodule.", "Possible effusion."]
     assert contradictions("Is there an effusion?", reports) == {"pleural effusion": ((0,), (1,))}
     assert contradictions("Is there a fracture?", reports) == {}

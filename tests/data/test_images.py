@@ -1,4 +1,4 @@
-"""Exact pixels from real and made files, in the Standard's order, and refusals of the rest."""
+"""Reading real and made picture files: exact pixels, the Standard's order, and clear errors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from mrrag.types import Image, Window
 
 
 def refusal(data: bytes, *, frame: int = 0) -> str:
-    """The text of the refusal, which must have its three sentences and name nobody."""
+    """Return the error's text, which must have three sentences and name nobody."""
     with pytest.raises(ImageError) as caught:
         read_image(data, frame=frame)
     text = str(caught.value)
@@ -138,7 +138,7 @@ def test_each_voi_function(function: str, at_center: int, at_quarter: int) -> No
     assert image.display.ravel()[[128, 103]].tolist() == [at_center, at_quarter]
 
 
-def test_an_unknown_voi_function_is_taken_as_linear_and_said() -> None:
+def test_an_unknown_voi_function_is_taken_as_linear_and_noted() -> None:
     window = {"WindowCenter": 128, "WindowWidth": 100}
     image = read_image(make_dicom(RAMP, VOILUTFunction="CUBIC", **window))
     assert np.array_equal(image.display, read_image(make_dicom(RAMP, **window)).display)
@@ -160,7 +160,7 @@ def test_the_first_window_that_can_be_used_makes_the_display() -> None:
     assert image.display.ravel()[[100, 128, 160]].tolist() == [0, 131, 255]
 
 
-def test_a_negative_slope_does_not_turn_the_window_over() -> None:
+def test_a_negative_slope_does_not_invert_the_display() -> None:
     image = read_image(
         make_dicom(RAMP, RescaleSlope=-1, RescaleIntercept=0, WindowCenter=-128, WindowWidth=256)
     )
@@ -337,7 +337,7 @@ def test_colours_agree_with_pydicom(name: str) -> None:
 
 
 @pytest.mark.parametrize("stated", ["RGB", "YBR_FULL", "YBR_FULL_422"])
-def test_a_jpegs_own_markers_say_its_colours(stated: str) -> None:
+def test_a_jpegs_own_markers_determine_its_colours(stated: str) -> None:
     # pydicom 3.0 with Pillow converts these twice where Adobe's marker says YCbCr.
     red = np.zeros((16, 16, 3), np.uint8) + np.array([200, 30, 30], np.uint8)
     jfif = make_picture(PIL.Image.fromarray(red), "JPEG", quality=95, subsampling=0)
@@ -425,7 +425,7 @@ def test_one_frame_of_many_is_read() -> None:
     assert "Frame 30 of 30." in image.notes
 
 
-def test_only_the_frame_asked_for_is_decoded() -> None:
+def test_only_the_requested_frame_is_decoded() -> None:
     good = imagecodecs.jpegls_encode(RAMP)
     data = make_compressed(good, JPEGLSLossless, RAMP, NumberOfFrames=2)
     dataset = pydicom.dcmread(io.BytesIO(data))
@@ -437,7 +437,7 @@ def test_only_the_frame_asked_for_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("frame", [-1, 30, 10**9])
-def test_a_frame_that_is_not_there_names_how_many_are(frame: int) -> None:
+def test_an_absent_frame_is_refused_with_the_number_of_frames(frame: int) -> None:
     assert "The file has 30 frames" in refusal(shipped("examples_ybr_color.dcm"), frame=frame)
 
 
@@ -519,7 +519,7 @@ def test_transparency_is_laid_over_black() -> None:
 def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     upright = np.zeros((16, 32), np.uint8)
     upright[:8, :8] = 255
-    # What each orientation stores, from TIFF 6.0: row 0 and column 0 of the stored picture.
+    # Where each orientation stores row 0 and column 0 (TIFF 6.0).
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -706,7 +706,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_not_a_picture_is_refused_with_what_to_do(kind: str) -> None:
+def test_other_files_are_refused_with_what_to_do(kind: str) -> None:
     data, expected = REFUSED[kind]
     assert expected in refusal(data)
 
@@ -730,7 +730,7 @@ def test_a_file_cut_short_anywhere_is_refused(name: str) -> None:
     ],
 )
 def test_a_frame_cut_short_is_refused(syntax: str, encode: Any) -> None:
-    # Some decoders fill the rest in without a word, and one searches for it for minutes.
+    # Some decoders silently fill in the rest, and one searches for it for minutes.
     code = encode(RAMP)
     for cut in (code[:-30], code[:-30] + b"\xff\xd9" + b"left over" * 3):
         assert "cut short" in refusal(make_compressed(cut, syntax, RAMP))
@@ -799,7 +799,7 @@ def test_notes_warn_of_burned_in_text_and_loss() -> None:
     assert "with loss" not in notes(LossyImageCompression="00")
 
 
-def test_tags_are_short_strings_about_the_pixels_alone() -> None:
+def test_tags_are_short_strings_about_the_pixels_only() -> None:
     assert dict(read_image(shipped("MR_small.dcm")).tags) == {
         "modality": "MR",
         "rows x columns": "64 x 64",
