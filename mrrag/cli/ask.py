@@ -31,12 +31,27 @@ def add_commands(commands: Commands) -> None:
         run_ask,
         "Answer one question about one image: without RAG, with RAG, and with MR-RAG.\n\n"
         "Prints the retrieved reports with their scores, what each report does to the\n"
-        "answer, and the three answers.",
+        "answer, and the three answers. MR-RAG differs from RAG by IFA alone, which steers\n"
+        "the model's attention towards the relevant reports.",
         'mrrag ask chest.dcm "Is there a pleural effusion?" --k 8',
     )
     add_pipeline(ask)
     ask.add_argument("image", type=Path, help="DICOM, PNG or JPEG file")
     ask.add_argument("question", nargs="?", help="the question; not needed with --from")
+    _add_settings(ask)
+    add_json(ask)
+    ask.add_argument("--html", type=Path, metavar="FILE", help="also write the case as a web page")
+    ask.add_argument("--pixels", action="store_true", help="include the pictures in that page")
+    ask.add_argument(
+        "--from",
+        dest="saved",
+        type=Path,
+        metavar="CASE.json",
+        help="repeat an exported case, with its question and settings, and compare the answers",
+    )
+
+
+def _add_settings(ask: argparse.ArgumentParser) -> None:
     ask.add_argument(
         "--k", type=int, default=8, help="number of reports to retrieve (default: %(default)s)"
     )
@@ -48,33 +63,25 @@ def add_commands(commands: Commands) -> None:
         help="weights of image-report, image-image and question-report similarity "
         "(default: as learnt)",
     )
-    ask.add_argument("--strength", type=float, help="multiplies IFA's λ (default: as learnt)")
+    ask.add_argument(
+        "--strength", type=float, help="strength of IFA; 0 turns it off (default: as learnt)"
+    )
     ask.add_argument(
         "--layers",
         type=int,
         nargs="*",
-        help="layers in which IFA acts, counted from 0 (default: as learnt)",
+        help="layers of the language model in which IFA acts, counted from 0 (default: as learnt)",
     )
     ask.add_argument(
         "--form",
-        help='form of IFA: "ifa" (the paper\'s) or "balanced" (default: as learnt)',
+        help='form of IFA: "ifa" (the paper\'s) or "balanced" (ours) (default: as learnt)',
     )
     ask.add_argument(
         "--noise",
         type=int,
         default=0,
         metavar="N",
-        help="replace N of the reports by random ones (default: %(default)s)",
-    )
-    add_json(ask)
-    ask.add_argument("--html", type=Path, metavar="FILE", help="also write the case as a web page")
-    ask.add_argument("--pixels", action="store_true", help="include the pictures in that page")
-    ask.add_argument(
-        "--from",
-        dest="saved",
-        type=Path,
-        metavar="CASE.json",
-        help="repeat an exported case, with its question and settings, and compare the answers",
+        help="number of the reports that are replaced by random ones (default: %(default)s)",
     )
 
 

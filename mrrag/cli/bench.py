@@ -91,7 +91,7 @@ def _add_bench_search(commands: Commands) -> None:
         nargs="+",
         default=SIZES,
         metavar="N",
-        help="sizes of the knowledge base (default: %(default)s)",
+        help=f"sizes of the knowledge base, in documents (default: {' '.join(map(str, SIZES))})",
     )
     search.add_argument(
         "--dimension",

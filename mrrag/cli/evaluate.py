@@ -75,7 +75,7 @@ def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         default=[8],
-        help="numbers of reports to compare (default: %(default)s)",
+        help="numbers of reports to compare (default: 8)",
     )
     evaluate.add_argument(
         "--noise-shares",
@@ -83,20 +83,22 @@ def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
         nargs="*",
         default=SHARES,
         metavar="SHARE",
-        help="shares of irrelevant reports to compare, 0 to 1 (default: %(default)s)",
+        help="shares of irrelevant reports to compare, 0 to 1 "
+        f"(default: {' '.join(map(str, SHARES))})",
     )
     evaluate.add_argument(
         "--methods",
         nargs="+",
         default=ALL_METHODS,
         choices=ALL_METHODS,
-        help="methods to compare (default: all)",
+        help="methods to compare: without reports, with reports by one similarity alone, "
+        "RAG, MR-RAG (default: all)",
     )
     evaluate.add_argument(
         "--ablations",
         nargs="*",
         choices=ABLATIONS,
-        help="ablations to run: those named, or all where none is named",
+        help="ablations to run: those named, or all where none is named (default: no ablation)",
     )
     evaluate.add_argument(
         "--seed", type=int, default=0, help="seed of random draws (default: %(default)s)"

@@ -110,11 +110,14 @@ def _add_index(commands: Commands) -> None:
         metavar="N",
         help="processes that open images (default: one per core)",
     )
-    index.add_argument("--overwrite", action="store_true", help="replace an existing one")
+    index.add_argument(
+        "--overwrite", action="store_true", help="replace an existing knowledge base"
+    )
     index.add_argument(
         "--update",
         action="store_true",
-        help="bring an existing one up to date, and encode only what is new",
+        help="bring an existing knowledge base up to date: encode what is new, and remove what "
+        "the data set no longer has",
     )
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mrrag.pipeline import Pipeline
 
 RUNS = Path("runs")
+# A copy of mrrag.data.corpus.LAYOUTS, which would double the time that --help takes.
+LAYOUTS = "indiana, openi, r2gen, mimic-cxr, fairvlmed, rule, vqa-rad, slake, folder"
 
 Commands = Any  # argparse's own type of a group of subparsers is private
 Run = Callable[[argparse.Namespace], None]
@@ -43,7 +45,8 @@ def add_command(
         type=Path,
         default=ASSETS,
         metavar="DIR",
-        help="directory of the bundled model, encoder and knowledge base",
+        help="directory of the bundled model, encoder and knowledge base "
+        "(default: the package's own)",
     )
     return command
 
@@ -83,9 +86,16 @@ def add_pipeline(command: argparse.ArgumentParser) -> None:
 def add_layout(command: argparse._ActionsContainer) -> None:
     """Add the options that say how a data set is laid out."""
     command.add_argument(
-        "--layout", help="layout of the data set (default: recognised from its files)"
+        "--layout",
+        metavar="NAME",
+        help=f"layout of the data set: {LAYOUTS} (default: recognised from its files)",
     )
-    command.add_argument("--images", type=Path, metavar="DIR", help="image directory of a VQA file")
+    command.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="image directory of a VQA file (default: looked for beside the file)",
+    )
 
 
 def add_data(

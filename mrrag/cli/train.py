@@ -136,10 +136,15 @@ def _add_train_retriever(commands: Commands) -> None:
         metavar="N",
         help="further steps on studies with the same findings (default: %(default)s)",
     )
+    _add_public_weights(train)
+
+
+def _add_public_weights(train: argparse.ArgumentParser) -> None:
     own = train.add_argument_group(
         "from public weights",
-        "Any of --image-tower, --text-tower and --output trains an encoder of your own; --data "
-        "may then have any layout.",
+        "Any of --image-tower, --text-tower and --output trains an encoder of your own;\n"
+        "--data may then have any layout. Without one of them, the other options here are\n"
+        "ignored.",
     )
     towers = (("image", "microsoft/resnet-50"), ("text", "emilyalsentzer/Bio_ClinicalBERT"))
     for kind, default in towers:
@@ -158,16 +163,20 @@ def _add_train_retriever(commands: Commands) -> None:
         action="store_true",
         help="use questions and their answers as reports, where a data set has none",
     )
-    sizes: tuple[tuple[str, Callable[[str], int | float], float, str], ...] = (
-        ("batch", int, 96, "studies in a batch"),
-        ("learning-rate", float, 1e-4, "learning rate"),
-        ("dimension", int, 512, "length of the vectors"),
-        ("image-size", int, 224, "image size, in pixels"),
-        ("text-tokens", int, 256, "maximum length of a report, in tokens"),
+    sizes: tuple[tuple[str, str, Callable[[str], int | float], float, str], ...] = (
+        ("batch", "N", int, 96, "studies in a batch"),
+        ("learning-rate", "RATE", float, 1e-4, "largest learning rate"),
+        ("dimension", "D", int, 512, "length of the vectors"),
+        ("image-size", "PX", int, 224, "rows and columns of an image, in pixels"),
+        ("text-tokens", "N", int, 256, "maximum length of a report, in tokens"),
     )
-    for name, kind_of, value, text in sizes:
+    for name, unit, kind_of, value, text in sizes:
         own.add_argument(
-            f"--{name}", type=kind_of, default=value, help=f"{text} (default: %(default)s)"
+            f"--{name}",
+            type=kind_of,
+            default=value,
+            metavar=unit,
+            help=f"{text} (default: %(default)s)",
         )
 
 

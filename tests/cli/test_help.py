@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from mrrag.cli import options
 from mrrag.cli.main import parser
+from mrrag.data.corpus import LAYOUTS
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -38,7 +42,22 @@ def test_every_option_is_explained(name: str) -> None:
         assert action.help, f"{name} {action.dest}"
         # A default that is not None is shown, but for switches.
         if action.nargs != 0 and action.default not in (None, argparse.SUPPRESS):
-            assert "default" in action.help or action.dest == "assets", f"{name} {action.dest}"
+            assert "default" in action.help, f"{name} {action.dest}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_default_is_shown_as_a_person_would_type_it(name: str) -> None:
+    assert not re.search(r"default:\s+[\[(]", COMMANDS[name].format_help())
+
+
+def test_the_layouts_that_are_listed_are_those_that_are_read() -> None:
+    assert options.LAYOUTS.split(", ") == list(LAYOUTS)
+
+
+def test_run_folders_are_in_the_current_directory() -> None:
+    evaluate = parser().parse_args(["evaluate"])
+    samples = parser().parse_args(["samples", "--data", "runs/phantoms"])
+    assert (evaluate.folder, samples.runs) == (Path("runs/evaluate"), Path("runs"))
 
 
 def test_one_word_means_one_thing() -> None:
