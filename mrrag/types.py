@@ -86,7 +86,8 @@ class Query:
 class Document:
     """One case of a knowledge base: an image d_i and its report d_t.
 
-    ``split`` is "train", "validation", "test", or empty where the data set has none.
+    ``split`` is "train", "validation", "test", or empty where the data set has none; ``view``
+    is "frontal", "lateral", or empty where it is not known.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Document:
     source: str = ""
     licence: str = ""
     split: str = ""
+    view: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ class Retrieved:
         Whether it was drawn at random, as noise.
     number : int
         Its place in the knowledge base; −1 where it comes from none.
+    copies : int
+        How many studies of the knowledge base have this report, word for word, itself included.
     """
 
     document: Document
@@ -149,6 +153,7 @@ class Retrieved:
     gap: float
     drawn: bool = False
     number: int = -1
+    copies: int = 1
 
 
 @dataclass(frozen=True)
