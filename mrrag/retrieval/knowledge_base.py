@@ -23,6 +23,7 @@ import hashlib
 import json
 import mmap
 import os
+import string
 from array import array
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,8 +50,9 @@ SHARED_SCAN = 2**24
 class DocumentTable(Sequence[Document]):
     """The lines of ``documents.jsonl``, parsed on access; the file stays on disk.
 
-    Only eight-byte digests of patients, studies and ids are held in memory. A lookup gives
-    candidates, which are then read to be sure.
+    Only eight-byte digests of patients, studies, ids and reports are held in memory. A lookup
+    gives candidates, which are then read to be sure. Reports that differ in case, punctuation
+    and white space alone have one digest.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,11 +65,12 @@ class DocumentTable(Sequence[Document]):
                 document, (file, offset, length) = _parse_line(line)
                 starts.append(starts[-1] + len(line))
                 places.append((self.files.setdefault(file, len(self.files)), offset, length))
-                digests.extend(map(_key_digest, (document.patient, document.study, document.id)))
+                keys = (document.patient, document.study, document.id, _words(document.report))
+                digests.extend(map(_key_digest, keys))
         self._starts = np.array(starts, dtype=np.int64)
         self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
-        table_N3 = np.array(digests, dtype=np.int64).reshape(-1, 3)
-        self.patients, self.studies, self.ids = (np.ascontiguousarray(c) for c in table_N3.T)
+        table_4N = np.array(digests, dtype=np.int64).reshape(-1, 4).T
+        self.patients, self.studies, self.ids, self.reports = map(np.ascontiguousarray, table_4N)
         self._lines: mmap.mmap | bytes = b""
         if places:  # a map of nothing is refused
             with path.open("rb") as stream:
@@ -89,6 +92,13 @@ class DocumentTable(Sequence[Document]):
 
 def _key_digest(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
+
+
+def _words(report: str) -> str:
+    return " ".join(report.lower().translate(_PUNCTUATION).split())
 
 
 def _parse_line(line: bytes) -> tuple[Document, tuple[str, int, int]]:
@@ -269,6 +279,22 @@ class KnowledgeBase:
             if fetch == len(self) or enough:
                 return ids[:k], scores[:k]
             fetch = min(len(self), 2 * fetch)
+
+    def nearest(
+        self, query_MD: npt.NDArray[np.floating[Any]], k: int
+    ) -> tuple[npt.NDArray[np.int64], FloatArray]:
+        """Return the k documents with the largest inner products with each of M vectors [M, 2D].
+
+        Numbers int64 [M, k] and scores float32 [M, k], descending, by FAISS's sums alone: for
+        statistics over many queries, where equal scores may come in any order.
+        """
+        rough_MK, ids_MK = self._index.search(np.ascontiguousarray(query_MD, np.float32), k)
+        return ids_MK, rough_MK
+
+    def studies_with_report_of(self, i: int) -> int:
+        """Return how many studies have the report of document ``i``, its own included."""
+        known = self.documents
+        return len(np.unique(known.studies[known.reports == known.reports[i]]))
 
     def _scan(self, query_1D: FloatArray, fetch: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
         """Return the ``fetch`` best documents by FAISS's float32 sums, best first.

@@ -156,6 +156,8 @@ def retrieve(
 ) -> tuple[Retrieved, ...]:
     """Return the k documents with the highest MCR score, exactly, best first.
 
+    Documents with the same report, word for word, are retrieved once, by the best of them.
+
     Parameters
     ----------
     vectors
@@ -188,12 +190,11 @@ def retrieve(
     )
     _check_k(k, len(knowledge_base), len(excluded))
     pinned = _pinned(knowledge_base, set(pinned_ids), excluded, k)
-    candidates, _ = knowledge_base.search(fused_query(vectors, weights), k + _MARGIN, excluded)
-    scored = _score(knowledge_base, vectors, weights, sorted({*candidates.tolist(), *pinned}))
-    best = [i for i in _ranked(scored) if i not in pinned][: k - len(pinned)]
+    scored = _score(knowledge_base, vectors, weights, sorted(pinned))
+    best = _best(knowledge_base, vectors, weights, k - len(pinned), scored, excluded)
     left = len(knowledge_base) - len(excluded)
     _check_noise(noise, min(len(best), left - k), k, len(pinned), left)
-    drawn = _drawn(len(knowledge_base), {*best, *pinned, *excluded}, noise, seed)
+    drawn = _drawn(knowledge_base, [*best, *pinned], excluded, noise, seed)
     scored.update(_score(knowledge_base, vectors, weights, sorted(drawn)))
     return _explained(
         knowledge_base,
@@ -202,6 +203,40 @@ def retrieve(
         weights,
         drawn,
     )
+
+
+def _best(
+    knowledge_base: KnowledgeBase,
+    vectors: QueryVectors,
+    weights: Weights,
+    count: int,
+    scored: _Scored,
+    excluded: Collection[int],
+) -> list[int]:
+    """Return the best documents beside those in ``scored``, which gets those that it looks at.
+
+    Of documents with one report (further views of a study, or the same words for another
+    patient) only the best is chosen, unless there are too few other ones.
+    """
+    reports_N = knowledge_base.documents.reports
+    pinned, left = set(scored), len(knowledge_base) - len(excluded)
+    query, fetch = fused_query(vectors, weights), count + len(pinned) + _MARGIN
+    while True:
+        found, _ = knowledge_base.search(query, fetch, excluded)
+        scored.update(_score(knowledge_base, vectors, weights, sorted({*found.tolist()} - pinned)))
+        ranked = [i for i in _ranked(scored) if i not in pinned]
+        read = {int(reports_N[i]) for i in pinned}
+        first, again = [], []
+        for i in ranked:
+            (again if int(reports_N[i]) in read else first).append(i)
+            read.add(int(reports_N[i]))
+        # The last ones may lack a place to one that was not fetched.
+        settled = set(ranked[: len(ranked) - _MARGIN])
+        if fetch >= left:
+            return [*first, *again][:count]
+        if len(first) >= count and settled.issuperset(first[:count]):
+            return first[:count]
+        fetch *= 2
 
 
 def _check_k(k: int, documents: int, excluded: int) -> None:
@@ -221,12 +256,22 @@ def _check_noise(noise: int, most: int, k: int, pinned: int, left: int) -> None:
         )
 
 
-def _drawn(documents: int, taken: set[int], noise: int, seed: int) -> list[int]:
-    """Draw documents at random among those that are not taken."""
+def _drawn(
+    knowledge_base: KnowledgeBase, taken: list[int], excluded: set[int], noise: int, seed: int
+) -> list[int]:
+    """Draw documents at random among those of other reports than the ones taken.
+
+    Where these are too few, further documents with the reports taken are drawn as well.
+    """
     if not noise:
         return []
-    others = np.array([i for i in range(documents) if i not in taken])
-    drawn: list[int] = np.random.default_rng(seed).choice(others, noise, replace=False).tolist()
+    reports_N = knowledge_base.documents.reports
+    free = np.ones(len(knowledge_base), dtype=bool)
+    free[[*taken, *excluded]] = False
+    other = free & ~np.isin(reports_N, reports_N[taken])
+    candidates = np.flatnonzero(other if other.sum() >= noise else free)
+    rng = np.random.default_rng(seed)
+    drawn: list[int] = rng.choice(candidates, noise, replace=False).tolist()
     return drawn
 
 
@@ -242,7 +287,14 @@ def _explained(
     steered = zip(relevance(scores), gaps(scores, weights), strict=True)
     return tuple(
         Retrieved(
-            knowledge_base.document(i), rank, score, *scored[i], *by, drawn=i in drawn, number=i
+            knowledge_base.document(i),
+            rank,
+            score,
+            *scored[i],
+            *by,
+            drawn=i in drawn,
+            number=i,
+            copies=knowledge_base.studies_with_report_of(i),
         )
         for rank, (i, score, by) in enumerate(zip(chosen, scores, steered, strict=True), start=1)
     )
