@@ -53,9 +53,12 @@ def base_facts(about: About) -> Markup:
             low, high = (number(end, digits=2) for end in base.intervals[n])
             shown += f" ({low} to {high})"
         learnt.append(shown)
-    how = "95 % intervals in brackets" if base.intervals else ""
-    if about.weights == ALIKE:
+    if base.intervals:
+        how = "95 % intervals in brackets"
+    elif about.weights == ALIKE:
         how = "not learnt for it: all three count alike"
+    else:
+        how = "not learnt for it: weighed by their spread in it, the question half"
     return render("base_facts.html", base=base, learnt=", ".join(learnt), how=how)
 
 

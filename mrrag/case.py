@@ -73,7 +73,8 @@ class Evidence:
     seconds : float
         For encoding and search.
     percentiles : tuple of float
-        For each document, the percentage of random pairs whose score is below its own.
+        For each document, the percentage of other images whose document at that rank has a
+        lower score (:func:`mrrag.retrieval.calibration.usual_scores`); NaN without an image.
     warnings : dict
         Kind → sentence: "unlike", "known", "weak", "contradiction"; see
         :func:`mrrag.retrieval.doubts.warnings_of`.

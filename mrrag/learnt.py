@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 from mrrag.errors import ModelError, SettingsError
@@ -17,6 +18,9 @@ from mrrag.types import BUNDLED, Steering, Weights
 
 FILE = "learnt.json"
 ALIKE = Weights(1 / 3, 1 / 3, 1 / 3)
+# What α, β and γ count for by default, in units of each similarity's spread. A question says
+# less about a patient than a picture does, and so counts half.
+SHARES = Weights(0.4, 0.4, 0.2)
 # For a model without a search for layers: the paper's form and strength, in no layer.
 UNKNOWN = Steering(strength=1.0, rows="question", form="ifa")
 
@@ -129,8 +133,8 @@ def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
 
     α, β and γ belong to the knowledge base, the critical layers to the model. A knowledge base
     other than the bundled one may hold a ``learnt.json`` for both (:func:`write_learnt`).
-    Without it the weights are equal. A model whose layers were not searched for has no critical
-    layers, so IFA acts nowhere until layers are chosen.
+    Without it the weights are :func:`default_weights`. A model whose layers were not searched
+    for has no critical layers, so IFA acts nowhere until layers are chosen.
 
     Parameters
     ----------
@@ -142,7 +146,8 @@ def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
     own = _own(knowledge_base, assets)
     learnt = load_learnt(assets / FILE)
     if own is not None:
-        learnt = replace(learnt, weights=ALIKE, intervals=(), studies=frozenset())
+        weights = default_weights(own)
+        learnt = replace(learnt, weights=weights, intervals=(), studies=frozenset())
         if (own / FILE).is_file():
             known = load_learnt(own / FILE)
             if known.model == model:
@@ -153,6 +158,26 @@ def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
     if model != BUNDLED:
         learnt = replace(learnt, steering=UNKNOWN)
     return learnt
+
+
+def default_weights(knowledge_base: Path) -> Weights:
+    """Return α, β, γ where none were learnt: :data:`SHARES`, each divided by its spread.
+
+    Cosines of question and report may spread twice as wide over the documents as those of
+    image and report, and with equal weights would decide alone. The spread of each similarity
+    is in the manifest (:func:`mrrag.retrieval.calibration.spread`). The weights are scaled to
+    a sum of 1. A knowledge base that was built without it has equal weights.
+    """
+    try:
+        stored = json.loads((knowledge_base / "manifest.json").read_text(encoding="utf-8"))
+        spread = Weights(**stored["spread"])
+        shares = [s / w for s, w in zip(astuple(SHARES), astuple(spread), strict=True)]
+        whole = math.fsum(shares)
+    except (OSError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return ALIKE
+    if not (0 < whole < math.inf and min(shares) > 0):  # false for NaN too
+        return ALIKE
+    return Weights(*(share / whole for share in shares))
 
 
 def _own(knowledge_base: Path | None, assets: Path) -> Path | None:

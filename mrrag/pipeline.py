@@ -41,10 +41,10 @@ from mrrag.model.steering import FORMS, ROWS, lambdas
 from mrrag.retrieval.calibration import (
     Calibration,
     calibrate,
-    chance_scores,
     is_same_picture,
-    percentile,
+    percentiles,
     unlike,
+    usual_scores,
 )
 from mrrag.retrieval.doubts import warnings_of
 from mrrag.retrieval.encoders import Encoder
@@ -152,7 +152,7 @@ def _base_parts(
             f"{learnt.steering.rows!r}. Known are {', '.join(FORMS)} and {', '.join(ROWS)}. Run "
             "`python -m mrrag find-layers` again."
         )
-    return encoder, base, learnt, calibrate(base, learnt.weights)
+    return encoder, base, learnt, calibrate(base)
 
 
 def check(pipeline: Pipeline, query: Query, settings: Settings) -> None:
@@ -245,16 +245,18 @@ def find_evidence(
             unlike(calibration, query.image, vectors.v),
             is_same_picture(pipeline.knowledge_base, query.image, vectors),
         )
-    chance = chance_scores(calibration, vectors, weights)
-    percentiles = tuple(percentile([r.score for r in retrieved], chance).tolist())
+    usual_MK = usual_scores(
+        pipeline.knowledge_base, calibration, vectors, weights, len(retrieved)
+    )
+    stand = percentiles([r.score for r in retrieved], usual_MK)
     return Evidence(
         vectors,
         retrieved,
         weights,
         tuple(notes),
         time.perf_counter() - start,
-        percentiles,
-        warnings_of(query.question, retrieved, percentiles, calibration.weak, familiarity),
+        stand,
+        warnings_of(query.question, retrieved, stand, calibration.own_report, familiarity),
         familiarity,
     )
 

@@ -273,7 +273,7 @@ def test_reports_that_contradict_each_other_are_pointed_out(pipeline: Pipeline) 
     found = warnings_of("Is there pleural fluid?", reports, (99.0, 98.0, 97.0), 95.0, None)
     assert set(found) == {"contradiction"}
     assert "affirmed by 3 and denied by 1" in found["contradiction"]
-    weak = warnings_of("Is there a nodule?", reports, (90.0, 80.0, 70.0), 95.0, None)
+    weak = warnings_of("Is there a nodule?", reports, (0.0, 8.0, 7.0), 95.0, None)
     assert set(weak) == {"weak"}
 
 

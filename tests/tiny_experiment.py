@@ -56,7 +56,7 @@ def make_pipeline(folder: Path, checkpoint: Path) -> tuple[Pipeline, list[Record
     if not (folder / "kb").exists():
         build_knowledge_base(folder / "kb", cases, tower, thumbnail_size=16, workers=1)
     base = KnowledgeBase.load(folder / "kb", tower)
-    calibration = calibrate(base, LEARNT.weights)
+    calibration = calibrate(base)
     return Pipeline(load_backbone(checkpoint), tower, base, LEARNT, None, calibration), cases
 
 

@@ -52,7 +52,7 @@ class Card:
     thumbnail : str
         URL of its radiograph; empty where there is none.
     percentile : float
-        Percentage of random pairs with a lower score.
+        Percentage of other images whose report at this rank has a lower score.
     learnt_rank : int or None
         Its rank with the learnt weights; 0 where it is beyond those that were ranked,
         None where the weights are the learnt ones.
@@ -249,7 +249,7 @@ def _card(card: Card, question: str, scale: tuple[float, float], most: float) ->
         "source": ", ".join(filter(None, (item.document.source, item.document.licence))),
         "terms": term_bars(item, *scale),
         "cosines": " · ".join(cosines),
-        "percentile": None if math.isnan(card.percentile) else f"{card.percentile:.1f}",
+        "percentile": None if math.isnan(card.percentile) else f"{card.percentile:.0f}",
         "word": card.word,
         "swings": influence_swings(card, most),
         "meter": f"{100 * item.relevance:.1f}",

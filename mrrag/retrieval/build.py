@@ -22,10 +22,12 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from mrrag.data.findings import FINDINGS
 from mrrag.data.records import Record
 from mrrag.errors import KnowledgeBaseError
 from mrrag.files import file_sha256, write_atomic
 from mrrag.learnt import FILE as LEARNT
+from mrrag.retrieval.calibration import FEWEST, REFERENCE, spread
 from mrrag.retrieval.draft import (
     JOURNAL,
     PLAN,
@@ -378,11 +380,21 @@ def _finish(draft: Draft, job: Job) -> None:
         stream.write(faiss.serialize_index(index).data)
     stamps = np.fromfile(directory / STAMP_ROWS, dtype="<i8").reshape(-1, 2)
     np.save(directory / STAMPS, stamps)
-    manifest = _manifest_of(draft, job)
+    manifest = _manifest_of(draft, job) | _spread_of(index, job.encoder)
     write_atomic(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     for path in directory.iterdir():  # everything is on disk before it gets its name
         with path.open("rb") as written:
             os.fsync(written.fileno())
+
+
+def _spread_of(index: faiss.Index, encoder: Encoder) -> dict[str, Any]:
+    """Return the manifest's spread of the similarities, by which the default weights divide."""
+    if index.ntotal < FEWEST:
+        return {}
+    numbers = np.random.default_rng(0).permutation(index.ntotal)[:REFERENCE]
+    t_ND, v_ND = np.split(index.reconstruct_batch(numbers), 2, axis=1)
+    questions = encoder.texts([f"Is there {finding}?" for finding in FINDINGS])
+    return {"spread": asdict(spread(t_ND, v_ND, questions))}
 
 
 def _manifest_of(draft: Draft, job: Job) -> dict[str, Any]:

@@ -5,9 +5,8 @@ It knows scores, percentiles and the words of reports; it computes no score.
 
 from __future__ import annotations
 
-import math
-
 from mrrag.data.findings import contradictions
+from mrrag.retrieval.calibration import AT_CHANCE, RARE
 from mrrag.types import Familiarity, Retrieved
 
 
@@ -15,7 +14,7 @@ def warnings_of(
     question: str,
     retrieved: tuple[Retrieved, ...],
     percentiles: tuple[float, ...],
-    weak: float,
+    own_report: float,
     familiarity: Familiarity | None,
 ) -> dict[str, str]:
     """Return what a reader must know before trusting the evidence: kind → sentence.
@@ -25,8 +24,8 @@ def warnings_of(
     "known"
         The image is in the knowledge base, and its own report was retrieved.
     "weak"
-        The best report's score stands lower among random pairs than for 99 of 100 of
-        the knowledge base's own images.
+        The encoder cannot relate images to reports in this knowledge base, or the best
+        report's score is lower than for 99 of 100 other images.
     "contradiction"
         Reports affirm and deny a finding that the question names.
     """
@@ -41,10 +40,16 @@ def warnings_of(
             f"This very picture is in the knowledge base, as document {familiarity.twin}, and its "
             "own report is among these. Exclude it for a fair look."
         )
-    if max(percentiles, default=math.nan) < weak:
+    if own_report < AT_CHANCE:  # false for NaN
         warnings["weak"] = (
-            f"The evidence is weak: the best report scores higher than {max(percentiles):.1f} % of "
-            f"random pairs, and the knowledge base’s own pictures nearly all reach {weak:.1f} %."
+            "The evidence is weak: this encoder hardly relates the pictures of the knowledge base "
+            f"to their reports. A picture is closer to its own report than to another one in "
+            f"{own_report:.0f} % of pairs, and 50 % is chance."
+        )
+    elif percentiles and percentiles[0] < RARE:
+        warnings["weak"] = (
+            "The evidence is weak: even the best report is less similar than the best one for 99 "
+            "of 100 other pictures."
         )
     sides = contradictions(question, [r.document.report for r in retrieved])
     if sides:

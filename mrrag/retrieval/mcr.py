@@ -226,7 +226,8 @@ def _best(
         scored.update(_score(knowledge_base, vectors, weights, sorted({*found.tolist()} - pinned)))
         ranked = [i for i in _ranked(scored) if i not in pinned]
         read = {int(reports_N[i]) for i in pinned}
-        first, again = [], []
+        first: list[int] = []
+        again: list[int] = []
         for i in ranked:
             (again if int(reports_N[i]) in read else first).append(i)
             read.add(int(reports_N[i]))

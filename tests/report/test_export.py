@@ -81,7 +81,7 @@ def test_the_export_holds_all_that_was_shown(case: Case, exported: dict[str, Any
     assert exported["input"]["sha256"]
     assert exported["settings"]["layers"] == [1]
     assert [r["drawn_at_random"] for r in exported["retrieved"]].count(True) == 1
-    assert all(0 <= r["percentile"] <= 100 for r in exported["retrieved"])
+    assert all(0 <= r["usual_percentile"] <= 100 for r in exported["retrieved"])
     assert exported["warnings"] == case.warnings
     assert len(exported["influence"]["before"]) == 5
     assert {"model", "encoder", "knowledge_base", "torch"} <= set(exported["versions"])
