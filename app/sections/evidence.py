@@ -179,14 +179,13 @@ def evidence_html(
 
 def learnt_ranks(pipeline: Pipeline, state: EvidenceState) -> dict[str, int]:
     """Return each document's rank with the learnt weights, as deep as ranks go."""
-    from mrrag.pipeline import find_evidence
-    from mrrag.retrieval.mcr import MAX_K
+    from mrrag.retrieval.mcr import MAX_K, retrieve
 
-    excluded = state.settings.excluded
-    k = min(MAX_K, len(pipeline.knowledge_base) - len(excluded))
-    settings = replace(state.settings, weights=None, noise=0, pinned=(), k=k)
-    learnt = find_evidence(pipeline, state.query, settings, known=state.evidence)
-    return {r.document.id: r.rank for r in learnt.retrieved}
+    base, excluded = pipeline.knowledge_base, state.settings.excluded
+    k = min(MAX_K, len(base) - len(excluded))
+    weights, vectors = pipeline.learnt.weights, state.evidence.vectors
+    learnt = retrieve(base, vectors, weights, k, exclude_ids=excluded)
+    return {r.document.id: r.rank for r in learnt}
 
 
 def report_tints(

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from mrrag.retrieval.knowledge_base import KnowledgeBase
-from mrrag.retrieval.mcr import fused_query, retrieve
+from mrrag.retrieval.mcr import retrieve
 from mrrag.types import FloatArray, Image, QueryVectors, Weights
 
 __all__ = [
@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 SAMPLED = 256
-# Documents that are scored for the usual scores of one query, at most; about 0.1 s.
-SCORED = 2**22
+# For the usual scores of one query: images, and documents scored in all, at most.
+USUAL, SCORED = 128, 2**22
 # Percentage of pairs below which images and reports count as unrelated. The bundled encoder
 # reaches 90 on its own kind of films, and 52 on real ones, which it never saw.
 AT_CHANCE = 60.0
@@ -161,21 +161,24 @@ def usual_scores(
     is NaN. ``weights`` are effective ones. Without an image there is nothing to compare, and
     so no row.
     """
-    sample_M = calibration.sample_M[: max(16, SCORED // len(knowledge_base))]
+    few = max(16, SCORED // len(knowledge_base))
+    sample_M = calibration.sample_M[: min(USUAL, few)]
     if vectors.v is None or not len(sample_M):
         return np.empty((0, k), np.float32)
     known = knowledge_base.documents
     _, v_MD = knowledge_base.vectors(sample_M)
-    queries = np.stack([fused_query(QueryVectors(v_D, vectors.t), weights) for v_D in v_MD])
-    ids_MK, scores_MK = knowledge_base.nearest(queries, min(2 * k + 16, len(knowledge_base)))
-    usual_MK = np.full((len(sample_M), k), np.nan, np.float32)
-    for m, own in enumerate(known.patients[sample_M]):
-        others = ids_MK[m][known.patients[ids_MK[m]] != own]
-        _, first = np.unique(known.reports[others], return_index=True)
-        kept = np.isin(ids_MK[m], others[first])
-        best_K = scores_MK[m][kept][:k]
-        usual_MK[m, : len(best_K)] = best_K
-    return usual_MK
+    left_MD = weights.alpha * v_MD
+    if vectors.t is not None:
+        left_MD = left_MD + weights.gamma * vectors.t
+    queries = np.concatenate([left_MD, weights.beta * v_MD], axis=1)
+    ids_MF, scores_MF = knowledge_base.nearest(queries, min(2 * k + 16, len(knowledge_base)))
+    own_MF = known.patients[ids_MF] == known.patients[sample_M][:, None]
+    report_MF = np.where(own_MF, -1, known.reports[ids_MF])
+    same_MFF = np.tril(report_MF[:, :, None] == report_MF[:, None, :], -1)
+    kept_MF = ~own_MF & ~same_MFF.any(-1)
+    order_MF = np.argsort(~kept_MF, axis=1, kind="stable")  # the kept ones first, best first
+    best_MF = np.where(kept_MF, scores_MF, np.nan)
+    return np.take_along_axis(best_MF, order_MF, axis=1)[:, :k].astype(np.float32)
 
 
 def percentiles(scores: Sequence[float], usual_MK: FloatArray) -> tuple[float, ...]:
