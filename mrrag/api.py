@@ -125,8 +125,8 @@ class CaseReport(Case):
 class MRRAG:
     """A loaded model over a knowledge base; see :func:`load`.
 
-    Methods take ``image`` as a path (DICOM, PNG or JPEG), the bytes of such a file, an
-    :class:`~mrrag.types.Image`, or None. They take the fields of
+    Methods take ``image`` as a path (DICOM, PNG, JPEG, WebP, TIFF or BMP), the bytes of such
+    a file, an :class:`~mrrag.types.Image`, or None. They take the fields of
     :class:`~mrrag.case.Settings` as keywords (``k``, ``weights``, ``strength``, ``layers``,
     ``form``, ``noise``, …), or a whole ``settings`` value that keywords then change.
     ``weights`` may be a tuple (α, β, γ).

@@ -36,7 +36,7 @@ def add_commands(commands: Commands) -> None:
         'mrrag ask chest.dcm "Is there a pleural effusion?" --k 8',
     )
     add_pipeline(ask)
-    ask.add_argument("image", type=Path, help="DICOM, PNG or JPEG file")
+    ask.add_argument("image", type=Path, help="DICOM, PNG, JPEG, WebP, TIFF or BMP file")
     ask.add_argument("question", nargs="?", help="the question; not needed with --from")
     _add_settings(ask)
     add_json(ask)

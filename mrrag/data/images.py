@@ -1,6 +1,7 @@
-"""Reads a DICOM, PNG or JPEG file as one :class:`~mrrag.types.Image`.
+"""Reads a DICOM, PNG, JPEG, WebP, TIFF or BMP file as one :class:`~mrrag.types.Image`.
 
-The format is recognised by content, and nothing is written to disk. This module does not know
+The format is recognised by content, and nothing is written to disk. A picture that is stored in
+colour but shows none is read as grey. This module does not know
 who the patient is, what a model takes as input, or what the picture shows.
 """
 
@@ -17,23 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from pydicom.config import disable_value_validation
 
-from mrrag.data.codecs import native
 from mrrag.data.dicom import is_dicom, read_dicom, without_identity
-from mrrag.data.grey import show_full_range
 from mrrag.data.limits import (
     EXPORT,
     FORMATS,
     MAX_BYTES,
-    MAX_PIXELS,
-    check_frame,
     check_size,
     refusal,
     refusing,
     too_many_bytes,
 )
+from mrrag.data.pictures import grey_if_alike, picture_format, read_picture
 from mrrag.types import Image
 
 __all__ = ["load_image", "read_image", "strip_identity", "thumbnail"]
@@ -44,10 +41,9 @@ OTHER_FORMATS = {
     b"PK\x03\x04": "a ZIP archive or an Office document",
     b"\x1f\x8b": "a gzip archive (NIfTI volumes often are)",
     b"GIF8": "a GIF picture",
-    b"II*\0": "a TIFF picture",
-    b"MM\0*": "a TIFF picture",
-    b"BM": "a BMP picture",
-    b"RIFF": "a RIFF file (WebP pictures and videos are)",
+    b"II+\0": "a BigTIFF picture",
+    b"MM\0+": "a BigTIFF picture",
+    b"RIFF": "a RIFF file (sounds and videos are)",
     b"\0\0\0\x0cjP": "a bare JPEG 2000 picture",
     b"\xff\x4f\xff\x51": "a bare JPEG 2000 picture",
 }
@@ -69,7 +65,7 @@ def _reading() -> Iterator[None]:
 
 
 def read_image(data: bytes, *, frame: int = 0) -> Image:
-    """Read one frame of a DICOM, PNG or JPEG file, recognised by its content.
+    """Read one frame of a DICOM file, or a PNG, JPEG, WebP, TIFF or BMP file, by its content.
 
     Parameters
     ----------
@@ -94,9 +90,9 @@ def read_image(data: bytes, *, frame: int = 0) -> Image:
         raise too_many_bytes(f"The file has {len(data):,} bytes.")
     with _reading():
         if is_dicom(data):
-            return read_dicom(data, frame)
-        if data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
-            return _read_picture(data, frame)
+            return grey_if_alike(read_dicom(data, frame))
+        if picture_format(data):
+            return grey_if_alike(read_picture(data, frame))
     kinds = (name for magic, name in OTHER_FORMATS.items() if data.startswith(magic))
     kind = next(kinds, "of an unsupported type") if data else "empty"
     raise refusal(f"The file is {kind}.", FORMATS, EXPORT)
@@ -179,65 +175,3 @@ def _read_archive(data: bytes) -> Image:
     tags = {"format": "NPZ", "rows x columns": f"{rows} x {columns}", "colour": "grey"}
     digest = hashlib.sha256(data).hexdigest()
     return Image(display=pixels, values=pixels, tags=tags, sha256=digest)
-
-
-# PNG and JPEG
-
-
-def _read_picture(data: bytes, frame: int) -> Image:
-    """Read a PNG or JPEG file: apply EXIF orientation, and lay transparent parts over black."""
-    with refusing("The PNG or JPEG picture"):
-        picture = _open_picture(data)
-        check_frame(frame, 1)
-        lossy, pictures = picture.format != "PNG", getattr(picture, "n_frames", 1)
-        orientation = picture.getexif().get(0x0112, 1)
-        picture.load()
-        sixteen_bit = picture.mode.startswith("I")
-        grey = sixteen_bit or picture.mode in ("1", "L", "LA")
-        tags = {
-            "format": "JPEG" if lossy else "PNG",
-            "rows x columns": f"{picture.height} x {picture.width}",
-            "bits stored": "16" if sixteen_bit else "1" if picture.mode == "1" else "8",
-            "colour": "grey" if grey else picture.mode,
-        }
-        notes = ["The picture was compressed with loss (JPEG)."] if lossy else []
-        if pictures > 1:
-            notes.append(f"The file holds {pictures} pictures; this is the first.")
-        if orientation in range(2, 9):
-            picture = PIL.ImageOps.exif_transpose(picture)
-            notes.append("The picture was turned as its EXIF orientation asks.")
-        if picture.has_transparency_data and not sixteen_bit:
-            black = PIL.Image.new("RGBA", picture.size, "black")
-            picture = PIL.Image.alpha_composite(black, picture.convert("RGBA"))
-            notes.append("Transparent parts were laid over black.")
-        if not sixteen_bit:
-            picture = picture.convert("L" if grey else "RGB")
-        pixels = np.array(picture)
-
-    display = pixels
-    if sixteen_bit:
-        display, note = show_full_range(pixels, np.ones(pixels.shape, bool))
-        notes.append(note)
-    return Image(
-        display=display,
-        values=native(pixels) if grey else None,
-        tags=tags,
-        notes=tuple(notes),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
-
-
-def _open_picture(data: bytes) -> PIL.Image.Image:
-    """Open a PNG or JPEG file of one picture and an allowed size, before it is decoded."""
-    try:
-        picture = PIL.Image.open(BytesIO(data), formats=("PNG", "JPEG"))
-    except PIL.Image.DecompressionBombError as error:
-        raise refusal(
-            "The picture has far too many pixels.",
-            f"At most {MAX_PIXELS:,} are read.",
-            "Export it at a lower resolution.",
-        ) from error
-    check_size(picture.height, picture.width)
-    if picture.format == "PNG" and getattr(picture, "n_frames", 1) > 1:
-        raise refusal("The PNG file is animated.", FORMATS, "Export one of its frames.")
-    return picture

@@ -12,8 +12,8 @@ MAX_PIXELS = 2**25
 # Such a radiograph, uncompressed at two bytes a pixel. Also the limit after inflation.
 MAX_BYTES = 2**26
 
-FORMATS = "DICOM, PNG and JPEG files are read."
-EXPORT = "Export the picture again from its source as DICOM, PNG or JPEG."
+FORMATS = "DICOM, PNG, JPEG, WebP, TIFF and BMP files are read."
+EXPORT = "Export the picture again from its source as DICOM, PNG, TIFF or JPEG."
 
 
 def refusal(came: str, allowed: str, do: str) -> ImageError:
