@@ -36,7 +36,8 @@ class Learnt:
     model : str
         The name of the model whose layers these are.
     intervals : tuple
-        95 % intervals of α, β and γ; empty where they were not learnt.
+        95 % intervals of α, β and γ; empty where they were not learnt, or what was learnt is
+        not used.
     studies : frozenset of str
         :func:`study_digest` of every study from whose questions any of it was learnt.
     """
@@ -64,6 +65,7 @@ def load_learnt(path: Path) -> Learnt:
             intervals=tuple(
                 (float(low), float(high))
                 for low, high in stored.get("adapter", {}).get("intervals", ())
+                if stored["adapter"].get("used", True)
             ),
             studies=frozenset(
                 digest

@@ -114,6 +114,34 @@ def bootstrap(
     return (low_a, high_a), (low_f, high_f)
 
 
+def paired_gain(
+    before: npt.NDArray[np.generic],
+    after: npt.NDArray[np.generic],
+    groups: npt.NDArray[np.generic],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Return the mean of ``after − before`` and its 95 % interval, resampling whole patients.
+
+    Parameters
+    ----------
+    before, after : [N]
+        Of each question: 1 or 0 for right or wrong, or a mean of several such.
+    groups : [N]
+        The patient of each question.
+    """
+    change_N = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    members, group_N = np.unique(groups, return_inverse=True)
+    sums_G = np.bincount(group_N, change_N)
+    counts_G = np.bincount(group_N).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    drawn_RG = rng.integers(len(members), size=(resamples, len(members)))
+    means_R = sums_G[drawn_RG].sum(1) / counts_G[drawn_RG].sum(1)
+    low, high = (float(p) for p in np.percentile(means_R, (2.5, 97.5)))
+    return float(change_N.mean()), low, high
+
+
 def mcnemar(gold: Answers, first: Answers, second: Answers) -> tuple[int, int, float]:
     """Return McNemar's exact test of two methods on the same questions.
 

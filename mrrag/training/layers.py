@@ -31,6 +31,7 @@ from mrrag.study.evaluation import (
     evidence_for,
     no_ticker,
 )
+from mrrag.study.metrics import paired_gain
 from mrrag.training.loop import cached
 from mrrag.types import PLAIN, Steering, Weights
 
@@ -142,13 +143,18 @@ def _drops(
 
 @dataclass(frozen=True)
 class Trial:
-    """A steering with its gains in right answers over plain RAG, by number of random reports."""
+    """A steering with its gains in right answers over plain RAG, by number of random reports.
+
+    ``interval`` is the gain's mean over these numbers and its 95 % interval by patient, as
+    shares of the questions.
+    """
 
     layers: tuple[int, ...]
     strength: float
     rows: str
     form: str
     gains: tuple[int, ...]
+    interval: tuple[float, float, float]
 
 
 def try_steering(
@@ -178,11 +184,20 @@ def try_steering(
     for n in noise:
         make = partial(_right_answers, pipeline, items, weights, steers, k, n, ticker)
         counts.append(cached(folder / f"steering-{n}.safetensors", make)["right"])
-    right_SN = np.stack(counts, axis=1)
-    gains_SN = (right_SN - right_SN[:1])[1:]
+    right_SNQ = np.stack(counts, axis=1)
+    gains_SN = (right_SNQ.sum(-1) - right_SNQ[:1].sum(-1))[1:]
+    share_SQ = right_SNQ.mean(1)
+    patients = np.array([item.case.document.patient for item in items])
     return [
-        Trial(steering.layers, steering.strength, steering.rows, steering.form, tuple(gains))
-        for steering, gains in zip(steers, gains_SN.tolist(), strict=True)
+        Trial(
+            steering.layers,
+            steering.strength,
+            steering.rows,
+            steering.form,
+            tuple(gains),
+            paired_gain(share_SQ[0], share_Q, patients),
+        )
+        for steering, gains, share_Q in zip(steers, gains_SN.tolist(), share_SQ[1:], strict=True)
     ]
 
 
@@ -195,10 +210,10 @@ def _right_answers(
     noise: int,
     ticker: Ticker,
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Return the number of right answers of plain RAG and of each steering, [1 + S]."""
+    """Return which answers of plain RAG and of each steering are right, [1 + S, Q]."""
     gold = np.array([item.gold for item in items], dtype=np.int8)
     label = f"steering, {noise} of {k} irrelevant"
     outcomes = answer_items(
         pipeline, items, weights, [PLAIN, *steers], k=k, noise=noise, label=label, ticker=ticker
     )
-    return {"right": np.array([np.sum(outcome.predicted == gold) for outcome in outcomes])}
+    return {"right": np.array([outcome.predicted == gold for outcome in outcomes], np.int64)}

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mrrag.data.records import Corpus, Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.errors import CorpusError
 from mrrag.files import json_sha256
-from mrrag.learnt import study_digest, write_learnt
+from mrrag.learnt import default_weights, study_digest, write_learnt
 from mrrag.model.steering import GAP
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.study.evaluation import EncodedItem, Ticker, answer_items, encode_items
+from mrrag.study.metrics import paired_gain
 from mrrag.training.adapter import (
     NEGATIVES,
     Adapter,
@@ -35,7 +37,7 @@ from mrrag.training.adapter import (
 from mrrag.training.data import DataSet, sample_patients
 from mrrag.training.layers import STRENGTHS, Sweep, Trial, sweep_layers, try_steering
 from mrrag.training.loop import record_run
-from mrrag.types import PLAIN, Steering
+from mrrag.types import PLAIN, Steering, Weights
 
 FEWEST = 5  # questions, in each of the two splits
 
@@ -159,6 +161,10 @@ def learn_weights(
 ) -> str:
     """Learn α, β, γ, write them to ``path``, and return them with their uncertainty, in words.
 
+    They become the ones in use only where plain RAG answers more validation questions rightly
+    with them than with the default weights, by an interval that excludes zero. Otherwise they
+    are recorded as not used.
+
     Parameters
     ----------
     folder
@@ -181,14 +187,18 @@ def learn_weights(
     scored = score_candidates(pipeline, items, scores, ticker=ticker)
     trials = _try_negatives(pipeline, scored, held_out, k, ticker)
     best = max(trials, key=lambda trial: trial.accuracy)
+    default = default_weights(path.parent)
+    gain = _gain_over(pipeline, default, best, held_out, k, ticker)
     found = asdict(best.adapter) | {
+        "used": gain[1] > 0,
+        "gain_over_default": gain,
         "positives": "the document with which the model is most confident of the right answer",
         "negatives": best.negatives,
         "trials": [trial.summary() for trial in trials],
         "validation_questions": len(held_out),
         **_provenance(pipeline, split, [*items, *held_out]),
     }
-    learnt = replace(pipeline.learnt, weights=best.adapter.weights)
+    learnt = replace(pipeline.learnt, weights=best.adapter.weights if gain[1] > 0 else default)
     write_learnt(path, learnt, model=model, adapter=found)
     record_run(
         folder,
@@ -200,7 +210,46 @@ def learn_weights(
         lines=("alpha", "beta", "gamma", "validation_accuracy"),
         errors={name: f"{name}_half" for name in ("alpha", "beta", "gamma")},
     )
-    return uncertainty(best.adapter)
+    return f"{uncertainty(best.adapter)} {_describe_gain(gain, default, len(held_out))}"
+
+
+def _gain_over(
+    pipeline: Pipeline,
+    default: Weights,
+    best: _NegativesTrial,
+    held_out: Sequence[EncodedItem],
+    k: int,
+    ticker: Ticker,
+) -> tuple[float, float, float]:
+    """Return the gain of learnt over default weights in plain RAG's accuracy: mean, interval."""
+    before = _right(pipeline, held_out, default, k, "default weights", ticker)
+    patients = np.array([item.case.document.patient for item in held_out])
+    return paired_gain(before, best.right_Q, patients)
+
+
+def _right(
+    pipeline: Pipeline,
+    items: Sequence[EncodedItem],
+    weights: Weights,
+    k: int,
+    label: str,
+    ticker: Ticker,
+) -> npt.NDArray[np.bool_]:
+    """Return which questions plain RAG answers rightly with these weights, [Q]."""
+    (outcome,) = answer_items(pipeline, items, weights, [PLAIN], k=k, label=label, ticker=ticker)
+    return outcome.predicted == np.array([item.gold for item in items])
+
+
+def _describe_gain(gain: tuple[float, float, float], default: Weights, questions: int) -> str:
+    mean, low, high = (100 * value for value in gain)
+    values = ", ".join(f"{weight:.2f}" for weight in astuple(default))
+    text = (
+        f"Plain RAG answers {mean:+.1f} % of {questions} validation questions more rightly than "
+        f"with the default weights {values} (95 % interval {low:+.1f} to {high:+.1f}). "
+    )
+    if low > 0:
+        return text + "The learnt weights are used."
+    return text + "This is not settled, so the learnt weights are recorded and the default is used."
 
 
 @dataclass(frozen=True)
@@ -209,7 +258,12 @@ class _NegativesTrial:
 
     negatives: int
     adapter: Adapter
-    accuracy: float
+    right_Q: npt.NDArray[np.bool_]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers."""
+        return float(self.right_Q.mean())
 
     def summary(self) -> dict[str, object]:
         """Return its entry in ``learnt.json``."""
@@ -242,21 +296,12 @@ def _try_negatives(
             "The knowledge base has fewer than two documents of other patients for some question. "
             "Index more cases."
         )
-    gold = np.array([item.gold for item in held_out])
     trials = []
     for negatives in sorted({min(m, most) for m in NEGATIVES}):
         adapter = train_adapter(build_training_set(scored, negatives))
-        (outcome,) = answer_items(
-            pipeline,
-            held_out,
-            adapter.weights,
-            [PLAIN],
-            k=k,
-            label=f"m = {negatives}",
-            ticker=ticker,
-        )
-        accuracy = float(np.mean(outcome.predicted == gold))
-        trials.append(_NegativesTrial(negatives, adapter, accuracy))
+        label = f"m = {negatives}"
+        right_Q = _right(pipeline, held_out, adapter.weights, k, label, ticker)
+        trials.append(_NegativesTrial(negatives, adapter, right_Q))
     return trials
 
 
@@ -275,6 +320,9 @@ def learn_layers(
 ) -> str:
     """Find the critical layers and IFA's setting on validation questions, and write them.
 
+    The setting becomes the one in use only where its gain over plain RAG has an interval that
+    excludes zero. Otherwise it is recorded as not used, and IFA stays as it was.
+
     The parameters are those of :func:`learn_weights` and of
     :func:`mrrag.training.layers.sweep_layers`. Return the result in words.
     """
@@ -291,7 +339,10 @@ def learn_layers(
         pipeline, items, weights, layer_sets, measured, k=k, noise=noise, ticker=ticker
     )
     best = max(trials, key=lambda trial: sum(trial.gains))
+    settled = best.interval[1] > 0
     found = asdict(sweep) | {
+        "used": settled,
+        "best": asdict(best),
         "split": "validation",
         "critical": list(sweep.critical()),
         "noise": noise,
@@ -299,7 +350,7 @@ def learn_layers(
         **_provenance(pipeline, split, items),
     }
     steering = Steering(best.strength, best.layers, best.rows, form=best.form)
-    learnt = replace(pipeline.learnt, steering=steering)
+    learnt = replace(pipeline.learnt, steering=steering) if settled else pipeline.learnt
     write_learnt(path, learnt, model=model, sweep=found)
     rows = zip(sweep.centres, sweep.drops, sweep.errors, strict=True)
     record_run(
@@ -333,13 +384,20 @@ def _describe_layers(
 ) -> str:
     critical = ", ".join(map(str, sweep.critical())) or "none above two standard errors"
     layers = ", ".join(map(str, best.layers))
+    mean, low, high = best.interval
     gains = ", ".join(f"{g:+d} with {n}" for g, n in zip(best.gains, noise, strict=True))
     return (
         "Critical layers (the largest drop of P(right answer), and those of at least half of it): "
         f"{critical}. IFA: form {best.form}, strength {best.strength:g} in layers {layers}, rows "
         f"{best.rows}. Gain in right answers over plain RAG on {questions} questions, by number "
         f"of irrelevant reports: {gains}. It is the best of {trials} trials, so the gain is "
-        "optimistic."
+        f"optimistic. On average it is {100 * mean:+.1f} % of the questions (95 % interval "
+        f"{100 * low:+.1f} to {100 * high:+.1f}). "
+        + (
+            "It is used."
+            if low > 0
+            else "This is not settled, so it is recorded, and IFA stays as it was."
+        )
     )
 
 

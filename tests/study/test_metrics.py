@@ -13,7 +13,7 @@ from sklearn.metrics import (
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
-from mrrag.study.metrics import bootstrap, mcnemar, scores
+from mrrag.study.metrics import bootstrap, mcnemar, paired_gain, scores
 
 
 def answers(seed: int, n: int = 500, right: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
@@ -118,3 +118,18 @@ def test_patients_with_several_questions_widen_the_interval() -> None:
 def test_yes_and_no_are_parsed_as_documented(text: str, strict: int, lenient: int) -> None:
     assert parse_yes_no(text) == strict
     assert parse_yes_no(text, lenient=True) == lenient
+
+
+def test_a_paired_gain_is_settled_by_many_patients_and_not_by_many_questions_of_one() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.integers(0, 2, 400)
+    after = np.where(rng.random(400) < 0.2, 1, before)
+    mean, low, high = paired_gain(before, after, np.arange(400))
+    assert mean == pytest.approx((after - before).mean())
+    assert 0 < low < mean < high
+    assert paired_gain(before, before, np.arange(400)) == (0.0, 0.0, 0.0)
+    # The same gain, all of it from one patient of twenty.
+    groups = np.repeat(np.arange(20), 20)
+    one = np.where(groups == 0, 1, before)
+    _, low, _ = paired_gain(before, one, groups)
+    assert low == 0

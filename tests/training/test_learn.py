@@ -15,7 +15,7 @@ from tiny_experiment import make_pipeline, make_questions
 from mrrag.data.records import Corpus, Record
 from mrrag.errors import CorpusError, SettingsError
 from mrrag.files import ASSETS
-from mrrag.learnt import FILE, learnt_for, learnt_path, study_digest
+from mrrag.learnt import ALIKE, FILE, learnt_for, learnt_path, study_digest
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.build import build_knowledge_base
 from mrrag.study.evaluation import encode_items, no_ticker
@@ -183,12 +183,9 @@ def test_what_was_learnt_serves_its_model_and_only_the_weights_another(
     learn_weights(pipeline, split, tmp_path / "adapter", path, **options)
     weights = learnt_for(MODEL, tmp_path, ASSETS)
     assert sum(map(abs, vars(weights.weights).values())) == pytest.approx(1.0)
-    assert len(weights.intervals) == 3
     said = learn_layers(pipeline, split, tmp_path / "layers", path, **options)
     assert "optimistic" in said
     learnt = learnt_for(MODEL, tmp_path, ASSETS)
-    assert learnt.steering.layers
-    assert learnt.steering.strength > 0
     seen = patients(split.train) | patients(split.validation)
     studies = {c.document.study for c in cases if c.document.patient in seen}
     assert learnt.studies == {study_digest(s) for s in studies}
@@ -196,6 +193,34 @@ def test_what_was_learnt_serves_its_model_and_only_the_weights_another(
     assert (other.weights, other.steering.layers) == (learnt.weights, ())
     bundled = learnt_for(BUNDLED, tmp_path, ASSETS)
     assert bundled.steering == learnt_for(BUNDLED, None, ASSETS).steering
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_only_what_beats_the_default_by_its_interval_is_used(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: bool
+) -> None:
+    """The interval is set here; what it decides is not."""
+    interval = (0.1, 0.01, 0.2) if settled else (0.1, -0.01, 0.2)
+    monkeypatch.setattr("mrrag.training.learn.paired_gain", lambda *_: interval)
+    monkeypatch.setattr("mrrag.training.layers.paired_gain", lambda *_: interval)
+    pipeline, cases, _ = made
+    split = split_questions(corpus(cases), pipeline.knowledge_base, validation_share=0.4)
+    path = learnt_path(MODEL, tmp_path, ASSETS)
+    options: dict[str, Any] = {"model": MODEL, "questions": 100, "k": 3, "ticker": no_ticker}
+    weighed = learn_weights(pipeline, split, tmp_path / "adapter", path, **options)
+    pipeline = replace(pipeline, learnt=learnt_for(MODEL, tmp_path, ASSETS))
+    steered = learn_layers(pipeline, split, tmp_path / "layers", path, **options)
+    stored, learnt = json.loads(path.read_text()), learnt_for(MODEL, tmp_path, ASSETS)
+    assert stored["adapter"]["used"] is stored["sweep"]["used"] is settled
+    assert ("not settled" in weighed) is ("not settled" in steered) is not settled
+    assert len(learnt.intervals) == (3 if settled else 0)
+    if settled:
+        assert stored["weights"] == stored["adapter"]["weights"]
+        assert list(learnt.steering.layers) == stored["sweep"]["best"]["layers"]
+    else:
+        assert learnt.weights == ALIKE  # of a base whose spreads were not measured
+        assert learnt.steering == pipeline.learnt.steering
+        assert len(stored["sweep"]["trials"]) > 1
 
 
 def test_another_model_learns_on_a_knowledge_base_of_its_own() -> None:
