@@ -10,6 +10,7 @@ import hashlib
 import re
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from math import isfinite
@@ -21,7 +22,7 @@ from pydicom import dcmread, dcmwrite, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.pixels.processing import apply_color_lut, apply_rescale
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from pydicom.valuerep import VR
 
 from mrrag.data.codecs import ALWAYS_LOSSY, DECODERS, decode_frame, native
@@ -132,7 +133,7 @@ def read_dicom(data: bytes, frame: int) -> Image:
     )
 
 
-def parse(data: bytes) -> Dataset:
+def parse(data: bytes, tags: Sequence[BaseTag] = TAGS) -> Dataset:
     """Return a data set of only the listed attributes, with its transfer syntax set.
 
     Raises
@@ -148,10 +149,10 @@ def parse(data: bytes) -> Dataset:
         inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(), MAX_BYTES + 1)
         if len(inflated) > MAX_BYTES:
             raise too_many_bytes("The file inflates to more than is read.")
-        dataset = read_dataset(BytesIO(inflated), False, True, specific_tags=list(TAGS))
+        dataset = read_dataset(BytesIO(inflated), False, True, specific_tags=list(tags))
         dataset.file_meta = FileMetaDataset(meta)
         return dataset
-    dataset = dcmread(BytesIO(data), force=True, specific_tags=list(TAGS))
+    dataset = dcmread(BytesIO(data), force=True, specific_tags=list(tags))
     if not dataset.file_meta.get("TransferSyntaxUID"):
         dataset.file_meta.TransferSyntaxUID = _uncompressed_syntax(*dataset.original_encoding)
     return dataset

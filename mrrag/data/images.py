@@ -14,13 +14,15 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 from pydicom.config import disable_value_validation
+from pydicom.tag import Tag
 
-from mrrag.data.dicom import is_dicom, read_dicom, without_identity
+from mrrag.data.dicom import is_dicom, parse, read_dicom, without_identity
 from mrrag.data.limits import (
     EXPORT,
     FORMATS,
@@ -33,7 +35,7 @@ from mrrag.data.limits import (
 from mrrag.data.pictures import grey_if_alike, picture_format, read_picture
 from mrrag.types import Image
 
-__all__ = ["load_image", "read_image", "strip_identity", "thumbnail"]
+__all__ = ["load_image", "place_in_series", "read_image", "strip_identity", "thumbnail"]
 
 # Other formats that people upload, by their first bytes.
 OTHER_FORMATS = {
@@ -47,6 +49,8 @@ OTHER_FORMATS = {
     b"\0\0\0\x0cjP": "a bare JPEG 2000 picture",
     b"\xff\x4f\xff\x51": "a bare JPEG 2000 picture",
 }
+
+PLACE = tuple(map(Tag, ("SeriesInstanceUID", "SeriesNumber", "InstanceNumber")))
 
 # One file at a time, because this bounds memory, and warning filters belong to the process.
 _LOCK = threading.Lock()
@@ -135,6 +139,25 @@ def strip_identity(data: bytes) -> bytes:
             raise refusal("The file is not a DICOM file.", "Only these are stripped.", EXPORT)
         with refusing("The DICOM header"):
             return without_identity(data)
+
+
+def place_in_series(data: bytes) -> tuple[float, str, float]:
+    """Return a DICOM file's series number, series and instance number (PS3.3 C.7.3.1, C.7.6.1).
+
+    A number that is not known is infinity, for all three in other formats. They are to sort
+    by, not to show.
+    """
+    unknown = (inf, "", inf)
+    with _reading():
+        if not is_dicom(data):
+            return unknown
+        try:
+            header = parse(data, PLACE)
+            given = [header.get(name) for name in ("SeriesNumber", "InstanceNumber")]
+            series, instance = (inf if number is None else float(number) for number in given)
+            return series, str(header.get("SeriesInstanceUID") or ""), instance
+        except Exception:  # pydicom raises many kinds on damaged values
+            return unknown
 
 
 def thumbnail(image: Image, size: int) -> bytes:
