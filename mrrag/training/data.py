@@ -200,13 +200,15 @@ def cached_pixels(
             done = pool.map(partial(_prepare_chunk, prepare), [paths[i : i + 64] for i in starts])
             pixels = None  # on disk: it may be larger than memory
             failed: list[int] = []
-            bar = tqdm(done, total=len(starts), desc=cache.stem, mininterval=5)
-            for i, (chunk, missing) in zip(starts, bar, strict=True):
+            bar = tqdm(total=len(paths), desc=cache.stem, unit="image", mininterval=5)
+            for i, (chunk, missing) in zip(starts, done, strict=True):
                 failed += [i + n for n in missing]
                 if pixels is None:
                     shape = (len(paths), *chunk.shape[1:])
                     pixels = np.lib.format.open_memmap(part, "w+", chunk.dtype, shape)
                 pixels[i : i + len(chunk)] = chunk
+                bar.update(len(chunk))
+            bar.close()
         write_atomic(unreadable, json.dumps(failed))
         os.replace(part, cache)
     loaded: npt.NDArray[np.float16] = np.load(cache, mmap_mode="r", allow_pickle=False)

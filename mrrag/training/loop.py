@@ -11,7 +11,9 @@ import csv
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from mrrag.files import atomic, write_atomic
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
 METRICS = "metrics.csv"
 CONFIG = "config.json"
 PLOT = "plot.html"
@@ -41,6 +44,51 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, phase))))
 
 
+@dataclass(frozen=True)
+class EarlyStop:
+    """When training ends before its last step, and which weights are kept.
+
+    The figure is averaged over the last ``smooth`` evaluations, since one of a small validation
+    split moves by chance. The weights with the highest average are kept.
+
+    Attributes
+    ----------
+    figure : str
+        A figure of ``evaluate``; higher is better.
+    patience : int
+        Training ends after this many evaluations without a higher average.
+    """
+
+    figure: str
+    patience: int
+    smooth: int = 3
+
+    def averages(self, figures: Sequence[float]) -> list[float]:
+        """Return the average after each evaluation."""
+        recent = (figures[max(0, n + 1 - self.smooth) : n + 1] for n in range(len(figures)))
+        return [sum(values) / len(values) for values in recent]
+
+    def is_best(self, figures: Sequence[float]) -> bool:
+        """Return whether the last evaluation has the highest average so far."""
+        *before, last = self.averages(figures)
+        return not before or last > max(before)
+
+    def is_over(self, figures: Sequence[float]) -> bool:
+        """Return whether training ends after these evaluations."""
+        averages = self.averages(figures)
+        return len(averages) - 1 - averages.index(max(averages)) >= self.patience
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint holds beside the weights and the optimiser."""
+
+    step: int = 0
+    loss: float = 0.0
+    figures: list[float] = field(default_factory=list)  # of EarlyStop
+    is_over: bool = False
+
+
 def fit(
     directory: Path,
     module: nn.Module,
@@ -48,86 +96,132 @@ def fit(
     *,
     steps: int,
     peak_lr: float,
-    warmup: int = 100,
+    warmup: float = 0.1,
     weight_decay: float = 0.01,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     evaluate_every: int = 500,
-    checkpoint_every: int = 200,
+    early_stop: EarlyStop | None = None,
+    checkpoint_seconds: float = 120.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Train ``module`` in place with AdamW; resume from the checkpoint in ``directory``, if any.
 
     Parameters
     ----------
     directory
-        The run folder; holds ``checkpoint.pt`` (read with ``weights_only``) and
-        ``metrics.csv``.
+        The run folder; holds ``checkpoint.pt`` and ``best.pt`` (read with ``weights_only``)
+        and ``metrics.csv``.
     loss_at
         Step number to scalar loss.
+    warmup
+        Share of the steps in which the learning rate rises.
     evaluate
         Returns figures on validation data, which are written to the metrics file.
+    early_stop
+        With it, the module ends with its best weights rather than its last.
+    checkpoint_seconds
+        A checkpoint is written at the first step after this time, by ``clock``.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=peak_lr,
-        betas=(0.9, 0.98),
-    )
-    first, mean = _resume(directory, module, optimizer)
-    with tqdm(total=steps, initial=first, desc=directory.name, mininterval=5) as bar:
-        for step in range(first, steps):
-            module.train()
-            torch.manual_seed(step)  # dropout must not depend on where the run resumed
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, peak=peak_lr, warmup=warmup, steps=steps)
-            loss = loss_at(step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            mean = 0.98 * mean + 0.02 * loss.item() if step else loss.item()
-            bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
+    optimizer = _adamw(module, peak_lr, weight_decay)
+    rise = max(1, round(warmup * steps))
+    so_far = _resume(directory, module, optimizer)
+    written = clock()
+    name = directory.name
+    with tqdm(total=steps, initial=so_far.step, desc=name, unit="step", mininterval=5) as bar:
+        while so_far.step < steps and not so_far.is_over:
+            step = so_far.step
+            rate = learning_rate(step, peak=peak_lr, warmup=rise, steps=steps)
+            loss = _take_step(module, optimizer, loss_at, step, rate)
+            so_far.loss = 0.98 * so_far.loss + 0.02 * loss if step else loss
+            so_far.step = step + 1
+            bar.set_postfix(loss=f"{so_far.loss:.3f}", refresh=False)
             bar.update()
-            done = step + 1
-            if evaluate is not None and (done % evaluate_every == 0 or done == steps):
-                module.eval()
-                with torch.inference_mode():
-                    figures = dict(evaluate())
-                _log(directory, {"step": done, "loss": mean, **figures})
-            if done % checkpoint_every == 0 or done == steps:
-                _checkpoint(directory, module, optimizer, done, mean)
+            is_last, is_best = so_far.step == steps, False
+            if evaluate is not None and (so_far.step % evaluate_every == 0 or is_last):
+                is_best = _evaluate(directory, module, evaluate, so_far, early_stop)
+            if is_best:
+                _write(directory / BEST, {"module": module.state_dict()})
+            # With the best weights, so that the two never tell of different steps.
+            if is_best or is_last or so_far.is_over or clock() - written >= checkpoint_seconds:
+                state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+                _write(directory / CHECKPOINT, {**asdict(so_far), **state})
+                written = clock()
+    if early_stop is not None and (directory / BEST).exists():
+        best = torch.load(directory / BEST, map_location="cpu", weights_only=True)
+        module.load_state_dict(best["module"])
     module.eval()
 
 
-def _checkpoint(
-    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, mean: float
-) -> None:
-    state = {
-        "step": step,
-        "loss": mean,
-        "module": module.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    with atomic(directory / CHECKPOINT) as stream:
-        torch.save(state, stream)
+def _adamw(module: nn.Module, rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """Return the optimiser; vectors (biases, norms) do not decay."""
+    decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=rate,
+        betas=(0.9, 0.98),
+    )
 
 
-def _resume(
-    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, float]:
-    """Load the checkpoint; return its step and mean loss, 0 and 0.0 without one."""
+def _take_step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_at: Callable[[int], Tensor],
+    step: int,
+    rate: float,
+) -> float:
+    """Train for one step; return its loss."""
+    module.train()
+    torch.manual_seed(step)  # dropout must not depend on where the run resumed
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = loss_at(step)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def _evaluate(
+    directory: Path,
+    module: nn.Module,
+    evaluate: Callable[[], Mapping[str, float]],
+    so_far: _Progress,
+    early_stop: EarlyStop | None,
+) -> bool:
+    """Write the figures; return whether these weights are the best so far."""
+    module.eval()
+    with torch.inference_mode():
+        figures = dict(evaluate())
+    _log(directory, {"step": so_far.step, "loss": so_far.loss, **figures})
+    if early_stop is None:
+        return False
+    so_far.figures.append(figures[early_stop.figure])
+    so_far.is_over = early_stop.is_over(so_far.figures)
+    return early_stop.is_best(so_far.figures)
+
+
+def _write(path: Path, state: Mapping[str, object]) -> None:
+    with atomic(path) as stream:
+        torch.save(dict(state), stream)
+
+
+def _resume(directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> _Progress:
+    """Load the checkpoint, if any; return how far it had come."""
     path = directory / CHECKPOINT
     if not path.exists():
         (directory / METRICS).unlink(missing_ok=True)
-        return 0, 0.0
+        return _Progress()
     state = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
-    step = int(state["step"])
-    logger.info("resuming %s at step %d", directory.name, step)
-    _drop_rows_after(directory / METRICS, step)
-    return step, float(state["loss"])
+    known = {f.name: state[f.name] for f in fields(_Progress) if f.name in state}
+    so_far = _Progress(**known)
+    logger.info("resuming %s at step %d", directory.name, so_far.step)
+    _drop_rows_after(directory / METRICS, so_far.step)
+    return so_far
 
 
 def _drop_rows_after(metrics: Path, step: int) -> None:

@@ -1,12 +1,14 @@
 """A run that was stopped and restarted ends like an uninterrupted one."""
 
 import csv
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from mrrag.data.records import Question, Record
 from mrrag.training.data import DataSet
-from mrrag.training.loop import fit, learning_rate, record_run
+from mrrag.training.loop import EarlyStop, fit, learning_rate, record_run
 from mrrag.types import Document
 
 
@@ -35,8 +37,9 @@ def run(directory: Path, kill_at: int | None = None) -> Tensor:
         loss_at,
         steps=20,
         peak_lr=0.05,
-        warmup=3,
-        checkpoint_every=4,
+        warmup=0.15,
+        checkpoint_seconds=4,
+        clock=partial(next, itertools.count()),  # a second a step
         evaluate=lambda: {"weight": float(module.weight.detach().sum())},
         evaluate_every=3,
     )
@@ -84,6 +87,54 @@ def test_a_metrics_file_that_was_cut_off_in_its_header_is_begun_again(
 def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     first = run(tmp_path)
     assert torch.equal(run(tmp_path, kill_at=0), first)
+
+
+def stopped_early(directory: Path, kill_at: int | None = None) -> tuple[float, int]:
+    """The weight and the number of steps of a run whose figure is highest at step 6, of 30."""
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    taken = []
+
+    def loss_at(step: int) -> Tensor:
+        if step == kill_at:
+            raise KeyboardInterrupt
+        taken.append(step)
+        return -module.weight.sum()  # a weight that grows with each step
+
+    weights: list[float] = []
+
+    def evaluate() -> dict[str, float]:
+        weights.append(float(module.weight.detach()))
+        return {"figure": -abs(taken[-1] - 5)}
+
+    stop = EarlyStop("figure", patience=3, smooth=1)
+    figures = {"evaluate": evaluate, "evaluate_every": 2, "early_stop": stop}
+    fit(directory, module, loss_at, steps=30, peak_lr=0.1, weight_decay=0, **figures)
+    if kill_at is None:
+        assert float(module.weight.detach()) < weights[-1]
+    return float(module.weight.detach()), taken[-1] + 1
+
+
+def test_training_ends_when_its_figure_no_longer_rises_with_the_weights_that_were_best(
+    tmp_path: Path,
+) -> None:
+    best, steps = stopped_early(tmp_path / "whole")
+    assert steps == 12  # three evaluations after the best one
+    for at in (3, 7, 9):
+        with pytest.raises(KeyboardInterrupt):
+            stopped_early(tmp_path / "broken", kill_at=at)
+    assert stopped_early(tmp_path / "broken") == (best, 12)
+    rows = (tmp_path / "broken" / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["2", "4", "6", "8", "10", "12"]
+
+
+def test_a_single_high_figure_is_averaged_with_those_before_it() -> None:
+    stop = EarlyStop("figure", patience=2)
+    assert stop.averages([1.0, 4.0, 1.0, 1.0]) == [1.0, 2.5, 2.0, 2.0]
+    assert stop.is_best([1.0, 4.0])
+    assert not stop.is_best([1.0, 4.0, 1.0])
+    assert not stop.is_over([1.0, 4.0, 1.0])
+    assert stop.is_over([1.0, 4.0, 1.0, 1.0])
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_a_twentieth() -> None:
