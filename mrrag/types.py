@@ -165,6 +165,26 @@ class Familiarity:
 
 
 @dataclass(frozen=True)
+class Vote:
+    """What the retrieved reports say of one finding.
+
+    Attributes
+    ----------
+    affirm, deny, doubt : int
+        Reports that affirm it, deny it, or are uncertain; the rest of ``reports`` is silent.
+    base_rate : float
+        Share of the knowledge base's reports that affirm it, 0 to 1; NaN where not counted.
+    """
+
+    finding: str
+    affirm: int
+    deny: int
+    doubt: int
+    reports: int
+    base_rate: float
+
+
+@dataclass(frozen=True)
 class Steering:
     """How the question's attention on the reports is steered.
 

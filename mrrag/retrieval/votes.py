@@ -1,0 +1,96 @@
+"""The vote of the retrieved reports on the findings that a question names.
+
+It reads words alone: no image, no score, and no language model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mrrag.data.findings import FINDINGS, named, stance
+from mrrag.types import Vote
+
+if TYPE_CHECKING:  # faiss and torch take seconds to import, and words need neither
+    from mrrag.retrieval.knowledge_base import KnowledgeBase
+
+__all__ = ["base_rates", "per_cent", "sentence", "silent", "votes"]
+
+# Reports that a base rate is counted over, at most; 95 % of such counts are within 0.7 points
+# of a rate of 5 %, and a second or two is long enough.
+COUNTED = 4000
+
+
+def votes(
+    question: str, reports: Sequence[str], rates: Mapping[str, float] | None = None
+) -> tuple[Vote, ...]:
+    """Count what reports say of each finding that a question names.
+
+    Parameters
+    ----------
+    rates
+        Finding → share of the knowledge base's reports that affirm it (:func:`base_rates`).
+
+    Returns
+    -------
+    tuple of Vote
+        One a finding, in the order of :data:`mrrag.data.findings.FINDINGS`; none where the
+        question names no finding, or there are no reports.
+    """
+    if not reports:
+        return ()
+    counted = []
+    for finding in named(question):
+        said = [stance(report, finding) for report in reports]
+        counted.append(
+            Vote(
+                finding=finding,
+                affirm=said.count("affirmed"),
+                deny=said.count("denied"),
+                doubt=said.count("uncertain"),
+                reports=len(reports),
+                base_rate=(rates or {}).get(finding, math.nan),
+            )
+        )
+    return tuple(counted)
+
+
+def base_rates(
+    knowledge_base: KnowledgeBase, findings: Collection[str] = tuple(FINDINGS), *, seed: int = 0
+) -> dict[str, float]:
+    """Return which share of a knowledge base's reports affirms each finding, 0 to 1.
+
+    Of a base of more than :data:`COUNTED` documents, a sample is counted.
+    """
+    numbers = np.random.default_rng(seed).permutation(len(knowledge_base))[:COUNTED]
+    reports = [knowledge_base.document(int(i)).report for i in numbers]
+    return {
+        finding: sum(stance(report, finding) == "affirmed" for report in reports)
+        / max(len(reports), 1)
+        for finding in findings
+    }
+
+
+def silent(vote: Vote) -> int:
+    """Return how many of the reports say nothing of the finding."""
+    return vote.reports - vote.affirm - vote.deny - vote.doubt
+
+
+def sentence(vote: Vote) -> str:
+    """Return a vote in words: "pleural effusion: 3 of 8 affirm, 5 deny; 4 % of …"."""
+    said = f"{vote.finding}: {vote.affirm} of {vote.reports} affirm, {vote.deny} deny"
+    if vote.doubt:
+        said += f", {vote.doubt} in doubt"
+    if silent(vote):
+        said += f", {silent(vote)} silent"
+    if not math.isnan(vote.base_rate):
+        said += f"; {per_cent(vote.base_rate)} of this knowledge base affirm it"
+    return said
+
+
+def per_cent(share: float) -> str:
+    """Return a share from 0 to 1 in whole per cent; "under 1 %" where it is small."""
+    return "under 1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"

@@ -1,0 +1,32 @@
+"""The reports' own vote on the findings that a question names."""
+
+import math
+
+from mrrag.retrieval.votes import sentence, votes
+
+REPORTS = [
+    "Small left pleural effusion.",
+    "No pleural effusion. No pneumothorax.",
+    "No effusion.",
+    "Possible pleural effusion.",
+    "The heart is enlarged.",
+]
+
+
+def test_each_report_votes_once_on_each_finding_that_the_question_names() -> None:
+    effusion, pneumothorax = votes(
+        "Is there a pleural effusion or a pneumothorax?", REPORTS, {"pleural effusion": 0.043}
+    )
+    assert (effusion.affirm, effusion.deny, effusion.doubt, effusion.reports) == (1, 2, 1, 5)
+    assert (pneumothorax.affirm, pneumothorax.deny) == (0, 1)
+    assert math.isnan(pneumothorax.base_rate)
+    assert sentence(effusion) == (
+        "pleural effusion: 1 of 5 affirm, 2 deny, 1 in doubt, 1 silent; "
+        "4 % of this knowledge base affirm it"
+    )
+    assert "knowledge base" not in sentence(pneumothorax)
+
+
+def test_nothing_votes_without_a_finding_or_a_report() -> None:
+    assert votes("What is seen?", REPORTS) == ()
+    assert votes("Is there a pleural effusion?", []) == ()
