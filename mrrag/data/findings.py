@@ -1,9 +1,8 @@
 """Findings that a text names, and whether the text affirms or denies them.
 
-The rules follow NegEx (Chapman et al. 2001): a mention is denied if a negation precedes
-it, or a denial follows it, within the same clause of the same sentence. They are few on
-purpose: they highlight words on a page and detect reports that contradict each other, and
-are not meant as a labeller for research.
+What a clause says about a mention is decided by :mod:`mrrag.data.negation`; here are the
+findings' wordings. They highlight words on a page, detect reports that contradict each other
+and make questions of reports, and are not meant as a labeller for research.
 
 This module knows only words: no images, no models, no scores.
 """
@@ -11,87 +10,27 @@ This module knows only words: no images, no models, no scores.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
-__all__ = ["FINDINGS", "Mention", "contradictions", "matched_words", "mentions", "named", "stance"]
+from mrrag.data.negation import NEGATIONS, Stance, sentences, stance_in
+from mrrag.data.wordings import FINDINGS, STRUCTURES
 
-Stance = Literal["affirmed", "denied", "uncertain"]
+__all__ = [
+    "FINDINGS",
+    "Asked",
+    "Mention",
+    "asked",
+    "contradictions",
+    "matched_words",
+    "mentions",
+    "named",
+    "stance",
+]
 
-# The scope of a negation, in characters, at most: a sentence may lack its full stop.
-REACH = 240
-
-_HEART = r"(?:heart|cardiac(?: silhouette)?|cardiomediastinal silhouette)"
-
-# Finding → (wordings that name it, wordings that deny it without a negation).
-FINDINGS: dict[str, tuple[str, str]] = {
-    "cardiomegaly": (
-        rf"cardiomegaly|enlarged {_HEART}|{_HEART}(?: \w+){{0,4}}? enlarge\w*"
-        rf"|enlargement of the {_HEART}",
-        rf"normal {_HEART} size|{_HEART}(?: \w+){{0,3}}? (?:within )?normal(?: in size| limits)?",
-    ),
-    "pleural effusion": (
-        r"(?:pleural )?effusions?|pleural fluid",
-        r"costophrenic angles are (?:sharp|clear)",
-    ),
-    "pneumothorax": (r"pneumothora(?:x|ces)", ""),
-    "consolidation": (
-        r"consolidations?|infiltrates?|air ?space (?:opacit\w+|disease)",
-        r"lungs are(?: \w+){0,2}? clear",
-    ),
-    "pneumonia": (r"pneumonias?", r"lungs are(?: \w+){0,2}? clear"),
-    "nodule": (r"nodul(?:es?|ar opacit\w+)", ""),
-    "mass": (r"mass(?:es)?\b", ""),
-    "pulmonary edema": (
-        r"(?:pulmonary |interstitial )?o?edema|vascular congestion",
-        "",
-    ),
-    "atelectasis": (r"atelecta(?:sis|tic)", ""),
-    "hyperinflation": (
-        r"hyperinflat\w+|hyperexpan\w+|emphysem\w+",
-        r"lung volumes are normal|normal lung volumes",
-    ),
-    "pacemaker": (r"pacemakers?|pacing (?:device|leads?)", ""),
-    "central line": (
-        r"central (?:venous )?(?:line|catheter)s?|internal jugular (?:line|catheter)|picc", "",
-    ),
-    "rib fracture": (r"(?:rib )?fractures?", r"ribs are intact"),
-    "scoliosis": (r"scoliosis|curvature of the(?: \w+)? spine", r"spine is straight"),
-    "pleural thickening": (r"pleural thickening", ""),
-    "hernia": (r"hernias?", ""),
-    "fibrosis": (r"fibro(?:sis|tic)", ""),
-}  # fmt: skip
-
-# "No change in the effusion" affirms an effusion.
-_NOT_NEGATIONS = re.compile(
-    r"\b(?:no|without|not)\b(?: \w+){0,2}? (?:changed?|increased?|decreased?|worsening"
-    r"|improvement)\b|\bnot only\b|\bno prior\b"
-)
-_NEGATIONS = re.compile(
-    r"\b(?:no|not|without|none|never|absence of|absent|free of|negative for|denies|neither|nor"
-    r"|clear of|resolution of|resolved)\b"
-)
-_NEGATIONS_AFTER = re.compile(
-    r"^[\w ,-]{0,24}?\b(?:(?:is|are|was|were|has|have) (?:absent|resolved|been ruled out|ruled out"
-    r"|unlikely|not (?:seen|present|identified|demonstrated|visuali[sz]ed|evident))"
-    r"|resolved|ruled out)\b"
-)
-_DOUBTS = re.compile(
-    r"\b(?:possibl[ey]|probabl[ey]|may|might|could|suspicious for|suspected|suspicion of"
-    r"|question of|questionable|concern(?:ing)? for|rule out|evaluate for|exclude|versus|vs"
-    r"|equivocal|likely)\b"
-)
-_DOUBTS_AFTER = re.compile(
-    r"^[\w ,-]{0,24}?\b(?:(?:can ?not|not) be (?:excluded|ruled out)|not excluded|is possible"
-    r"|is questionable|is suspected)\b"
-)
-# The end of a clause, where the scope of a negation ends.
-_CLAUSE_END = re.compile(
-    r"\b(?:but|however|although|though|except|aside from|apart from|despite|there (?:is|are)"
-    r"|which)\b|[;:]|, (?:a|an|the) "
-)
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 # The sections before the findings say why the image was taken, not what it shows.
 _REQUEST = re.compile(
     r"\b(?:indication|history|clinical information|reason for (?:exam\w*|study)|technique)\s*:.*?"
@@ -119,14 +58,61 @@ class Mention:
     stance: Stance
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A finding that a question is about, and whether "yes" means that it is there."""
+
+    finding: str
+    polarity: Literal["presence", "absence"]
+
+
+def asked(question: str) -> tuple[Asked, ...]:
+    """Return the findings that a question is about, in the order of :data:`FINDINGS`.
+
+    "Is the heart size normal?" asks for the absence of cardiomegaly, and "Are the lungs
+    clear?" for that of every opacity. A wording inside a longer one does not count: "airspace
+    opacity" is consolidation.
+    """
+    lowered = re.sub(r"\bor not\b", "", question.lower())
+    found: dict[str, Literal["presence", "absence"]] = {}
+    for finding, start, stop in _longest_wordings(lowered):
+        gone = lowered.startswith((" absent", " resolved"), stop)
+        absence = gone or stance_in(lowered, start, stop) == "denied"
+        found.setdefault(finding, "absence" if absence else "presence")
+    for structure in STRUCTURES:
+        if found.keys() & set(structure.findings):
+            continue
+        if not re.search(rf"\b(?:{structure.words})", lowered):
+            continue
+        ill = re.search(rf"\b(?:{structure.abnormal})", lowered) is not None
+        if ill or re.search(rf"\b(?:{structure.normal})\b(?! of)", lowered):
+            present = ill != (NEGATIONS.search(lowered) is not None)
+            for finding in structure.findings:
+                found.setdefault(finding, "presence" if present else "absence")
+    return tuple(Asked(finding, found[finding]) for finding in FINDINGS if finding in found)
+
+
+def _longest_wordings(lowered: str) -> list[tuple[str, int, int]]:
+    """Return the wordings in a text that are not part of a longer one, or of one before."""
+    places = [
+        (finding, *match.span())
+        for finding in FINDINGS
+        for match in _patterns(finding)[0].finditer(lowered)
+    ]
+    return [
+        (finding, start, stop)
+        for n, (finding, start, stop) in enumerate(places)
+        if not any(
+            a <= start and stop <= b and (b - a > stop - start or m < n)
+            for m, (_, a, b) in enumerate(places)
+            if m != n
+        )
+    ]
+
+
 def named(question: str) -> tuple[str, ...]:
-    """Return the findings that a question names, in the order of :data:`FINDINGS`."""
-    lowered = question.lower()
-    return tuple(
-        finding
-        for finding, (wordings, _) in FINDINGS.items()
-        if re.search(rf"\b(?:{wordings})", lowered)
-    )
+    """Return the findings that a question is about, in the order of :data:`FINDINGS`."""
+    return tuple(about.finding for about in asked(question))
 
 
 def mentions(report: str, findings: Collection[str]) -> tuple[Mention, ...]:
@@ -134,22 +120,30 @@ def mentions(report: str, findings: Collection[str]) -> tuple[Mention, ...]:
     # Lower case may change the length, and then the positions would differ from the report's.
     lowered = report.lower() if len(report.lower()) == len(report) else report
     lowered = _REQUEST.sub(lambda m: " " * len(m.group()), lowered)
+    places = sentences(lowered)
+    starts = [start for start, _ in places]
     found: list[Mention] = []
-    for start, stop in _sentences(lowered):
-        sentence = lowered[start:stop]
-        for finding in findings:
-            wordings, denials = FINDINGS[finding]
-            taken: list[tuple[int, int]] = []
-            for match in re.finditer(rf"\b(?:{denials})\b", sentence) if denials else ():
-                taken.append(match.span())
-                denied: Stance = "affirmed" if _NEGATIONS.search(match.group()) else "denied"
-                found.append(Mention(finding, start + match.start(), start + match.end(), denied))
-            for match in re.finditer(rf"\b(?:{wordings})", sentence):
-                if any(a < match.end() and match.start() < b for a, b in taken):
-                    continue
-                said = _stance(sentence, *match.span())
-                found.append(Mention(finding, start + match.start(), start + match.end(), said))
+    for finding in findings:
+        names, denials = _patterns(finding)
+        denied = [m.span() for m in denials.finditer(lowered)] if denials else []
+        for start, stop in denied:
+            # "The heart is not normal in size"; a "no" at the start is the denial's own.
+            negated = NEGATIONS.search(lowered, start + 1, stop)
+            found.append(Mention(finding, start, stop, "affirmed" if negated else "denied"))
+        for match in names.finditer(lowered):
+            start, stop = match.span()
+            if any(a < stop and start < b for a, b in denied):
+                continue
+            first, last = places[bisect_right(starts, start) - 1]
+            if said := stance_in(lowered[first:last], start - first, stop - first):
+                found.append(Mention(finding, start, stop, said))
     return tuple(sorted(found, key=lambda m: (m.start, m.stop)))
+
+
+@cache
+def _patterns(finding: str) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
+    names, denials = FINDINGS[finding]
+    return re.compile(rf"\b(?:{names})"), re.compile(rf"\b(?:{denials})\b") if denials else None
 
 
 def stance(report: str, finding: str) -> Stance | None:
@@ -199,27 +193,3 @@ def matched_words(question: str, report: str) -> tuple[tuple[int, int], ...]:
 
 def _stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("is") else word
-
-
-def _sentences(text: str) -> list[tuple[int, int]]:
-    places, start = [], 0
-    for end in _SENTENCE_END.finditer(text):
-        places.append((start, end.start()))
-        start = end.end()
-    return [*places, (start, len(text))]
-
-
-def _stance(sentence: str, start: int, stop: int) -> Stance:
-    """Return what a sentence says about its words from ``start`` to ``stop``."""
-    # Including the mention: "the heart is not enlarged" contains its own negation.
-    before = sentence[max(0, start - REACH) : stop]
-    ends = [m.end() for m in _CLAUSE_END.finditer(before[: len(before) - (stop - start)])]
-    before = _NOT_NEGATIONS.sub(" ", before[ends[-1] if ends else 0 :])
-    after = sentence[stop : stop + REACH]
-    cut = _CLAUSE_END.search(after)
-    after = after[: cut.start()] if cut else after
-    if _DOUBTS_AFTER.search(after):
-        return "uncertain"
-    if _NEGATIONS_AFTER.search(after) or _NEGATIONS.search(before):
-        return "denied"
-    return "uncertain" if _DOUBTS.search(before) else "affirmed"

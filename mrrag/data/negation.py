@@ -1,0 +1,126 @@
+"""Whether a sentence affirms, denies or doubts a finding that it mentions.
+
+The rules follow NegEx (Chapman et al. 2001): a cue before a mention, or one shortly after
+it, counts within the same clause of the same sentence. They are few on purpose.
+
+This module knows no finding: it is given a sentence and the place of a mention in it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+__all__ = ["NEGATIONS", "Stance", "sentences", "stance_in"]
+
+Stance = Literal["affirmed", "denied", "uncertain"]
+
+# The scope of a negation, in characters, at most: a sentence may lack its full stop.
+REACH = 240
+
+_SEEN = r"(?:seen|present|identified|demonstrated|visuali[sz]ed|evident|apparent|appreciated|noted)"
+
+NEGATIONS = re.compile(
+    r"\b(?:no|not|without|none|never|absence of|absent|free of|negative for|denies|neither|nor"
+    r"|clear of|(?:resolution|removal|clearing) of|resolved|no longer)\b"
+)
+# "No change in the effusion" affirms an effusion, "to ensure resolution" does not deny it.
+_NOT_NEGATIONS = re.compile(
+    r"\b(?:no|without|not)\b(?: \w+){0,2}? (?:changed?|increased?|decreased?|worsening"
+    r"|improvement)\b|\bnot only\b|\bno prior\b"
+    r"|\b(?:ensure|document|confirm|until|await|for)(?: \w+)? (?:resolution|clearing)(?: of)?\b"
+    r"|\b(?:partial(?:ly)?|near(?:ly)?|almost|incomplete(?:ly)?)(?: complete(?:ly)?)?"
+    r" (?:resolution|clearing|resolved)"
+    r"(?: of)?\b"
+)
+_NEGATIONS_AFTER = re.compile(
+    r"^[\w ,-]{0,24}?\b(?:(?:is|are|was|were|has|have) (?:(?:since|now|been|completely|largely) )*"
+    r"(?:absent|resolved|cleared|removed|discontinued|ruled out|unlikely"
+    rf"|no longer {_SEEN}|not (?:\w+ )?{_SEEN})"
+    r"|(?<!partially )(?<!nearly )(?<!almost )resolved|ruled out|removed)\b"
+)
+_DOUBTS = re.compile(
+    r"\b(?:possibl[ey]|possibility of|probabl[ey]|may|might|could|suspicious for|suspected"
+    r"|suspicion of|question\w*|concern(?:ing)? for|worrisome for|rule out|evaluate for|exclude"
+    r"|versus|vs|equivocal|likely|suggest\w*|favou?r\w*|considerations?|differential"
+    r"|borderline|presum\w+|either|rather than)\b"
+)
+# Checked before negations, which they contain: "cannot exclude a small effusion".
+_NOT_EXCLUDED = re.compile(
+    r"\b(?:can ?not|not|difficult to|unable to)(?: be)?(?: \w+)? (?:exclude|rule out)\b"
+)
+_DOUBTS_AFTER = re.compile(
+    r"^[\w ,-]{0,24}?\b(?:(?:can ?not|not) be (?:\w+ )?(?:excluded|ruled out)"
+    r"|not (?:\w+ )?excluded|difficult to exclude|less likely"
+    r"|(?:is|are|was|were) (?:\w+ )?(?:possible|questionable|questioned|suspected|favou?red"
+    r"|considered))\b"
+)
+# "Atelectasis or scarring" affirms neither.
+_OR_BEFORE = re.compile(
+    r"(?:\band/or\b|\b(?<!mild )(?<!small )(?<!moderate )or\b)(?: (?!more|less)[\w-]+){0,2} $"
+)
+_OR_AFTER = re.compile(
+    r"^(?: (?!is|are|was|were)\w+)?,? (?:and/or|or|versus|vs)\b(?! (?:more|less))"
+)
+# Nothing is said of a finding that could not have been seen.
+_SAYS_NOTHING_BEFORE = re.compile(
+    r"\b(?:(?:limit\w*|reduc\w+|decreas\w+|suboptimal|poor) (?:\w+ )?)?(?:evaluation|assessment"
+    r"|sensitivity|detection) (?:for|of|to)(?: [\w,-]+){0,4} $|\bhistory of(?: \w+){0,2} $"
+)
+_SAYS_NOTHING_AFTER = re.compile(
+    rf"^[\w ,-]{{0,24}}?\b(?:(?:may|might|could|can ?not) (?:not )?be (?:{_SEEN}|missed|obscured"
+    r"|overlooked|assessed|evaluated))\b"
+)
+# Words that describe what is there; after "and" or "with" they begin a statement of their own.
+_THERE = (
+    r"(?:small|mild(?:ly)?|moderate|large|minimal|tiny|trace|dense|stable|chronic|old|scattered"
+    r"|unchanged|persistent|increased|increasing|new|worsening|calcified|degenerative|bilateral|left|right|low|patchy|residual)\b"
+)
+# The end of a clause, where the scope of a cue ends.
+_CLAUSE_END = re.compile(
+    r"\b(?:but|however|although|though|except|exception of|aside from|apart from|other than"
+    r"|despite|there (?:is|are)|which|(?:placement|insertion) of)\b|[;:]"
+    rf"|,(?: and)? (?:a|an|the) |, and (?={_THERE})|\bwith (?=(?:an? )?{_THERE})"
+    # A new subject and verb, unless the verb closes a list: "no effusion or nodule is seen".
+    r"|(?:,|\band) (?=(?:the )?(?:[a-z]+ ){1,3}(?:is|are|appears?|remains?) "
+    rf"(?!{_SEEN}|absent|resolved|gone|cleared|not (?:\w+ )?{_SEEN}))"
+    r"|, (?=(?:possibl|probabl|likely|suggest|may|might|could|consistent|compatible|represent"
+    r"|findings|changes))"
+)
+# A full stop without a space ("apex.there") ends a sentence too, but "vs." does not.
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\bvs\.)\s+|\n+|(?<=[a-z]{2}\.)(?<!\bvs\.)(?=[a-z]{2})")
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Return start and stop of every sentence of a text in lower case."""
+    places, start = [], 0
+    for end in _SENTENCE_END.finditer(text):
+        places.append((start, end.start()))
+        start = end.end()
+    return [*places, (start, len(text))]
+
+
+def stance_in(sentence: str, start: int, stop: int) -> Stance | None:
+    """Return what a sentence in lower case says about its words from ``start`` to ``stop``.
+
+    None where it only says that they could not be judged ("evaluation for pneumothorax is
+    limited").
+    """
+    # Including the mention: "the heart is not enlarged" contains its own negation.
+    before = sentence[max(0, start - REACH) : stop]
+    length = stop - start
+    ends = [m.end() for m in _CLAUSE_END.finditer(before[: len(before) - length])]
+    before = _NOT_NEGATIONS.sub(" ", before[ends[-1] if ends else 0 :])
+    ahead = before[: len(before) - length]
+    after = sentence[stop : stop + REACH]
+    cut = _CLAUSE_END.search(after)
+    after = after[: cut.start()] if cut else after
+    if _SAYS_NOTHING_BEFORE.search(ahead) or _SAYS_NOTHING_AFTER.search(after):
+        return None
+    if _DOUBTS_AFTER.search(after) or _NOT_EXCLUDED.search(before):
+        return "uncertain"
+    if _NEGATIONS_AFTER.search(after) or NEGATIONS.search(before):
+        return "denied"
+    if _DOUBTS.search(before) or _OR_AFTER.search(after) or _OR_BEFORE.search(ahead):
+        return "uncertain"
+    return "affirmed"
