@@ -42,6 +42,7 @@ class StateParts(NamedTuple):
     evidence_state: gr.State
     case_state: gr.State
     multiframe: gr.State  # an uploaded file of several frames, without identity
+    study: gr.State  # the pictures of an upload, of which one is open
     payload: gr.State  # a picture for the viewer to fetch
     visit: gr.State
     ask_time: gr.Number  # when Ask was pressed, in ms
@@ -53,6 +54,7 @@ class CaseParts(NamedTuple):
 
     samples: gr.HTML
     upload: gr.File
+    pictures: gr.HTML
     question: gr.Textbox
     viewer: gr.HTML
     heat: gr.HTML
@@ -155,6 +157,7 @@ def lay_out_state() -> StateParts:
         image=gr.State(None, time_to_live=CASE_SECONDS),
         evidence_state=gr.State(None, time_to_live=CASE_SECONDS),
         multiframe=gr.State(b"", time_to_live=CASE_SECONDS),
+        study=gr.State(None, time_to_live=CASE_SECONDS),
         payload=gr.State("", time_to_live=CASE_SECONDS),
         case_state=gr.State(None, time_to_live=CASE_SECONDS),
         visit=gr.State(Visit()),
@@ -167,8 +170,15 @@ def lay_out_case(samples: Sequence[Sample]) -> CaseParts:
     """Make the picture, the question, Ask and Stop."""
     html("<h2>Case</h2>")
     picker = html(samples_html(samples, None), "samples", frame.script("samples"))
-    upload = gr.File(label="Upload a radiograph", show_label=False, elem_id="upload", height=52)
-    html('<p class="small under">DICOM, PNG or JPEG; read into memory, then deleted.</p>')
+    upload = gr.File(
+        label="Upload a radiograph, or a study’s files", show_label=False, elem_id="upload",
+        height=52, file_count="multiple",
+    )  # fmt: skip
+    html(
+        '<p class="small under">DICOM, PNG, JPEG, WebP, TIFF or BMP; several files or a ZIP of one '
+        "study. Read into memory, then deleted.</p>"
+    )
+    pictures = html("", "pictures", frame.script("samples"))
     question = gr.Textbox(
         label="Question",
         placeholder="Is there a pleural effusion?",
@@ -193,6 +203,7 @@ def lay_out_case(samples: Sequence[Sample]) -> CaseParts:
     return CaseParts(
         samples=picker,
         upload=upload,
+        pictures=pictures,
         question=question,
         viewer=picture,
         heat=heat,

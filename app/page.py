@@ -22,12 +22,13 @@ from app.layout import Parts, components, lay_out
 from app.sections import viewer
 from app.sections.asking import AskInputs, ask, impression, stop, vote
 from app.sections.attention import heatmaps, lines, overlay
-from app.sections.case import Sample, choose_frame, choose_sample, model_view, read_upload
+from app.sections.case import Sample, choose_frame, choose_sample, model_view
 from app.sections.evidence import EvidenceInputs, choose_base, redraw, rerank
 from app.sections.saving import save
 from app.sections.settings import Controls, max_weight
+from app.sections.study import choose_picture, read_uploads
 from app.sections.visit import Update
-from app.uploads import FILE_SECONDS, take_upload
+from app.uploads import FILE_SECONDS, take_uploads
 
 MAX_WAITING = 32
 ONE_AT_A_TIME = "model"  # the name of the queue of questions
@@ -93,7 +94,7 @@ def build_page(backends: Sequence[Backend], samples: Sequence[Sample]) -> gr.Blo
 
 
 def wire_case(parts: Parts, samples: Sequence[Sample]) -> None:
-    """Wire the sample cases, the upload and its frames."""
+    """Wire the sample cases, the upload, its pictures and their frames."""
     state, case = parts.state, parts.case
     everything = list(components(parts).values())
 
@@ -103,8 +104,11 @@ def wire_case(parts: Parts, samples: Sequence[Sample]) -> None:
 
     def on_upload(moment: Any, visit: Any, file: Any) -> Contents:
         visit.press(moment, picture=True)
-        data = take_upload(file.get("path") if isinstance(file, dict) else None)
-        return contents(parts, read_upload(samples, data)) | {case.upload: None}
+        return contents(parts, read_uploads(samples, take_uploads(file))) | {case.upload: None}
+
+    def on_picture(moment: Any, visit: Any, study: Any, event: gr.EventData) -> Contents:
+        visit.press(moment, picture=True)
+        return contents(parts, choose_picture(study, field_of(event, "sample")))
 
     def on_frame(moment: Any, visit: Any, image: Any, file: Any, event: gr.EventData) -> Contents:
         visit.press(moment, picture=True)
@@ -115,6 +119,7 @@ def wire_case(parts: Parts, samples: Sequence[Sample]) -> None:
     case.upload.upload(
         on_upload, [*press, case.upload], [*everything, case.upload], js=NOW, **QUIET
     )
+    case.pictures.click(on_picture, [*press, state.study], everything, js=NOW, **QUIET)
     case.viewer.frame(on_frame, [*press, state.image, state.multiframe], everything, js=NOW, **LIVE)
 
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from gradio.utils import get_upload_folder
-from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # How long a file that no handler read is kept.
@@ -38,6 +38,12 @@ def take_upload(path: object) -> bytes:
         return b""
     finally:
         remove(file, folder)
+
+
+def take_uploads(sent: object) -> list[bytes]:
+    """Read and delete what gradio says was uploaded together: a file, or a list of files."""
+    files = sent if isinstance(sent, list) else [sent]
+    return [take_upload(file.get("path")) for file in files if isinstance(file, dict)]
 
 
 def sweep(folder: Path, seconds: float) -> None:
@@ -62,9 +68,9 @@ class WholeUploads:
     """Middleware that passes an upload on once it is complete, and deletes leftovers.
 
     Until then it is in an unnamed temporary file, which vanishes with the connection. One of
-    more than ``max_bytes`` is passed on as far as it was received, for gradio to refuse. Gradio
-    names a file by its content, so that the same file from two visitors would be one file and
-    deleted with the first reader: each upload gets a folder of its own.
+    more than ``max_bytes``, all its files together, is refused. Gradio names a file by its
+    content, so that the same file from two visitors would be one file and deleted with the
+    first reader: each upload gets a folder of its own.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -80,19 +86,20 @@ class WholeUploads:
         folder = Path(get_upload_folder())
         with tempfile.TemporaryFile() as whole:
             more = True
-            while more and whole.tell() <= self.max_bytes:
+            while more:
                 message = await receive()
                 if message["type"] != "http.request":
                     return  # the client is gone
                 whole.write(message.get("body", b""))
                 more = message.get("more_body", False)
+                if whole.tell() > self.max_bytes:
+                    await PlainTextResponse("The upload is too large.", 413)(scope, receive, send)
+                    return
             whole.seek(0)
 
             async def receive_whole() -> Message:
                 body = whole.read(2**16)
-                if not body and more:
-                    return await receive()
-                left = more or len(body) == 2**16
+                left = len(body) == 2**16
                 return {"type": "http.request", "body": body, "more_body": left}
 
             async def send_own(message: Message) -> None:
@@ -104,8 +111,6 @@ class WholeUploads:
             try:
                 async with self.lock:
                     await self.app(scope, receive_whole, send_own)
-            except ClientDisconnect:
-                pass  # as the upload is too large
             finally:
                 loop = asyncio.get_running_loop()
                 loop.call_later(FILE_SECONDS, sweep, folder, FILE_SECONDS)

@@ -17,7 +17,7 @@ from app.sections import payload, viewer
 from app.sections.settings import whole
 from app.sections.visit import Update, cleared, refuse
 from mrrag.data.images import read_image, thumbnail
-from mrrag.data.limits import MAX_BYTES
+from mrrag.data.limits import FORMATS, MAX_BYTES
 from mrrag.errors import CorpusError, ImageError, SettingsError
 from mrrag.report.pictures import file_url
 from mrrag.types import Image
@@ -88,6 +88,8 @@ def choose_sample(samples: Sequence[Sample], index: object) -> Update:
     chosen: Update = {
         "image": sample.image,
         "multiframe": b"",
+        "study": None,
+        "pictures": "",
         "samples": samples_html(samples, index),
         "preview": viewer.details(sample.image, sample.title, sample.note),
         "question": sample.question,
@@ -105,29 +107,38 @@ def read_upload(samples: Sequence[Sample], data: object) -> Update:
     """
     try:
         if not isinstance(data, bytes) or not data:
-            raise ImageError("No file was received. Choose a DICOM, PNG or JPEG file.")
+            raise ImageError(f"No file was received. {FORMATS} Choose one of these.")
         image = read_image(data)
         multiframe = payload.other_frames(data, image)
         read: Update = {
             "image": payload.retained(image),
             "multiframe": multiframe,
+            "study": None,
+            "pictures": "",
             "samples": samples_html(samples, None),
             "preview": viewer.details(image, UPLOADED),
             "status": frame.status("Read, and the upload was deleted. Type a question, press Ask."),
         }
         return cleared() | read | payload.update(image, UPLOADED, multiframe=bool(multiframe))
     except Exception as error:
-        none: Update = {
-            "image": None,
-            "multiframe": b"",
-            "viewer": "",
-            "payload": "",
-            "model_view": "",
-            "samples": samples_html(samples, None),
-            "preview": refuse(error)["status"],
-            "status": frame.status("There is no picture yet."),
-        }
-        return cleared() | none
+        return no_picture(samples, error)
+
+
+def no_picture(samples: Sequence[Sample], error: Exception) -> Update:
+    """Show why an upload was refused, in place of a picture."""
+    none: Update = {
+        "image": None,
+        "multiframe": b"",
+        "study": None,
+        "pictures": "",
+        "viewer": "",
+        "payload": "",
+        "model_view": "",
+        "samples": samples_html(samples, None),
+        "preview": refuse(error)["status"],
+        "status": frame.status("There is no picture yet."),
+    }
+    return cleared() | none
 
 
 def choose_frame(image: object, multiframe: object, wanted: object) -> Update:

@@ -124,11 +124,13 @@ class Update(TypedDict, total=False):
     # The state of the visit.
     image: Image | None
     multiframe: bytes
+    study: Any  # an OpenStudy of app.sections.study, or None
     payload: str
     evidence_state: EvidenceState | None
     case_state: CaseState | None
     # The case.
     samples: str
+    pictures: str
     viewer: str
     heat: str
     model_view: str

@@ -12,7 +12,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
-from app.uploads import WholeUploads, sweep, take_upload, to_own_folder
+from app.uploads import WholeUploads, sweep, take_upload, take_uploads, to_own_folder
 
 SCOPE: Scope = {"type": "http", "path": "/gradio_api/upload", "method": "POST", "headers": []}
 
@@ -27,6 +27,19 @@ def test_an_upload_is_deleted_as_it_is_read(
     (tmp_path / "tmpothers").touch()  # another visit's, on its way
     assert take_upload(str(folder / "chest.dcm")) == b"pixels"
     assert [path.name for path in tmp_path.iterdir()] == ["tmpothers"]
+
+
+def test_files_uploaded_together_are_all_read_and_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "chest.dcm").write_bytes(name.encode())
+    sent = [{"path": str(tmp_path / name / "chest.dcm")} for name in ("a", "b", "a")]
+    assert take_uploads([*sent, "no file", {"path": 3}, None]) == [b"a", b"b", b"", b""]
+    assert list(tmp_path.iterdir()) == []
+    assert take_uploads(None) == take_uploads("x") == []
 
 
 def test_no_file_outside_the_upload_folder_is_read_or_deleted(
@@ -98,11 +111,23 @@ def test_nothing_is_handed_on_of_an_upload_that_is_broken_off() -> None:
     assert received([body(b"patient", True), {"type": "http.disconnect"}], 2**20) is None
 
 
-def test_an_upload_that_is_too_large_is_not_collected_to_its_end() -> None:
-    pieces = received([body(b"a" * 60, True), body(b"b" * 60, True), body(b"c", False)], 100)
-    assert pieces == [b"a" * 60 + b"b" * 60, b"c", b""]
-    with pytest.raises(IndexError):  # gradio asks for more, and there is none
-        received([body(b"a" * 200, True)], 100)
+@pytest.mark.parametrize("more", [True, False])
+def test_an_upload_that_is_too_large_is_refused_and_not_collected_to_its_end(more: bool) -> None:
+    messages = [body(b"a" * 60, True), body(b"b" * 60, more), body(b"c", False)]
+    answers: list[Message] = []
+
+    async def unused(*_: object) -> None:
+        raise AssertionError("gradio is not reached")
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    asyncio.run(WholeUploads(unused, 100)(SCOPE, receive, send))
+    assert answers[0]["status"] == 413
+    assert messages == [body(b"c", False)]
 
 
 def test_other_requests_pass_as_they_are() -> None:
