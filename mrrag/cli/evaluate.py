@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,14 +92,26 @@ def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
         nargs="+",
         default=ALL_METHODS,
         choices=ALL_METHODS,
-        help="methods to compare: without reports, with reports by one similarity alone, "
-        "RAG, MR-RAG (default: all)",
+        help="methods to compare: without reports, with reports at random, with reports by one "
+        "similarity alone, RAG, MR-RAG (default: all)",
     )
     evaluate.add_argument(
         "--ablations",
         nargs="*",
         choices=ABLATIONS,
         help="ablations to run: those named, or all where none is named (default: no ablation)",
+    )
+    evaluate.add_argument(
+        "--no-wrong-picture",
+        action="store_true",
+        help="do not ask again about another patient's picture, which shows whether the model "
+        "looks at the picture",
+    )
+    evaluate.add_argument(
+        "--neutral",
+        action="store_true",
+        help='ask each question as "Is there X?", for the one finding that it names, so that its '
+        "words do not give the answer away; questions that name none or several are left out",
     )
     evaluate.add_argument(
         "--seed", type=int, default=0, help="seed of random draws (default: %(default)s)"
@@ -124,6 +137,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
     read = experiment_data(args)
     if not process.index:
         process.wait()
+    if args.neutral:
+        read = in_neutral_words(read)
     questions = choose_questions(
         read.records, read.questions, args.split, args.questions, read.skipped_questions
     )
@@ -150,6 +165,15 @@ def run_evaluate(args: argparse.Namespace) -> None:
         write_results(args, pipeline, experiment)
 
 
+def in_neutral_words(read: Corpus) -> Corpus:
+    """Return the data with its questions reworded neutrally; the others count as skipped."""
+    from mrrag.study.neutral import OMITTED, neutral
+
+    questions, omitted = neutral(read.questions)
+    skipped = {**read.skipped_questions, OMITTED: omitted}
+    return replace(read, questions=questions, skipped_questions=skipped)
+
+
 def plan_of(args: argparse.Namespace) -> Plan:
     """Return the comparison that the options name."""
     from mrrag.study.plan import Plan
@@ -160,6 +184,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         shares=tuple(dict.fromkeys(args.noise_shares)),
         methods=tuple(dict.fromkeys(args.methods)),
         ablations=tuple(ablations),
+        wrong_picture=not args.no_wrong_picture,
         seed=args.seed,
         answer_tokens=args.answer_tokens,
     )
@@ -188,6 +213,8 @@ def write_results(args: argparse.Namespace, pipeline: Pipeline, experiment: Expe
         experiment, read_answers(args.folder), pipeline.knowledge_base, pipeline.learnt
     )
     result["data"] = str(args.data) if args.data else "the bundled world"
+    if args.neutral:
+        result["data"] += ", in neutral words"
     result["versions"] = versions(pipeline)
     config = {k: result[k] for k in ("data", "data_fingerprint", "split", "plan", "versions")}
     write_json(args.folder / "config.json", config | {"made_of": dict(experiment.made_of)})

@@ -47,6 +47,7 @@ def experiment_to_html(result: Mapping[str, Any]) -> str:
     sections = []
     for table in result["by_k"]:
         sections += [_methods(table), _noise(table)]
+    sections += [_wrong_picture(result["wrong_picture"])]
     sections += [_ablation(result, group) for group in GROUPS]
     sections += [_retrieval(result["retrieval"]), _facts(result)]
     page = render(
@@ -105,17 +106,27 @@ SCORES = {
     "positive_recall": "R of yes",
     "positive_f1": "F1 of yes",
 }
+WITHIN = "AUROC within a finding"
 
 
 def _methods(table: Mapping[str, Any]) -> Section:
     rows = table["methods"]
-    header = ["Method", "Accuracy, %", "Macro F1, %", *SCORES.values(), "Unparsed", "Lenient"]
+    header = [
+        "Method",
+        "Accuracy, %",
+        "Macro F1, %",
+        *SCORES.values(),
+        WITHIN,
+        "Unparsed",
+        "Lenient",
+    ]
     body = [
         [
             name_of(row["method"]),
             _interval(row, "accuracy"),
             _interval(row, "macro_f1"),
             *(_percent(row[name]) for name in SCORES),
+            _within(row["within_finding"]),
             row["unparsed"],
             f"{_percent(row['lenient']['accuracy'])}, {row['lenient']['unparsed']} unparsed",
         ]
@@ -145,6 +156,13 @@ def _methods(table: Mapping[str, Any]) -> Section:
         compared = ("Compared", "Only the first right", "Only the second right", "p")
         parts.append(_table(compared, tests))
     return _section(f"Methods, K = {table['k']}", *parts)
+
+
+def _within(figures: Mapping[str, Any]) -> str:
+    if figures["auroc"] is None:
+        return "–"
+    low, high = figures["interval"]
+    return f"{figures['auroc']:.3f} ({low:.3f}–{high:.3f})"
 
 
 def _beside_the_paper(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -222,6 +240,33 @@ def _error_bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     }
 
 
+def _wrong_picture(rows: Sequence[Mapping[str, Any]]) -> Section | None:
+    if not rows:
+        return None
+    header = [
+        *("Method", "K", "Accuracy, %", "With a wrong picture, %", "Unchanged, %"),
+        *("Harmed by reports, %", "Mended by reports, %", "p"),
+    ]
+    body = [
+        [
+            name_of(r["method"]),
+            r["k"],
+            *(_percent(r[n]) for n in ("accuracy", "accuracy_wrong_picture", "unchanged")),
+            *(_percent(r.get(n)) for n in ("over_reliance", "rescued")),
+            _p(r),
+        ]
+        for r in rows
+    ]
+    text = (
+        "The same questions and reports with another patient's picture. Unchanged: the answer "
+        "stays the same. Harmed: right without reports and wrong with them; mended: the reverse. "
+        "p compares the two pictures (McNemar, exact)."
+    )
+    return _section(
+        "The picture and the reports", {"kind": "text", "text": text}, _table(header, body)
+    )
+
+
 def _ablation(result: Mapping[str, Any], group: str) -> Section | None:
     rows = [row for row in result["ablations"] if row["group"] == group]
     if not rows:
@@ -263,7 +308,8 @@ def _retrieval(rows: Sequence[Mapping[str, Any]]) -> Section | None:
     ]
     text = (
         "What the reports say of the finding asked about, compared with the right answer, for the "
-        f"{rows[0]['questions_with_a_finding']} questions that name one finding. Agreement is "
+        f"{rows[0]['questions_with_a_finding']} questions that name one finding; findings, and "
+        "present and absent in each, count alike. Agreement is "
         "the share among reports that speak of it. The own report, which is never retrieved, is "
         "ranked by α and γ alone."
     )

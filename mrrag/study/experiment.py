@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ from mrrag.study.evaluation import (
 from mrrag.study.plan import Cell, Plan, ReadingPlan
 from mrrag.types import FloatArray, Retrieved, Steering, Weights
 
-FORMAT = 2  # version of what a key is made of
+FORMAT = 3  # version of what a key is made of
 ANSWERS = "answers.csv"
 
 
@@ -169,6 +169,22 @@ class Experiment:
         """Return the seed of the i-th question's random reports and shuffled order."""
         return noise_seed(self.plan.seed, i)
 
+    def shown(self, i: int) -> EvalItem:
+        """Return the item whose picture stands in as the i-th question's wrong one.
+
+        It is the first of another patient, half of the questions further on.
+        """
+        items = self.questions.items
+        own = items[i].case.document.patient
+        for n in range(len(items)):
+            other = items[(i + len(items) // 2 + n) % len(items)]
+            if other.case.document.patient != own and other.image != items[i].image:
+                return other
+        raise SettingsError(
+            "All questions are about one patient, so there is no other patient's picture to show. "
+            "Ask more questions, or leave the wrong picture out with --no-wrong-picture."
+        )
+
     def keys(self, reading: ReadingPlan, steering: Steering) -> list[str]:
         """Return each question's key for a way of answering: the digest of what decides it."""
         tokens = self.plan.answer_tokens
@@ -177,7 +193,8 @@ class Experiment:
         drawn = reading.noise > 0 or reading.order == "shuffled"
         keys = []
         for i, item in enumerate(self.questions.items):
-            asked = [item.image, item.question.question, *_ids(item.case)]
+            shown = self.shown(i) if reading.wrong_picture else item
+            asked = [shown.image, item.question.question, *_ids(item.case)]
             seed = [self.seed(i)] if drawn else []
             keys.append(json_sha256([head, *asked, item.case.document.report, *seed])[:32])
         return keys
@@ -229,9 +246,17 @@ def answer_all(
                 pipeline, [(items[i].case, items[i].question) for i in chunk]
             )
             seeds = [experiment.seed(i) for i in chunk]
+            wrong: list[EncodedItem] = []
+            if any(reading.wrong_picture for reading in missing):
+                wrong = _with_wrong_pictures(pipeline, experiment, chunk, encoded)
             for reading, steerings in missing.items():
                 answers = _answer_chunk(
-                    pipeline, encoded, seeds, reading, [*steerings], experiment.plan.answer_tokens
+                    pipeline,
+                    wrong if reading.wrong_picture else encoded,
+                    seeds,
+                    reading,
+                    [*steerings],
+                    experiment.plan.answer_tokens,
                 )
                 for keys, row in zip(steerings.values(), answers, strict=True):
                     append_answers(
@@ -242,6 +267,19 @@ def answer_all(
                             if key not in stored
                         ),
                     )
+
+
+def _with_wrong_pictures(
+    pipeline: Pipeline, experiment: Experiment, chunk: range, encoded: Sequence[EncodedItem]
+) -> list[EncodedItem]:
+    """Return the same questions with what the model reads of another patient's picture."""
+    others = encode_questions(
+        pipeline,
+        [(experiment.shown(i).case, experiment.questions.items[i].question) for i in chunk],
+    )
+    return [
+        replace(item, features=other.features) for item, other in zip(encoded, others, strict=True)
+    ]
 
 
 def _missing(ways: Ways, chunk: range, stored: Collection[str]) -> Ways:

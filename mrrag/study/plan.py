@@ -26,7 +26,9 @@ SINGLE: dict[str, Weights] = {
     "image_image": Weights(0.0, 1.0, 0.0),
     "question_report": Weights(0.0, 0.0, 1.0),
 }
-ALL_METHODS = (METHODS[0], *SINGLE, *METHODS[1:])
+# RAG with reports that are all drawn at random: what any report is worth.
+RANDOM = "random_reports"
+ALL_METHODS = (METHODS[0], RANDOM, *SINGLE, *METHODS[1:])
 SHARES = (0.0, 0.25, 0.5, 0.75)
 ABLATION_SHARES = (0.0, 0.5)  # IFA is meant for reports that differ in relevance
 STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
@@ -49,6 +51,9 @@ class Plan:
         Shares of the k reports that are replaced by reports drawn at random.
     methods, ablations : tuple of str
         Among :data:`ALL_METHODS` and :data:`ABLATIONS`.
+    wrong_picture : bool
+        Whether each of the three answers is also given about another patient's picture, with
+        the same reports, to see whether the model looks at the picture.
     seed : int
         Seed of the random reports, the random layers and the shuffled order.
     answer_tokens : int
@@ -59,6 +64,7 @@ class Plan:
     shares: tuple[float, ...] = SHARES
     methods: tuple[str, ...] = ALL_METHODS
     ablations: tuple[str, ...] = ()
+    wrong_picture: bool = True
     seed: int = 0
     answer_tokens: int = ANSWER_TOKENS
 
@@ -75,12 +81,16 @@ class ReadingPlan:
         Number of reports, and how many of them are drawn at random.
     order : str
         "ranked", "reversed" or "shuffled".
+    wrong_picture : bool
+        Whether the model is shown another patient's picture. Reports are retrieved with the
+        right one all the same.
     """
 
     weights: Weights | None = None
     k: int = 0
     noise: int = 0
     order: str = "ranked"
+    wrong_picture: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,7 @@ def cells_of(plan: Plan, learnt: Learnt, layers: int) -> list[Cell]:
     cells = []
     for k in plan.ks:
         cells += [*_method_cells(plan, learnt, k), *_noise_cells(plan, learnt, k)]
+        cells += _wrong_picture_cells(plan, learnt, k)
     k = plan.ks[0]
     for group in plan.ablations:
         for share in ABLATION_SHARES if group != "similarities" else (0.0,):
@@ -153,6 +164,7 @@ def _method_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
     fused = ReadingPlan(learnt.weights, k)
     ways: dict[str, tuple[ReadingPlan, Steering]] = {
         "rag_off": (ReadingPlan(), PLAIN),
+        RANDOM: (ReadingPlan(learnt.weights, k, k), PLAIN),
         **{name: (ReadingPlan(weights, k), PLAIN) for name, weights in SINGLE.items()},
         "rag": (fused, PLAIN),
         "mr_rag": (fused, effective(learnt.steering)),
@@ -167,6 +179,16 @@ def _noise_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
         for share in plan.shares
         for name, steering in steerings.items()
         if name in plan.methods
+    ]
+
+
+def _wrong_picture_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
+    if not plan.wrong_picture:
+        return []
+    return [
+        replace(cell, table="wrong picture", reading=replace(cell.reading, wrong_picture=True))
+        for cell in _method_cells(plan, learnt, k)
+        if cell.name in METHODS
     ]
 
 

@@ -12,14 +12,12 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mrrag.data.findings import FINDINGS, named, stance
 from mrrag.data.yes_no import parse_yes_no
 from mrrag.files import write_atomic
 from mrrag.learnt import Learnt, study_digest
@@ -27,15 +25,16 @@ from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.study.answer_file import StoredAnswer
 from mrrag.study.experiment import EvalItem, Experiment
 from mrrag.study.metrics import Answers, bootstrap, mcnemar, scores
-from mrrag.study.plan import SINGLE, Cell, Plan, ReadingPlan
-from mrrag.types import Steering
+from mrrag.study.plan import RANDOM, SINGLE, Cell, Plan, ReadingPlan
+from mrrag.study.retrieval_figures import auroc_within_findings, retrieval_table
+from mrrag.types import METHODS, Steering
 
 # The pairs of methods that are compared by McNemar's test.
 TESTED = (
     ("rag_off", "rag"),
     ("rag", "mr_rag"),
     ("rag_off", "mr_rag"),
-    *((name, "rag") for name in SINGLE),
+    *((name, "rag") for name in (RANDOM, *SINGLE)),
 )
 LEAKAGE = "A question's own study, and its patient's others, are never retrieved"
 # The header of predictions.csv, and what metrics.csv takes from a row and from its test.
@@ -76,6 +75,7 @@ def tables(
         "split": questions.split,
         **by_k[0],
         "by_k": by_k,
+        "wrong_picture": [row for k in plan.ks for row in wrong_picture_table(scored, k)],
         "ablations": ablations_table(scored),
         "retrieval": retrieval_table(
             base, questions.items, {row.cell: row.answers for row in scored.rows}
@@ -139,7 +139,9 @@ def score_cells(experiment: Experiment, answers: Mapping[str, StoredAnswer]) -> 
         if way not in once:
             row = [answers[key] for key in experiment.keys(*way)]
             predicted: Answers = np.array([parse_yes_no(a.text) for a in row], dtype=np.int8)
-            once[way] = ScoredCell(cell, row, predicted, _figures(gold, predicted, patients, row))
+            figures = _figures(gold, predicted, patients, row)
+            figures["within_finding"] = auroc_within_findings(items, gold, row)
+            once[way] = ScoredCell(cell, row, predicted, figures)
         rows.append(replace(once[way], cell=cell))
     return ScoredCells(gold, tuple(rows))
 
@@ -183,6 +185,37 @@ def paired_tests(scored: ScoredCells, k: int) -> list[Row]:
     return tests
 
 
+def wrong_picture_table(scored: ScoredCells, k: int) -> list[Row]:
+    """Return, for each method, what its answers owe to the picture and to the reports.
+
+    ``unchanged`` is the share of answers that stay the same when another patient's picture is
+    shown with the same reports. ``over_reliance`` is the share of questions that are answered
+    rightly without reports and wrongly with them, and ``rescued`` the reverse.
+    """
+    table = []
+    off = scored.find("methods", "rag_off", k)
+    for name in METHODS:
+        own, wrong = (scored.find(t, name, k) for t in ("methods", "wrong picture"))
+        if own is None or wrong is None:
+            continue
+        line: Row = {
+            "method": name,
+            "k": k,
+            "unchanged": float(np.mean(own.predicted == wrong.predicted)),
+            "accuracy": own.figures["accuracy"],
+            "accuracy_wrong_picture": wrong.figures["accuracy"],
+            "test": scored.test(wrong, own),
+        }
+        if off is not None and name != "rag_off":
+            right, before = own.predicted == scored.gold, off.predicted == scored.gold
+            line |= {
+                "over_reliance": float(np.mean(before & ~right)),
+                "rescued": float(np.mean(~before & right)),
+            }
+        table.append(line)
+    return table
+
+
 def noise_table(scored: ScoredCells, plan: Plan, k: int) -> list[Row]:
     """Return RAG and MR-RAG side by side for each share of irrelevant reports."""
     table = []
@@ -203,7 +236,7 @@ def ablations_table(scored: ScoredCells) -> list[Row]:
     table = []
     for row in scored.rows:
         cell = row.cell
-        if cell.table in ("methods", "noise"):
+        if cell.table in ("methods", "noise", "wrong picture"):
             continue
         line: Row = {
             "group": cell.table,
@@ -234,76 +267,6 @@ def prediction_rows(items: Sequence[EvalItem], scored: ScoredCells) -> list[list
             read = " ".join(answer.documents)
             rows.append([*where, *what, *parsed, f"{answer.p_yes:.6f}", answer.text, read])
     return rows
-
-
-# Retrieval
-
-
-def finding_of(item: EvalItem) -> str:
-    """Return the one finding that a question is about; empty if none or several are named."""
-    if item.question.finding in FINDINGS:
-        return item.question.finding
-    findings = named(item.question.question)
-    return findings[0] if len(findings) == 1 else ""
-
-
-_stance = lru_cache(maxsize=1 << 18)(stance)
-
-
-def retrieval_table(
-    base: KnowledgeBase, items: Sequence[EvalItem], answers: Mapping[Cell, Sequence[StoredAnswer]]
-) -> list[Row]:
-    """Return how good each retrieval is, whatever the model makes of it.
-
-    ``agree``, ``contradict`` and ``silent`` are mean shares of the retrieved reports, by
-    what they say of the finding asked about (:mod:`mrrag.data.findings`) compared with the
-    gold answer; doubt counts as silence. A side or place named in the question is ignored,
-    and questions that stand in for reports (``index --vqa``) are read as if they affirmed.
-    ``own_report_recall`` is how often the study's own report, which is never retrieved,
-    would have been among the k; see :func:`mrrag.study.experiment.own_ranks`.
-    """
-    cells: dict[ReadingPlan, Cell] = {}
-    for cell in answers:
-        if cell.reading.weights is not None and cell.reading.order == "ranked":
-            cells.setdefault(cell.reading, cell)
-    ids = {i for cell in cells.values() for answer in answers[cell] for i in answer.documents}
-    documents = (base.document(i) for i in base.positions(ids=ids))
-    reports = {document.id: document.report for document in documents}
-    return [
-        {
-            "method": cell.name,
-            "k": cell.k,
-            "irrelevant": cell.reading.noise,
-            **_agreement(items, answers[cell], reports),
-            **_own_report_recall(answers[cell], cell.k),
-        }
-        for cell in cells.values()
-    ]
-
-
-def _agreement(
-    items: Sequence[EvalItem], answers: Sequence[StoredAnswer], reports: Mapping[str, str]
-) -> Row:
-    shares = []
-    for item, answer in zip(items, answers, strict=True):
-        if finding := finding_of(item):
-            stances = [_stance(reports[i], finding) for i in answer.documents]
-            yes, no = (stances.count(s) / len(stances) for s in ("affirmed", "denied"))
-            shares.append((yes, no) if item.gold else (no, yes))
-    agree, contradict = np.mean(shares, axis=0).tolist() if shares else (0.0, 0.0)
-    return {
-        "questions_with_a_finding": len(shares),
-        "agree": agree if shares else None,
-        "contradict": contradict if shares else None,
-        "silent": 1 - agree - contradict if shares else None,
-        "agreement": agree / (agree + contradict) if agree + contradict else None,
-    }
-
-
-def _own_report_recall(answers: Sequence[StoredAnswer], k: int) -> Row:
-    ranks = [answer.own_rank for answer in answers if answer.own_rank is not None]
-    recall = float(np.mean([rank <= k for rank in ranks])) if ranks else None
-    return {"own_reports": len(ranks), "own_report_recall": recall}
 
 
 # Leakage

@@ -7,6 +7,7 @@ from typing import Any
 
 NAMES = {
     "rag_off": "RAG off",
+    "random_reports": "RAG, reports at random",
     "image_report": "RAG, image-report only",
     "image_image": "RAG, image-image only",
     "question_report": "RAG, question-report only",
@@ -40,6 +41,7 @@ def tables_text(result: Row) -> str:
     ]
     for table in result["by_k"]:
         lines += ["", *_methods(table), *_tests(table), *_noise(table)]
+    lines += _wrong_picture(result["wrong_picture"])
     for group in GROUPS:
         lines += _ablation(group, [row for row in result["ablations"] if row["group"] == group])
     return "\n".join(lines + _retrieval(result["retrieval"]))
@@ -73,13 +75,40 @@ def steering_text(result: Row) -> str:
 def _methods(table: Row) -> list[str]:
     lines = [
         f"{'K = ' + str(table['k']):28s}{'accuracy':>26s}{'macro F1':>26s}{'F1 of yes':>11s}"
-        f"{'balanced':>10s}  unparsed (lenient)"
+        f"{'balanced':>10s}{'within a finding':>18s}  unparsed (lenient)"
     ]
     for row in table["methods"]:
         lines.append(
             f"{NAMES[row['method']]:28s}{_interval(row, 'accuracy')}{_interval(row, 'macro_f1')}"
             f"{100 * row['positive_f1']:11.1f}{100 * row['balanced_accuracy']:10.1f}"
+            f"{_within(row):>18s}"
             f"{row['unparsed']:10d} ({row['lenient']['unparsed']})"
+        )
+    return lines
+
+
+def _within(row: Row) -> str:
+    """Return the AUROC of P(yes) among the questions about one finding."""
+    value = row["within_finding"]["auroc"]
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _wrong_picture(rows: list[Row]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", "what the answers owe to the picture and to the reports, % of the questions"]
+    lines.append(
+        f"{'':28s}{'K':>4s}{'accuracy':>10s}{'wrong picture':>15s}{'unchanged':>11s}"
+        f"{'harmed by reports':>19s}{'mended by reports':>19s}"
+    )
+    for row in rows:
+        harmed, mended = (
+            "-" if n not in row else f"{100 * row[n]:.1f}" for n in ("over_reliance", "rescued")
+        )
+        lines.append(
+            f"{name_of(row['method']):28s}{row['k']:4d}{100 * row['accuracy']:10.1f}"
+            f"{100 * row['accuracy_wrong_picture']:15.1f}{100 * row['unchanged']:11.1f}"
+            f"{harmed:>19s}{mended:>19s}"
         )
     return lines
 

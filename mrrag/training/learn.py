@@ -237,7 +237,8 @@ def _right(
 ) -> npt.NDArray[np.bool_]:
     """Return which questions plain RAG answers rightly with these weights, [Q]."""
     (outcome,) = answer_items(pipeline, items, weights, [PLAIN], k=k, label=label, ticker=ticker)
-    return outcome.predicted == np.array([item.gold for item in items])
+    right_Q: npt.NDArray[np.bool_] = outcome.predicted == np.array([item.gold for item in items])
+    return right_Q
 
 
 def _describe_gain(gain: tuple[float, float, float], default: Weights, questions: int) -> str:

@@ -177,6 +177,27 @@ def test_a_key_depends_on_all_that_decides_the_answer(made: Made) -> None:
     assert reseeded.keys(reading, PLAIN) == seen[0]
 
 
+def test_the_wrong_picture_is_another_patient_s_and_all_else_is_the_same(
+    made: Made, undisturbed: Path
+) -> None:
+    experiment = make_experiment(*made[:2])
+    answers = read_answers(undisturbed.parent)
+    weights = LEARNT.weights
+    for i, item in enumerate(experiment.questions.items):
+        shown = experiment.shown(i)
+        assert shown.case.document.patient != item.case.document.patient
+        assert shown.image != item.image
+    own, wrong = (
+        experiment.keys(ReadingPlan(weights, 3, wrong_picture=wrong), PLAIN)
+        for wrong in (False, True)
+    )
+    assert not set(own) & set(wrong)
+    # The same reports are read, and P(yes) differs, since the model looks at the picture.
+    pairs = [(answers[a], answers[b]) for a, b in zip(own, wrong, strict=True)]
+    assert all(a.documents == b.documents for a, b in pairs)
+    assert any(a.p_yes != b.p_yes for a, b in pairs)
+
+
 def test_keys_stay_as_they_are_so_that_older_run_folders_are_read() -> None:
     case = Record(Document("d7", "The heart is enlarged.", "p7", "s7"), Path("none.png"))
     question = Question("q7", "d7", "Is the heart enlarged?", "Yes", "closed")
@@ -185,10 +206,9 @@ def test_keys_stay_as_they_are_so_that_older_run_folders_are_read() -> None:
     weights = Weights(0.5, 0.2, 0.3)
     noisy, shuffled = ReadingPlan(weights, 8, 2), ReadingPlan(weights, 8, order="shuffled")
     ifa = Steering(0.1, (0, 5), "question+cue", form="balanced")
-    assert experiment.keys(ReadingPlan(), PLAIN) == ["c16221ac80da6271e429b07571b87822"]
-    assert experiment.keys(noisy, ifa) == ["502593aafaf2642d7ad35d095ef9351b"]
-    masked = Steering(masked=(1,))
-    assert experiment.keys(shuffled, masked) == ["3fd63bcedf927f9e1c26923fd646e8b7"]
+    assert experiment.keys(ReadingPlan(), PLAIN) == ["baae047ca7775318a12373c5ec975c59"]
+    assert experiment.keys(noisy, ifa) == ["b7ab0447f89c6c7c11c203481652320a"]
+    assert experiment.keys(shuffled, PLAIN) == ["52310d679d73c28883f030e4b7fad78d"]
 
 
 def test_questions_are_chosen_by_split_and_the_rest_counted(made: Made) -> None:

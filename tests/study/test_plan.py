@@ -12,19 +12,24 @@ from mrrag.types import PLAIN, Steering, Weights
 LEARNT = Learnt(Weights(0.5, 0.2, 0.3), Steering(0.1, (0, 5), "question+cue"))
 
 
-def test_the_plain_plan_is_six_methods_and_four_shares_of_noise() -> None:
+def test_the_plain_plan_is_seven_methods_and_four_shares_of_noise_and_a_wrong_picture() -> None:
     cells = cells_of(Plan(), LEARNT, 6)
     assert [c.name for c in cells if c.table == "methods"] == [
-        *("rag_off", "image_report", "image_image", "question_report", "rag", "mr_rag")
+        *("rag_off", "random_reports", "image_report", "image_image", "question_report"),
+        *("rag", "mr_rag"),
     ]
     assert [c.reading.noise for c in cells if c.table == "noise"] == [0, 0, 2, 2, 4, 4, 6, 6]
-    assert len({(c.reading, c.steering) for c in cells}) == 12
+    wrong = [c for c in cells if c.reading.wrong_picture]
+    assert [c.name for c in wrong] == ["rag_off", "rag", "mr_rag"]
+    assert len({(c.reading, c.steering) for c in cells}) == 16
+    without = cells_of(Plan(wrong_picture=False), LEARNT, 6)
+    assert [c for c in cells if not c.reading.wrong_picture] == without
 
 
 def test_every_k_is_planned_and_rag_off_is_asked_once() -> None:
     cells = cells_of(Plan(ks=(8, 15), shares=()), LEARNT, 6)
     assert {c.k for c in cells} == {8, 15}
-    assert len({c.reading for c in cells if c.name == "rag_off"}) == 1
+    assert len({c.reading for c in cells if c.name == "rag_off"}) == 2  # with either picture
 
 
 def test_an_ablation_is_tested_against_its_own_plain_line() -> None:
@@ -58,7 +63,7 @@ def test_without_critical_layers_ifa_is_plain_rag() -> None:
     nowhere = Learnt(LEARNT.weights, Steering(1.0, (), "question"))
     cells = cells_of(Plan(ablations=ABLATIONS), nowhere, 6)
     assert all(c.steering == PLAIN for c in cells if c.name in ("mr_rag", "critical"))
-    assert not any(c.name.startswith("random") for c in cells)
+    assert not any(c.name.startswith("random:") for c in cells)
 
 
 def test_random_layers_are_as_many_others_and_drawn_by_the_seed() -> None:

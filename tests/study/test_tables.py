@@ -22,14 +22,7 @@ from mrrag.report.experiment_page import experiment_to_html
 from mrrag.study.answer_file import StoredAnswer
 from mrrag.study.experiment import EvalItem, Experiment, Questions
 from mrrag.study.plan import ABLATIONS, Plan, cells_of
-from mrrag.study.tables import (
-    finding_of,
-    leakage,
-    metric_rows,
-    retrieval_table,
-    tables,
-    write_csv,
-)
+from mrrag.study.tables import leakage, metric_rows, tables, write_csv
 from mrrag.study.text import leakage_text, steering_text, tables_text
 from mrrag.types import Document, Steering, Weights
 
@@ -115,7 +108,8 @@ def test_the_first_k_keeps_the_shape_that_others_read(made: Any) -> None:
     result = made[0]
     assert {"n", "k", "split", "methods", "tests", "noise", "weights", "layers"} <= result.keys()
     assert [row["method"] for row in result["methods"]] == [
-        *("rag_off", "image_report", "image_image", "question_report", "rag", "mr_rag")
+        *("rag_off", "random_reports", "image_report", "image_image", "question_report"),
+        *("rag", "mr_rag"),
     ]
     assert [t["k"] for t in result["by_k"]] == [4, 2]
     assert result["by_k"][0]["methods"] == result["methods"]
@@ -130,33 +124,29 @@ def test_every_line_is_in_the_csv_and_every_answer_in_the_predictions(
     write_csv(tmp_path / "metrics.csv", metric_rows(result))
     with (tmp_path / "metrics.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 2 * 6 + 2 * 2 * 2 + len(result["ablations"])
+    assert len(rows) == 2 * 7 + 2 * 2 * 2 + len(result["ablations"])
     assert float(rows[0]["accuracy"]) == result["methods"][0]["accuracy"]
-    assert len(predictions) == 1 + 60 * len(rows)
+    assert len(predictions) == 1 + 60 * (len(rows) + 2 * 3)  # the wrong picture's too
     assert {len(row) for row in predictions} == {len(predictions[0])}
 
 
-def test_what_reports_say_is_laid_beside_the_gold_answer() -> None:
-    cells = cells_of(Plan((4,), (), ("rag_off", "rag")), LEARNT, 4)
-    asked = [posed(0, 1), posed(1, 0), posed(2, 1, "Is it normal?")]
-    given = {
-        cell: [StoredAnswer("Yes", 0.5, tuple(REPORTS) if cell.reading.k else (), rank)] * 3
-        for cell, rank in zip(cells, (None, 4), strict=True)
-    }
-    base: Any = Base()
-    (row,) = retrieval_table(base, asked, given)
-    assert row["method"] == "rag"
-    assert row["questions_with_a_finding"] == 2
-    # One report affirms, one denies, one is silent and one in doubt.
-    assert (row["agree"], row["contradict"], row["silent"]) == (0.25, 0.25, 0.5)
-    assert row["agreement"] == 0.5
-    assert (row["own_reports"], row["own_report_recall"]) == (3, 1.0)
-
-
-def test_a_question_asks_about_one_finding_or_none() -> None:
-    assert finding_of(posed(0, 1)) == "pleural effusion"
-    assert finding_of(posed(0, 1, "Is there an effusion or a pneumothorax?")) == ""
-    assert finding_of(posed(0, 1, "Is this normal?")) == ""
+def test_what_answers_owe_to_the_picture_and_to_the_reports_is_counted(made: Any) -> None:
+    result, predictions, said = made
+    gold = np.array([int(g) for g in said["gold"]])
+    answers: dict[tuple[str, str], list[int]] = {}
+    for row in predictions[1:]:
+        if row[2] == 4 and row[3] == 0:
+            answers.setdefault((row[0], row[1]), []).append(row[7])
+    rows = {row["method"]: row for row in result["wrong_picture"] if row["k"] == 4}
+    assert list(rows) == ["rag_off", "rag", "mr_rag"]
+    for name, row in rows.items():
+        own, wrong = (np.array(answers[table, name]) for table in ("methods", "wrong picture"))
+        assert row["unchanged"] == np.mean(own == wrong)
+        if name != "rag_off":
+            before = np.array(answers["methods", "rag_off"]) == gold
+            assert row["over_reliance"] == np.mean(before & (own != gold))
+            assert row["rescued"] == np.mean(~before & (own == gold))
+    assert "over_reliance" not in rows["rag_off"]
 
 
 def test_what_was_kept_from_leaking_is_said(made: Any) -> None:
