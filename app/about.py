@@ -7,13 +7,15 @@ and the model are loading.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mrrag.errors import KnowledgeBaseError, ModelError
 from mrrag.files import read_json
-from mrrag.learnt import learnt_for
+from mrrag.learnt import Learnt, default_weights, learnt_for
+from mrrag.report.audit_panel import read_audit
 from mrrag.types import BUNDLED, Weights
 
 PHANTOM_MODEL = "MR-RAG phantom LLaVA"
@@ -31,6 +33,11 @@ class Base:
         Source and licence of its reports.
     intervals : tuple of (float, float)
         95 % intervals of the learnt α, β and γ; empty if they were not learnt.
+    chosen : bool
+        Whether its weights are neither the default nor learnt with intervals, but chosen by
+        ``mrrag audit --choose-weights``.
+    audit : mapping or None
+        What ``mrrag audit`` measured of it (:func:`mrrag.report.audit_panel.read_audit`).
     """
 
     name: str = ""
@@ -39,6 +46,8 @@ class Base:
     sources: tuple[tuple[str, str], ...] = ()
     encoder: str = ""
     intervals: tuple[tuple[float, float], ...] = ()
+    chosen: bool = False
+    audit: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ def read_about(
         phantoms_only=phantoms_only,
         heads=heads,
         why=why,
-        base=_read_base(knowledge_base, assets, number, learnt.intervals),
+        base=_read_base(knowledge_base, assets, number, learnt),
     )
 
 
@@ -133,9 +142,7 @@ def _shape(folder: Path, *, bundled: bool) -> tuple[int, int]:
         ) from None
 
 
-def _read_base(
-    given: Path | None, assets: Path, number: int, intervals: tuple[tuple[float, float], ...]
-) -> Base:
+def _read_base(given: Path | None, assets: Path, number: int, learnt: Learnt) -> Base:
     bundled = assets / "knowledge_base"
     directory = (given or bundled).resolve()
     try:
@@ -146,7 +153,9 @@ def _read_base(
             documents=int(manifest["count"]),
             sources=tuple((str(s["source"]), str(s["licence"])) for s in manifest["sources"]),
             encoder=str(manifest["encoder"]["name"]),
-            intervals=intervals,
+            intervals=learnt.intervals,
+            chosen=not learnt.intervals and learnt.weights != default_weights(directory),
+            audit=read_audit(directory),
         )
     except (OSError, KeyError, TypeError, ValueError):
         raise KnowledgeBaseError(

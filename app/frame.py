@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from app.about import About
 from mrrag.learnt import ALIKE
+from mrrag.report.audit_panel import audit_panel
 from mrrag.report.cards import DIRECTION, DISCLAIMER, ROUTING, TERMS
 from mrrag.report.templating import number, templates
 from mrrag.types import LLAVA_MED
@@ -55,11 +56,15 @@ def base_facts(about: About) -> Markup:
         learnt.append(shown)
     if base.intervals:
         how = "95 % intervals in brackets"
+    elif base.chosen:
+        how = "chosen by mrrag audit, on studies whose findings are known"
     elif about.weights == ALIKE:
         how = "not learnt for it: all three count alike"
     else:
         how = "not learnt for it: weighed by their spread in it, the question half"
-    return render("base_facts.html", base=base, learnt=", ".join(learnt), how=how)
+    folder = "" if base.name == "bundled" else base.name
+    panel = audit_panel(base.audit, folder)
+    return render("base_facts.html", base=base, learnt=", ".join(learnt), how=how, panel=panel)
 
 
 def empty(sentence: str) -> Markup:

@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mrrag.types import Answer, AttentionTrace, Familiarity, QueryVectors, Retrieved, Weights
+from mrrag.types import (
+    Answer,
+    AttentionTrace,
+    Familiarity,
+    QueryVectors,
+    Retrieved,
+    Vote,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from mrrag.model.prefill import PrefixCache
@@ -80,6 +88,8 @@ class Evidence:
         :func:`mrrag.retrieval.doubts.warnings_of`.
     familiarity : Familiarity or None
         What is known of the image, whatever the settings.
+    votes : tuple of Vote
+        What the documents' reports say of each finding that the question names.
     """
 
     vectors: QueryVectors = field(repr=False)
@@ -90,6 +100,7 @@ class Evidence:
     percentiles: tuple[float, ...] = ()
     warnings: dict[str, str] = field(default_factory=dict)
     familiarity: Familiarity | None = None
+    votes: tuple[Vote, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,7 @@ class Case:
         For "evidence", "image" and "answers".
     versions : dict
         What produced the case: packages, model, encoder, knowledge base.
-    percentiles : tuple of float
+    percentiles, votes
         As in :class:`Evidence`.
     influence : Influence or None
         What each report does to the answer; added by :func:`mrrag.pipeline.explain`.
@@ -187,4 +198,5 @@ class Case:
     warnings: dict[str, str] = field(default_factory=dict)
     influence: Influence | None = None
     same_state: AttentionTrace | None = None
+    votes: tuple[Vote, ...] = ()
     cache: CaseCache | None = field(default=None, repr=False, compare=False)

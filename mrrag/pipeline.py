@@ -50,6 +50,7 @@ from mrrag.retrieval.doubts import warnings_of
 from mrrag.retrieval.encoders import Encoder
 from mrrag.retrieval.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.retrieval.mcr import effective_weights, encode_query, retrieve
+from mrrag.retrieval.votes import votes_of
 from mrrag.types import (
     BUNDLED,
     METHODS,
@@ -245,9 +246,7 @@ def find_evidence(
             unlike(calibration, query.image, vectors.v),
             is_same_picture(pipeline.knowledge_base, query.image, vectors),
         )
-    usual_MK = usual_scores(
-        pipeline.knowledge_base, calibration, vectors, weights, len(retrieved)
-    )
+    usual_MK = usual_scores(pipeline.knowledge_base, calibration, vectors, weights, len(retrieved))
     stand = percentiles([r.score for r in retrieved], usual_MK)
     return Evidence(
         vectors,
@@ -258,6 +257,7 @@ def find_evidence(
         stand,
         warnings_of(query.question, retrieved, stand, calibration.own_report, familiarity),
         familiarity,
+        votes_of(pipeline.knowledge_base, query.question, retrieved, known.votes if known else ()),
     )
 
 
@@ -415,6 +415,7 @@ def _case_of(
         versions=versions(pipeline),
         percentiles=evidence.percentiles,
         warnings=evidence.warnings,
+        votes=evidence.votes,
         cache=kept if fits_in_memory(backbone, step.prefix) else None,
     )
 
@@ -441,6 +442,7 @@ def declined(
         versions=versions(pipeline),
         percentiles=evidence.percentiles,
         warnings=evidence.warnings,
+        votes=evidence.votes,
     )
 
 

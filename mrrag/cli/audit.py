@@ -142,7 +142,7 @@ def _write_weights(args: argparse.Namespace, chosen: dict[str, Any]) -> Path:
     path = learnt_path(BUNDLED, args.kb, args.assets)
     learnt = load_learnt(path) if path.is_file() else learnt_for(BUNDLED, args.kb, args.assets)
     found = {name: value for name, value in chosen.items() if name != "studies"}
-    found["chosen_by"] = "mrrag audit --choose-weights"
+    found |= {"used": True, "chosen_by": "mrrag audit --choose-weights"}
     found["studies"] = sorted(map(study_digest, chosen["studies"]))
     learnt = replace(learnt, weights=Weights(**chosen["weights"]), intervals=())
     write_learnt(path, learnt, model=learnt.model, adapter=found)

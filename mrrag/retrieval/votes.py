@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mrrag.data.findings import FINDINGS, named, stance
-from mrrag.types import Vote
+from mrrag.types import Retrieved, Vote
 
 if TYPE_CHECKING:  # faiss and torch take seconds to import, and words need neither
     from mrrag.retrieval.knowledge_base import KnowledgeBase
 
-__all__ = ["base_rates", "per_cent", "sentence", "silent", "votes"]
+__all__ = ["base_rates", "per_cent", "sentence", "silent", "votes", "votes_of"]
 
-# Reports that a base rate is counted over, at most; 95 % of such counts are within 0.7 points
-# of a rate of 5 %, and a second or two is long enough.
-COUNTED = 4000
+# Reports that a base rate is counted over, at most: 0.1 s a finding, and 95 % of such counts
+# are within 1 point of a rate of 5 %.
+COUNTED = 2000
 
 
 def votes(
@@ -56,6 +56,21 @@ def votes(
             )
         )
     return tuple(counted)
+
+
+def votes_of(
+    knowledge_base: KnowledgeBase,
+    question: str,
+    retrieved: Sequence[Retrieved],
+    known: Sequence[Vote] = (),
+) -> tuple[Vote, ...]:
+    """Count what retrieved reports say of a question's findings, beside their base rates.
+
+    ``known`` are earlier votes in the same knowledge base, whose base rates are taken over.
+    """
+    rates = {vote.finding: vote.base_rate for vote in known}
+    rates |= base_rates(knowledge_base, [f for f in named(question) if f not in rates])
+    return votes(question, [r.document.report for r in retrieved], rates)
 
 
 def base_rates(

@@ -242,7 +242,7 @@ def choose_weights(case: Compared, weights: Weights, *, seed: int = 0) -> dict[s
     Returns
     -------
     dict
-        ``weights``, ``shares`` of the standardised terms, ``chosen_auroc`` and ``used_auroc``
+        ``weights``, ``shares`` of the standardised terms, ``chosen_auroc`` and ``in_use_auroc``
         on the other half, their ``difference``, and whether it is ``better``: the interval
         lies above zero. ``studies`` are those that were chosen on.
 
@@ -268,14 +268,14 @@ def choose_weights(case: Compared, weights: Weights, *, seed: int = 0) -> dict[s
     chosen = _per_spread(shares, spread)
     other = _half(case, ~first_Q)
     count_BQ = resamples(other.patient_Q, RESAMPLES, seed)
-    chosen_B, used_B = (_auroc(other, each, count_BQ) for each in (chosen, weights))
-    difference: Mapping[str, Any] = compare(chosen_B, used_B)
+    chosen_B, in_use_B = (_auroc(other, each, count_BQ) for each in (chosen, weights))
+    difference: Mapping[str, Any] = compare(chosen_B, in_use_B)
     return {
         "weights": asdict(chosen),
         "shares": asdict(shares),
-        "used": asdict(weights),
+        "in_use": asdict(weights),
         "chosen_auroc": summary(chosen_B),
-        "used_auroc": summary(used_B),
+        "in_use_auroc": summary(in_use_B),
         "difference": difference,
         "better": difference["interval"][0] > 0,
         "queries": [int(first_Q.sum()), int((~first_Q).sum())],

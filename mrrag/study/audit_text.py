@@ -144,7 +144,7 @@ def choice_text(chosen: Mapping[str, Any]) -> str:
     compared = (
         f"Chosen on {first} studies: {weights}. On the {other} studies of the other patients their "
         f"AUROC is {_auroc(chosen['chosen_auroc'])}, and that of the weights in use "
-        f"{_auroc(chosen['used_auroc'])}: {size}."
+        f"{_auroc(chosen['in_use_auroc'])}: {size}."
     )
     if chosen["better"]:
         return compared
