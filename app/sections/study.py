@@ -36,9 +36,9 @@ def read_uploads(samples: Sequence[Sample], files: Sequence[bytes]) -> Update:
     try:
         study = read_study(files)
         said = f"{len(study.pictures)} pictures were read, and the upload was deleted."
-        if len(study.pictures) == 1:
-            said = "One picture was read, and the upload was deleted."
-        status = f"{said}{skipped(study)} Type a question, press Ask."
+        if len(study.pictures) == 1:  # there is no picker to say the rest
+            said = f"One picture was read, and the upload was deleted.{skipped(study)}"
+        status = f"{said} Type a question, press Ask."
         return open_picture(study, study.first, status) | {"samples": samples_html(samples, None)}
     except Exception as error:
         return no_picture(samples, error)
@@ -87,4 +87,6 @@ def skipped(study: Study) -> str:
     if not study.skipped:
         return ""
     files = "1 file was" if study.skipped == 1 else f"{study.skipped} files were"
-    return f" {files} left out: no picture, damaged, or beyond the {MAX_PICTURES} that are shown."
+    full = len(study.pictures) == MAX_PICTURES
+    why = f"only {MAX_PICTURES} pictures are shown" if full else "no readable picture"
+    return f" {files} left out: {why}."

@@ -24,7 +24,7 @@ FRAMES = make_dicom(
 def test_the_frontal_view_is_opened_and_the_others_are_a_press_away() -> None:
     first = read_uploads((), [LATERAL, FRONTAL, b"a text"])
     assert "2 pictures were read" in first["status"]
-    assert "1 file was left out" in first["status"]
+    assert "1 file was left out" in first["pictures"]
     np.testing.assert_array_equal(first["image"].display, RAMP)
     assert first["pictures"].count("<button") == 2
     assert 'data-sample="1" aria-pressed="true"' in first["pictures"]
@@ -52,6 +52,7 @@ def test_one_picture_has_no_picker_and_another_upload_closes_it() -> None:
     alone = read_uploads((), [FRONTAL, b"a text"])
     assert alone["pictures"] == ""
     assert "One picture was read" in alone["status"]
+    assert "1 file was left out" in alone["status"]
     for update in (read_uploads((), []), read_uploads((), [b"text", b"text"])):
         assert update["image"] is None
         assert (update["study"], update["pictures"]) == (None, "")
