@@ -112,7 +112,7 @@ def run_audit(args: argparse.Namespace) -> None:
         if chosen["better"]:
             text += f" They were written to {_write_weights(args, chosen)}."
         result["chosen"] = {name: value for name, value in chosen.items() if name != "studies"}
-    write_atomic(directory / AUDIT, json.dumps(result, indent=1) + "\n")
+    write_atomic(directory / AUDIT, json.dumps(result) + "\n")
     if args.html:
         args.html.write_text(audit_to_html(result), encoding="utf-8")
     if args.json:
