@@ -11,9 +11,9 @@ from mrrag.cli.options import (
     RUNS,
     Commands,
     Run,
+    add_ask,
     add_command,
     add_data,
-    add_layout,
     add_pipeline,
     draw_world,
     load_chosen,
@@ -21,7 +21,15 @@ from mrrag.cli.options import (
     ticker,
     world_recipe,
 )
+from mrrag.errors import SettingsError
+from mrrag.files import ASSETS
 
+TRAINING = (
+    *("start", "revision", "image_tower", "image_revision", "text_tower", "text_revision"),
+    *("dimension", "image_size", "text_tokens", "vocabulary", "steps", "fact_steps"),
+    *("fact_weight", "batch", "learning_rate", "patience", "seed"),
+)
+RECIPE_OPTIONS = ("steps", "fact_steps")
 WORLDS = ("iu-xray", "mimic-cxr-jpg", "fairvlmed")
 
 
@@ -98,6 +106,7 @@ def _add_learning(
     command = add_command(commands, name, run, text, example)
     add_pipeline(command)
     add_data(command)
+    add_ask(command)
     _add_runs(command)
     command.add_argument(
         "--questions",
@@ -113,71 +122,96 @@ def _add_learning(
 
 
 def _add_train_retriever(commands: Commands) -> None:
-    train = _add_training(
+    train = add_command(
         commands,
         "train-retriever",
         run_train_retriever,
-        "Train a bi-tower encoder for images and reports.\n\n"
-        "Without the options of the second group: the bundled encoder, on the phantom world.",
-        "mrrag train-retriever --data runs/iu-xray --image-tower microsoft/resnet-50 "
-        "--text-tower emilyalsentzer/Bio_ClinicalBERT --output runs/tower",
+        "Train an encoder for images and reports on your own data.\n\n"
+        "Training that was stopped is resumed by the same command. It ends early when\n"
+        "validation no longer improves, and the best weights are kept. The included encoder\n"
+        "is left alone, except with --recipe bundled.",
+        "mrrag train-retriever --data DATA --output runs/encoder",
     )
+    add_data(train)
     train.add_argument(
-        "--steps",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="steps on pairs of image and report (default: %(default)s)",
-    )
-    train.add_argument(
-        "--fact-steps",
-        type=int,
-        default=600,
-        metavar="N",
-        help="further steps on studies with the same findings (default: %(default)s)",
-    )
-    _add_public_weights(train)
-
-
-def _add_public_weights(train: argparse.ArgumentParser) -> None:
-    own = train.add_argument_group(
-        "from public weights",
-        "Any of --image-tower, --text-tower and --output trains an encoder of your own;\n"
-        "--data may then have any layout. Without one of them, the other options here are\n"
-        "ignored.",
-    )
-    towers = (("image", "microsoft/resnet-50"), ("text", "emilyalsentzer/Bio_ClinicalBERT"))
-    for kind, default in towers:
-        own.add_argument(
-            f"--{kind}-tower",
-            metavar="SOURCE",
-            help=f"hub name or directory of the {kind} encoder (default: {default})",
-        )
-        own.add_argument(f"--{kind}-revision", help=f"branch, tag or commit of the {kind} encoder")
-    own.add_argument(
-        "--output", type=Path, metavar="DIR", help="output directory (default: runs/encoder)"
-    )
-    add_layout(own)
-    own.add_argument(
         "--vqa",
         action="store_true",
         help="use questions and their answers as reports, where a data set has none",
     )
-    sizes: tuple[tuple[str, str, Callable[[str], int | float], float, str], ...] = (
-        ("batch", "N", int, 96, "studies in a batch"),
-        ("learning-rate", "RATE", float, 1e-4, "largest learning rate"),
-        ("dimension", "D", int, 512, "length of the vectors"),
-        ("image-size", "PX", int, 224, "rows and columns of an image, in pixels"),
-        ("text-tokens", "N", int, 256, "maximum length of a report, in tokens"),
+    _add_runs(train)
+    train.add_argument(
+        "--output", type=Path, metavar="DIR", help="output directory (default: RUNS/encoder)"
     )
-    for name, unit, kind_of, value, text in sizes:
-        own.add_argument(
-            f"--{name}",
-            type=kind_of,
-            default=value,
-            metavar=unit,
-            help=f"{text} (default: %(default)s)",
+    train.add_argument(
+        "--recipe",
+        choices=("bundled",),
+        help="make the included encoder again, on the world that `phantom` drew, and write it\n"
+        "over ASSETS/encoder; besides it only --data, --runs, --assets and the steps",
+    )
+    _add_start(train)
+    _add_settings(train)
+
+
+def _add_start(train: argparse.ArgumentParser) -> None:
+    start = train.add_argument_group(
+        "start",
+        "--start small: a small encoder with random weights. --start bundled: the included\n"
+        "encoder's image half, and a new text half with a tokenizer of your texts.\n"
+        "--start SOURCE: a directory, file or hub name of an encoder, such as BiomedCLIP or a\n"
+        "ResNet-50 of open_clip; all its weights go on. --start public, or one of\n"
+        "--image-tower and --text-tower: a public ResNet and BERT.",
+    )
+    start.add_argument("--start", metavar="START", help="where training starts (default: small)")
+    start.add_argument("--revision", help="branch, tag or commit of --start on the hub")
+    towers = (("image", "microsoft/resnet-50"), ("text", "emilyalsentzer/Bio_ClinicalBERT"))
+    for kind, default in towers:
+        start.add_argument(
+            f"--{kind}-tower",
+            metavar="SOURCE",
+            help=f"hub name or directory of the {kind} encoder (default: {default})",
         )
+        start.add_argument(
+            f"--{kind}-revision", help=f"branch, tag or commit of the {kind} encoder"
+        )
+    sizes = (
+        ("dimension", "D", "length of the vectors (default: small 128, public 512)"),
+        ("image-size", "PX", "rows and columns of an image (default: small 128, public 224)"),
+        ("text-tokens", "N", "maximum length of a report (default: small 192, public 256)"),
+        ("vocabulary", "N", "tokens of a new tokenizer, at most (default: 3000)"),
+    )
+    for name, unit, text in sizes:
+        start.add_argument(f"--{name}", type=int, metavar=unit, help=text)
+
+
+def _add_settings(train: argparse.ArgumentParser) -> None:
+    group = train.add_argument_group("settings of the training")
+    settings: tuple[tuple[str, str, Callable[[str], int | float], str], ...] = (
+        ("steps", "N", int, "steps on pairs of image and report (default: @steps)"),
+        ("fact-steps", "N", int, "further steps on common findings alone (default: @fact_steps)"),
+        (
+            "fact-weight",
+            "W",
+            float,
+            "weight of common findings in the former (default: @fact_weight)",
+        ),
+        ("batch", "N", int, "studies in a batch (default: @batch)"),
+        (
+            "learning-rate",
+            "RATE",
+            float,
+            "largest learning rate (default: small, bundled @small;\nothers 0.0001)",
+        ),
+        (
+            "patience",
+            "N",
+            int,
+            "evaluations, of 20, without improvement before training ends;\n"
+            "0: never (default: @patience)",
+        ),
+        ("seed", "N", int, "seed of weights and batches (default: 0)"),
+    )
+    for name, unit, kind_of, text in settings:
+        group.add_argument(f"--{name}", type=kind_of, metavar=unit, help=text)
 
 
 def _add_train_model(commands: Commands) -> None:
@@ -269,45 +303,51 @@ def run_phantom(args: argparse.Namespace) -> None:
 
 
 def run_train_retriever(args: argparse.Namespace) -> None:
-    """Train the bundled encoder, or one from public weights."""
-    if args.image_tower or args.text_tower or args.output:
-        _train_own_retriever(args)
+    """Train an encoder of one's own, or make the bundled one again."""
+    given = {name: value for name in TRAINING if (value := getattr(args, name)) is not None}
+    if args.recipe:
+        _make_bundled_retriever(args, given)
         return
+    import torch
+
+    from mrrag.training.data import split_for_training
+    from mrrag.training.retriever import check_options, train_tower
+    from mrrag.training.starts import options_for, start_tower
+
+    public = args.image_tower or args.text_tower
+    options = options_for(str(given.get("start") or ("public" if public else "small")), given)
+    check_options(options)
+    if args.assets != ASSETS and options.start != "bundled":
+        raise SettingsError("--assets goes with --start bundled or --recipe bundled. Leave it out.")
+    output = args.output or args.runs / "encoder"
+    if output.resolve() == Path(options.start).resolve():
+        raise SettingsError(f"{output} is also where training starts. Choose another --output.")
+    data = split_for_training(read_chosen(args), args.data)
+    tower, kept = start_tower(options, data, output.resolve().name, assets=args.assets)
+    counts = ", ".join(f"{len(data.rows(name))} {name}" for name in ("train", "validation"))
+    print(f"{len(data.records)} cases with a report: {counts}\nStart: {kept}.", flush=True)
+    tower.to("cuda" if torch.cuda.is_available() else "cpu")
+    said = train_tower(args.runs / f"retriever-{tower.name}", tower, data, options, output)
+    print(f"{said}\nWritten to {output}; use it with `index --encoder {output}`.")
+
+
+def _make_bundled_retriever(args: argparse.Namespace, given: dict[str, object]) -> None:
     from mrrag.training.data import read_data_set
     from mrrag.training.recipe import make_retriever
 
-    make_retriever(read_data_set(args.data), args.runs, args.assets, args.steps, args.fact_steps)
-
-
-def _train_own_retriever(args: argparse.Namespace) -> None:
-    import torch
-
-    from mrrag.retrieval.bi_tower import BERT, RESNET
-    from mrrag.training.data import split_for_training
-    from mrrag.training.retriever import RetrieverOptions, train_from_pretrained
-
-    data = split_for_training(read_chosen(args), args.data)
-    options = RetrieverOptions(
-        image_tower=args.image_tower or RESNET,
-        text_tower=args.text_tower or BERT,
-        image_revision=args.image_revision,
-        text_revision=args.text_revision,
-        dimension=args.dimension,
-        image_size=args.image_size,
-        text_tokens=args.text_tokens,
-        steps=args.steps,
-        fact_steps=args.fact_steps,
-        batch=args.batch,
-        learning_rate=args.learning_rate,
-    )
-    output = args.output or args.runs / "encoder"
-    counts = ", ".join(f"{len(data.rows(name))} {name}" for name in ("train", "validation"))
-    print(f"{len(data.records)} cases with a report: {counts}", flush=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train_from_pretrained(
-        args.runs / f"retriever-{output.name}", data, options, output, device=device
-    )
-    print(f"Written to {output}; use it with `index --encoder {output}`.")
+    others = {name: getattr(args, name) for name in ("layout", "images", "output")}
+    if args.vqa:
+        others["vqa"] = True
+    named = [*(k for k, v in others.items() if v is not None), *given]
+    refused = [f"--{name.replace('_', '-')}" for name in named if name not in RECIPE_OPTIONS]
+    if refused:
+        raise SettingsError(
+            f"{', '.join(refused)} cannot be used with --recipe bundled, which fixes them. "
+            "Leave out either."
+        )
+    data = read_data_set(args.data)
+    make_retriever(data, args.runs, args.assets, args.steps, args.fact_steps)
+    print(f"Written to {args.assets / 'encoder'}, the included encoder.")
 
 
 def run_train_model(args: argparse.Namespace) -> None:

@@ -73,7 +73,7 @@ CLIP_TEXT_BLOCK = {
 # Names
 
 
-def _of_blocks(
+def names_of_blocks(
     whole: Mapping[str, tuple[str, ...]],
     block: Mapping[str, tuple[str, ...]],
     published: str,
@@ -164,7 +164,9 @@ def _timm_vit(origin: str, vision: Mapping[str, Any], dimension: int, state: Sta
         )
     layers, patch = VIT_LAYERS[match[1]], int(match[2])
     head = "visual.head.proj.weight"
-    names = _of_blocks(TIMM_VIT, TIMM_VIT_BLOCK, "visual.trunk.blocks", "encoder.layer", layers)
+    names = names_of_blocks(
+        TIMM_VIT, TIMM_VIT_BLOCK, "visual.trunk.blocks", "encoder.layer", layers
+    )
     check_names(origin, state, {*names, head})
     trunk = {key: tensor for key, tensor in state.items() if key != head}
     hidden, inner = state[head].shape[1], state["visual.trunk.blocks.0.mlp.fc1.weight"].shape[0]
@@ -353,7 +355,7 @@ def _clip_text(origin: str, model: Mapping[str, Any], state: State) -> nn.Module
         eos_token_id=words - 1,
         pad_token_id=words - 1,
     )
-    names = _of_blocks(
+    names = names_of_blocks(
         CLIP_TEXT,
         CLIP_TEXT_BLOCK,
         "transformer.resblocks",

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,6 +111,7 @@ class OpenClip(TowerPair):
             name=name,
         )
         self.mean, self.std = tuple(mean), tuple(std)
+        self.configuration: dict[str, Any] = {}  # that it was read with
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -178,6 +180,7 @@ def read_open_clip(
         )
     if scale is not None:
         tower.logit_scale.data.fill_(float(scale))
+    tower.configuration = config
     tower.eval()
     tower.fingerprint = fingerprint_of(
         {"weights": weights, "configuration": config_path, "tokenizer": tokenizer_path}

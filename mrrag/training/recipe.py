@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +33,8 @@ from mrrag.training.data import DataSet, cached_pixels
 from mrrag.training.decoder import Vectors, train_reading, train_weighing
 from mrrag.training.llava import build_llava
 from mrrag.training.loop import cached
-from mrrag.training.retriever import build_tower, record_stages, train_retriever
+from mrrag.training.retriever import check_options, record_stages, train_retriever
+from mrrag.training.starts import BUNDLED_RECIPE, build_tower
 from mrrag.training.tokenizer import train_tokenizer
 from mrrag.training.vision import labels_of, model_pixels, patch_features, train_vision
 from mrrag.types import BUNDLED, Image, Steering
@@ -71,18 +73,25 @@ def knowledge_base_rows(data: DataSet) -> npt.NDArray[np.int64]:
     return train[: min(KNOWLEDGE_BASE_CASES, len(train) // 2)]
 
 
-def make_retriever(data: DataSet, runs: Path, assets: Path, steps: int, fact_steps: int) -> None:
-    """Train the bi-tower and save it to ``assets/encoder``."""
+def make_retriever(
+    data: DataSet, runs: Path, assets: Path, steps: int | None = None, fact_steps: int | None = None
+) -> None:
+    """Train the bi-tower and save it to ``assets/encoder``; None takes the recipe's steps."""
+    options = replace(
+        BUNDLED_RECIPE,
+        steps=BUNDLED_RECIPE.steps if steps is None else steps,
+        fact_steps=BUNDLED_RECIPE.fact_steps if fact_steps is None else fact_steps,
+    )
+    check_options(options)
     tower = build_tower(tokenizer_of(data))
     pixels = _pixels(
         data,
         runs / "cache" / f"retriever-{tower.image_size}.npy",
         partial(pixels_of, size=tower.image_size),
     )
-    train_retriever(runs / "retriever", tower, data, pixels, steps=steps, fact_steps=fact_steps)
+    train_retriever(runs / "retriever", tower, data, pixels, options)
     tower.save(assets / "encoder")
-    config = {"steps": steps, "fact_steps": fact_steps, "tower": tower.fingerprint}
-    record_stages(runs / "retriever", data, config)
+    record_stages(runs / "retriever", data, {**asdict(options), "tower": tower.fingerprint})
 
 
 def vectors_of(data: DataSet, tower: BiTower, runs: Path) -> Vectors:

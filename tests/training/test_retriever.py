@@ -16,15 +16,10 @@ from mrrag.errors import CorpusError, ModelError, SettingsError
 from mrrag.retrieval.bi_tower import paper_tower
 from mrrag.retrieval.encoders import load_encoder
 from mrrag.training import loop
-from mrrag.training.data import split_for_training
+from mrrag.training.data import DataSet, split_for_training
 from mrrag.training.loop import learning_rate
-from mrrag.training.retriever import (
-    RetrieverOptions,
-    agreement,
-    contrast,
-    fact_loss,
-    train_from_pretrained,
-)
+from mrrag.training.retriever import agreement, contrast, fact_loss, train_tower
+from mrrag.training.starts import DEFAULTS, RetrieverOptions, start_tower
 
 LABELS = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
 
@@ -63,10 +58,24 @@ def test_an_image_is_not_its_own_neighbour() -> None:
 
 def options(folder: Path, **changes: object) -> RetrieverOptions:
     image, text = write_public_weights(folder, CASED)
-    small = RetrieverOptions(
-        image, text, dimension=6, image_size=32, text_tokens=8, batch=8, steps=4
+    small = replace(
+        DEFAULTS["public"],
+        image_tower=image,
+        text_tower=text,
+        dimension=6,
+        image_size=32,
+        text_tokens=8,
+        batch=8,
+        steps=4,
+        learning_rate=0.05,
+        patience=0,
     )
-    return replace(small, **{"fact_steps": 0, "learning_rate": 0.05, **changes})
+    return replace(small, **changes)
+
+
+def train(run: Path, data: DataSet, chosen: RetrieverOptions, output: Path) -> str:
+    tower, _ = start_tower(chosen, data, output.name, assets=Path())
+    return train_tower(run, tower, data, chosen, output)
 
 
 def test_a_tower_from_public_weights_learns_and_goes_on_where_it_was_stopped(
@@ -74,7 +83,7 @@ def test_a_tower_from_public_weights_learns_and_goes_on_where_it_was_stopped(
 ) -> None:
     folder = write_data_set(tmp_path / "data", 30)
     data = split_for_training(read_corpus(folder), folder)
-    train_from_pretrained(tmp_path / "whole", data, options(tmp_path), tmp_path / "encoder")
+    train(tmp_path / "whole", data, options(tmp_path), tmp_path / "encoder")
     whole = load_encoder(tmp_path / "encoder")
     begun = paper_tower(
         *write_public_weights(tmp_path, CASED), dimension=6, image_size=32, max_text_tokens=8
@@ -86,21 +95,17 @@ def test_a_tower_from_public_weights_learns_and_goes_on_where_it_was_stopped(
             raise KeyboardInterrupt
         return learning_rate(step, **schedule)
 
-    every_step = partial(loop.fit, checkpoint_every=1)
+    every_step = partial(loop.fit, checkpoint_seconds=0)
     monkeypatch.setattr("mrrag.training.retriever.fit", every_step)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "learning_rate", stopped)
-        train_from_pretrained(tmp_path / "broken", data, options(tmp_path), tmp_path / "again")
-    assert not (tmp_path / "again").exists()
-    train_from_pretrained(
-        tmp_path / "broken", data, options(tmp_path), tmp_path / "again" / "encoder"
-    )
-    assert load_encoder(tmp_path / "again" / "encoder").fingerprint == whole.fingerprint
+        train(tmp_path / "broken", data, options(tmp_path), tmp_path / "encoder2")
+    assert not (tmp_path / "encoder2").exists()
+    train(tmp_path / "broken", data, options(tmp_path), tmp_path / "encoder2" / "encoder")
+    assert load_encoder(tmp_path / "encoder2" / "encoder").fingerprint == whole.fingerprint
 
     with pytest.raises(SettingsError, match="holds another run: steps, seed differ"):
-        train_from_pretrained(
-            tmp_path / "whole", data, options(tmp_path, steps=9, seed=1), tmp_path / "x"
-        )
+        train(tmp_path / "whole", data, options(tmp_path, steps=9, seed=1), tmp_path / "x")
 
 
 def test_a_case_whose_image_cannot_be_read_is_left_out_and_listed(
@@ -110,7 +115,7 @@ def test_a_case_whose_image_cannot_be_read_is_left_out_and_listed(
     data = split_for_training(read_corpus(folder), folder)
     first = data.rows("train")[0]
     data.records[first].image_path.write_bytes(b"no image")
-    train_from_pretrained(tmp_path / "run", data, options(tmp_path), tmp_path / "encoder")
+    train(tmp_path / "run", data, options(tmp_path), tmp_path / "encoder")
     listed = (tmp_path / "run" / "unreadable.txt").read_text().split()
     assert listed == [data.records[first].document.id]
     assert "1 images cannot be read" in caplog.text
@@ -120,7 +125,7 @@ def test_a_case_whose_image_cannot_be_read_is_left_out_and_listed(
     for row in data.rows("train")[1:]:
         data.records[row].image_path.write_bytes(b"no image")
     with pytest.raises(CorpusError, match="0 cases with a report and an image to train on"):
-        train_from_pretrained(tmp_path / "none", data, options(tmp_path), tmp_path / "encoder")
+        train(tmp_path / "none", data, options(tmp_path), tmp_path / "encoder")
 
 
 def test_without_a_network_what_is_missing_is_said(
@@ -143,12 +148,10 @@ def test_problems_are_learnt_from_where_they_are_named(tmp_path: Path) -> None:
         for n, case in enumerate(read.records)
     )
     data = split_for_training(replace(read, records=named), folder)
-    train_from_pretrained(
-        tmp_path / "run", data, options(tmp_path, steps=1, fact_steps=2), tmp_path / "encoder"
-    )
+    train(tmp_path / "run", data, options(tmp_path, steps=1, fact_steps=2), tmp_path / "encoder")
     metrics = (tmp_path / "run" / "pairs-facts" / "metrics.csv").read_text().splitlines()
     assert metrics[0].startswith("step,loss,recall_at_10")
-    assert metrics[1].startswith("2,")
+    assert metrics[-1].startswith("2,")
 
 
 def test_whole_patients_are_held_out_where_no_split_is_for_validation(tmp_path: Path) -> None:
