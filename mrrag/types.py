@@ -43,8 +43,8 @@ class Image:
     values : float32 or integer [rows, columns], or None for colour
         After the modality LUT only, for windowing in a viewer.
     windows : tuple of Window
-        The header's presets that apply to ``values``; the first one made ``display``, unless a
-        VOI LUT did (a note then says so).
+        The header's presets that apply to ``values``. The first one that leaves something to
+        see made ``display``, unless a VOI LUT or an automatic window did (a note says so).
     voi_function : str
         How ``windows`` are meant: LINEAR, LINEAR_EXACT or SIGMOID (DICOM PS3.3 C.11.2.1.3).
     inverted : bool

@@ -1,8 +1,9 @@
 """Decodes DICOM frames: one decoder for each family of compressed transfer syntaxes.
 
-imagecodecs decodes (libjpeg-turbo, CharLS, OpenJPEG, PackBits), because GDCM crashes on many
-damaged frames. pydicom then does the steps that all transfer syntaxes have in common. This
-module does not know how stored values are displayed.
+A frame's own first markers decide which decoder reads it, since some headers name another
+transfer syntax. imagecodecs decodes (libjpeg-turbo, CharLS, OpenJPEG, PackBits), because GDCM
+crashes on many damaged frames. pydicom then does the steps that all transfer syntaxes have in
+common. This module does not know how stored values are displayed.
 """
 
 from __future__ import annotations
@@ -25,19 +26,27 @@ from mrrag.data.limits import EXPORT, refusal
 __all__ = ["ALWAYS_LOSSY", "DECODERS", "J2K", "decode_frame", "native"]
 
 Array = npt.NDArray[Any]
+Decoder = Callable[[bytes, Dataset], Array]
 
 J2K = b"\xff\x4f\xff\x51"  # SOC and SIZ: the start of every JPEG 2000 codestream
+J2K_COLOURS = ("YBR_ICT", "YBR_RCT")
+LOSSLESS, JPEG_LS = 0xFFC3, 0xFFF7  # frame headers (T.81 table B.1, T.87 C.1.1)
+ITEM = b"\xfe\xff\x00\xe0"  # the start of every fragment (PS3.5 A.4)
 MAX_TRAILING_BYTES = 16  # after the end marker, not counting zeros: some writers leave a few
 
 
 class _Codestream(NamedTuple):
-    """The header of a compressed frame; ``colour`` is "" where it does not say."""
+    """The header of a compressed frame; ``colour`` is "" where it does not say.
+
+    ``marker`` is a JPEG's or JPEG-LS's frame header: FFC3 is lossless, FFF7 is JPEG-LS.
+    """
 
     rows: int
     columns: int
     samples: int
     precision: int
     colour: str = ""
+    marker: int = 0
 
 
 def _read_codestream(code: bytes) -> _Codestream:
@@ -60,7 +69,7 @@ def _read_codestream(code: bytes) -> _Codestream:
             precision, rows, columns, samples = struct.unpack_from(">BHHB", code, at + 4)
             if not colour and code[at + 10 : at + 19 : 3] in (b"RGB", b"rgb"):
                 colour = "RGB"
-            return _Codestream(rows, columns, samples, precision, colour)
+            return _Codestream(rows, columns, samples, precision, colour, marker)
         if marker == 0xFFE0 and code[at + 4 : at + 9] == b"JFIF\0":
             colour = "YBR_FULL"
         elif marker == 0xFFEE and length >= 14 and code[at + 4 : at + 9] == b"Adobe":
@@ -101,12 +110,14 @@ def _decode_jpeg(code: bytes, dataset: Dataset) -> Array:
     A lossy frame's own markers take precedence over the DICOM header, which is often wrong.
     """
     code, stream = _check_codestream(code, dataset)
+    if stream.marker != LOSSLESS:
+        dataset.LossyImageCompression = "01"
     if stream.samples == 1:
         return imagecodecs.jpeg8_decode(code)
-    if stream.colour and dataset.file_meta.TransferSyntaxUID not in LOSSLESS_JPEG:
+    if stream.colour and stream.marker != LOSSLESS:
         dataset.PhotometricInterpretation = stream.colour
-    elif dataset.PhotometricInterpretation == "YBR_FULL_422":  # no longer subsampled
-        dataset.PhotometricInterpretation = "YBR_FULL"
+    elif dataset.PhotometricInterpretation in ("YBR_FULL_422", *J2K_COLOURS):
+        dataset.PhotometricInterpretation = "YBR_FULL"  # no longer subsampled; never JPEG 2000's
     return imagecodecs.jpeg8_decode(code, colorspace="RGB", outcolorspace="RGB")  # no change
 
 
@@ -121,7 +132,7 @@ def _decode_jpeg_2000(code: bytes, dataset: Dataset) -> Array:
     """Decode JPEG 2000 and HTJ2K (PS3.5 A.4.4 and A.4.12), with or without a JP2 header."""
     code, stream = _check_codestream(code[code.index(J2K) :], dataset)
     dataset.BitsStored = stream.precision
-    if dataset.PhotometricInterpretation in ("YBR_ICT", "YBR_RCT"):  # undone by the decoder
+    if dataset.PhotometricInterpretation in J2K_COLOURS:  # undone by the decoder
         dataset.PhotometricInterpretation = "RGB"
     pixels = imagecodecs.jpeg2k_decode(code)
     if pixels.dtype.kind == "i":  # some headers say unsigned
@@ -148,7 +159,7 @@ def _decode_rle(code: bytes, dataset: Dataset) -> Array:
 
 
 # Transfer syntax (PS3.5 annex A) → decoder of one frame, or None if it is uncompressed.
-DECODERS: dict[str, Callable[[bytes, Dataset], Array] | None] = {
+DECODERS: dict[str, Decoder | None] = {
     uid.ImplicitVRLittleEndian: None,
     uid.ExplicitVRLittleEndian: None,
     uid.ExplicitVRBigEndian: None,
@@ -176,36 +187,56 @@ ALWAYS_LOSSY = tuple(
 )
 
 
-def decode_frame(dataset: Dataset, frame: int, frames: int) -> Array:
-    """Return one frame's stored values, [rows, columns], or RGB [rows, columns, 3].
+# A decoder → what its frames are called.
+CODECS: dict[Decoder | None, str] = {
+    _decode_jpeg: "JPEG",
+    _decode_jpeg_ls: "JPEG-LS",
+    _decode_jpeg_2000: "JPEG 2000",
+    _decode_rle: "RLE",
+    None: "no",
+}
+
+
+def decode_frame(dataset: Dataset, frame: int, frames: int) -> tuple[Array, list[str]]:
+    """Return one frame's stored values, [rows, columns], or RGB [rows, columns, 3], and notes.
 
     The decoded frame replaces the compressed ones in ``dataset``, as if it had never been
-    compressed. pydicom then does the steps common to every syntax: it restores the sign (by
-    PS3.5 8.2.4 and others, a codestream may be unsigned though Pixel Representation is signed)
-    and converts to RGB.
+    compressed, and ``LossyImageCompression`` is set if the frame itself says so. pydicom then
+    does the steps common to every syntax: it restores the sign (by PS3.5 8.2.4 and others, a
+    codestream may be unsigned though Pixel Representation is signed) and converts to RGB.
 
     Raises
     ------
+    ImageError
+        If the frame is of no kind that is read.
     ValueError
         If frames are missing, or the colours cannot be converted. Damaged frames raise many
         other exceptions.
     """
-    decode = DECODERS[dataset.file_meta.TransferSyntaxUID]
-    if decode is not None:
-        if parse_fragments(dataset.PixelData)[0] - 1 < frames:  # the first is the offset table
-            raise ValueError("there are fewer fragments than frames")
-        offsets = as_pixel_options(dataset).get("extended_offsets")
-        code = get_frame(
-            dataset.PixelData, frame, number_of_frames=frames, extended_offsets=offsets
-        )
+    notes: list[str] = []
+    named = DECODERS[dataset.file_meta.TransferSyntaxUID]
+    code = _compressed_frame(dataset, frame, frames)
+    if code is not None:
+        decode = _decoder_of(code, named)
+        if decode is not named:
+            notes.append(
+                f"The header names {CODECS[named]} compression, but the frame"
+                f" itself is {CODECS[decode]}: read as {CODECS[decode]}."
+            )
         pixels = decode(code, dataset)
         dataset.add_new("PixelData", "OW", pixels.tobytes())
         dataset.BitsAllocated = 8 * pixels.itemsize
         dataset.BitsStored = min(int(dataset.BitsStored), 8 * pixels.itemsize)
         dataset.PlanarConfiguration = 0
         dataset.NumberOfFrames = 1
-        dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
         frame = 0
+    elif named is not None:
+        notes.append(
+            f"The header names {CODECS[named]} compression, but the pixels are not compressed:"
+            " read as they are."
+        )
+    if named is not None or code is not None:
+        dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     pixels, found = decoder.as_array(dataset, index=frame)
     if dataset.SamplesPerPixel == 3 and (
@@ -213,10 +244,53 @@ def decode_frame(dataset: Dataset, frame: int, frames: int) -> Array:
         or (pixels.itemsize > 1 and dataset.PhotometricInterpretation != "RGB")
     ):
         raise ValueError("these colours are not ones that pydicom converts to RGB")
-    return native(pixels)
+    return native(pixels), notes
+
+
+def _compressed_frame(dataset: Dataset, frame: int, frames: int) -> bytes | None:
+    """Return a frame's bytes, or None if the pixels are not compressed, whatever is named."""
+    data = dataset.PixelData
+    named = DECODERS[dataset.file_meta.TransferSyntaxUID]
+    samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel)
+    plain = samples * int(dataset.BitsAllocated) // 8 * frames
+    if not data.startswith(ITEM):
+        # Fragments are missing: plain pixels, or one bare codestream.
+        if named is None or plain <= len(data) <= plain + 1:
+            return None
+        if frames > 1:
+            raise ValueError("the frames are not in fragments")
+        return bytes(data)
+    if named is None and len(data) >= plain:
+        return None  # pixels that happen to begin so
+    if parse_fragments(data)[0] - 1 < frames:  # the first is the offset table
+        raise ValueError("there are fewer fragments than frames")
+    offsets = as_pixel_options(dataset).get("extended_offsets")
+    return get_frame(data, frame, number_of_frames=frames, extended_offsets=offsets)
+
+
+def _decoder_of(code: bytes, named: Decoder | None) -> Decoder:
+    """Return the decoder that a frame's own markers ask for, which headers sometimes misname.
+
+    Raises
+    ------
+    ImageError
+        If the frame is of no kind that is read.
+    """
+    if code.startswith(b"\xff\xd8"):  # SOI
+        return _decode_jpeg_ls if _read_codestream(code).marker == JPEG_LS else _decode_jpeg
+    if code.startswith((J2K, b"\0\0\0\x0cjP")) or (named is _decode_jpeg_2000 and J2K in code):
+        return _decode_jpeg_2000
+    count, first = struct.unpack_from("<2I", code.ljust(8, b"\0"))
+    if 1 <= count <= 15 and first == 64:  # PS3.5 G.5
+        return _decode_rle
+    raise refusal(
+        "The compressed frame does not begin as any kind of compression that is read"
+        f" (the header names {CODECS[named]} compression).",
+        "JPEG, JPEG-LS, JPEG 2000 and RLE frames are read.",
+        EXPORT,
+    )
 
 
 def native(pixels: Array) -> Array:
-    """Return the pixels contiguous and in the machine's byte order."""
     """Return the same values, contiguous and in this machine's byte order."""
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))

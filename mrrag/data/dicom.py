@@ -1,7 +1,6 @@
-"""Reads one DICOM frame, in the order of the Standard's pipeline (PS3.4 N.2).
+"""Reads one frame of a DICOM file: its header, its stored values, and from both a picture.
 
-The steps are stored values, modality LUT, VOI LUT or window, and MONOCHROME1 inversion. Only
-the attributes listed below are ever parsed, so this module never knows who the patient is.
+Only the attributes listed below are ever parsed, so this module never knows who the patient is.
 """
 
 from __future__ import annotations
@@ -14,19 +13,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from math import isfinite
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydicom import dcmread, dcmwrite, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset
-from pydicom.pixels.processing import apply_color_lut, apply_rescale
 from pydicom.tag import BaseTag, Tag
 from pydicom.valuerep import VR
 
-from mrrag.data.codecs import ALWAYS_LOSSY, DECODERS, decode_frame, native
-from mrrag.data.grey import is_window, scale, show_full_range, window_grey
+from mrrag.data.attributes import as_list, numbers_of
+from mrrag.data.codecs import ALWAYS_LOSSY, DECODERS, decode_frame
 from mrrag.data.limits import (
     EXPORT,
     MAX_BYTES,
@@ -36,11 +32,11 @@ from mrrag.data.limits import (
     refusing,
     too_many_bytes,
 )
-from mrrag.types import Image, Window
+from mrrag.data.presentation import show_colour, show_grey
+from mrrag.data.proportions import SPACINGS
+from mrrag.types import Image
 
 __all__ = ["TAGS", "is_dicom", "parse", "read_dicom", "without_identity"]
-
-Array = npt.NDArray[Any]
 
 # The only attributes that are parsed. None of them says who the patient is.
 REQUIRED = (
@@ -61,11 +57,11 @@ FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroups
 # The sequences in functional groups that hold the transforms (PS3.3 C.7.6.16).
 MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
 ATTRIBUTES = (
-    "SOPClassUID", "Modality", "ViewPosition", "ImagerPixelSpacing", "BurnedInAnnotation",
+    "SOPClassUID", "Modality", "ViewPosition", "BurnedInAnnotation", "PresentationLUTShape",
     "LossyImageCompression", "LossyImageCompressionRatio", "NumberOfFrames",
     "PlanarConfiguration", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
-    *FUNCTIONAL_GROUPS, *REQUIRED, *TRANSFORMS, *PALETTE_DATA, *PIXELS,
+    *SPACINGS[1:], *FUNCTIONAL_GROUPS, *REQUIRED, *TRANSFORMS, *PALETTE_DATA, *PIXELS,
 )  # fmt: skip
 TAGS = tuple(Tag(keyword) for keyword in ATTRIBUTES)
 
@@ -110,25 +106,25 @@ def read_dicom(data: bytes, frame: int) -> Image:
         check_frame(frame, frames)
         _flatten_functional_groups(dataset, frame)
         tags = _read_tags(dataset)
-        notes = _read_notes(dataset, tags.get("lossy compression") == "yes", frame, frames)
         # Decoding may change it.
         photometric = str(dataset.PhotometricInterpretation)
     with refusing(f"The pixel data ({tags['transfer syntax']})"):
-        pixels = decode_frame(dataset, frame, frames)
+        pixels, decoding = decode_frame(dataset, frame, frames)
+        if dataset.get("LossyImageCompression") == "01":  # the frame itself may say so
+            tags["lossy compression"] = "yes"
+        notes = _read_notes(dataset, tags.get("lossy compression") == "yes", frame, frames)
     with refusing("The DICOM display attributes (palette, modality LUT, VOI LUT, windows)"):
         if photometric in GREY:
-            image = _show_grey(pixels, dataset, inverted=photometric == "MONOCHROME1")
-        elif photometric == PALETTE:
-            image = Image(_apply_palette(pixels, dataset))
+            image = show_grey(pixels, dataset, inverted=photometric == "MONOCHROME1")
         else:
-            image = Image(scale(pixels, 0, 2 ** int(dataset.BitsStored) - 1))
+            image = show_colour(pixels, dataset, palette=photometric == PALETTE)
     return replace(
         image,
         display=np.ascontiguousarray(image.display),
         frame=frame,
         frames=frames,
         tags=tags,
-        notes=(*notes, *image.notes),
+        notes=(*notes, *decoding, *image.notes),
         sha256=hashlib.sha256(data).hexdigest(),
     )
 
@@ -247,23 +243,16 @@ def _code(value: object) -> str:
 def _number(value: object) -> str:
     """Return a number, or two joined by "x", to four digits; "" for anything else."""
     try:
-        numbers = [float(number) for number in _as_list(value)]
+        numbers = [float(number) for number in as_list(value)]
     except (TypeError, ValueError):
         return ""
     return " x ".join(f"{number:.4g}" for number in numbers[:2] if isfinite(number))
 
 
-def _as_list(value: Any) -> list[Any]:
-    """Return the values of an element as a list: none, one or several."""
-    """Return the values of an attribute that may be absent, single or several."""
-    if value is None or value == "":
-        return []
-    return [value] if isinstance(value, (str, int, float)) else list(value)
-
-
 def _read_tags(dataset: Dataset) -> dict[str, str]:
     """Return the technical attributes to show, in forms that cannot contain a name."""
-    spacing = _number(dataset.get("PixelSpacing")) or _number(dataset.get("ImagerPixelSpacing"))
+    spacings = (_number(numbers_of(dataset, keyword)) for keyword in SPACINGS[:3])
+    spacing = next(filter(None, spacings), "")
     tags = {
         "modality": _code(dataset.get("Modality")),
         "view position": _code(dataset.get("ViewPosition")),
@@ -286,7 +275,7 @@ def _read_notes(dataset: Dataset, lossy: bool, frame: int, frames: int) -> list[
     """Return what to know before trusting the picture: frame, lossy compression, burned-in text."""
     notes = [f"Frame {frame + 1} of {frames}."] if frames > 1 else []
     if lossy:  # PS3.3 C.7.6.1.1.5
-        ratio = _number(_as_list(dataset.get("LossyImageCompressionRatio"))[-1:])
+        ratio = _number(as_list(dataset.get("LossyImageCompressionRatio"))[-1:])
         notes.append(
             "The picture was compressed with loss" + (f" ({ratio} to 1)." if ratio else ".")
         )
@@ -296,146 +285,3 @@ def _read_notes(dataset: Dataset, lossy: bool, frame: int, frames: int) -> list[
     elif burned_in != "NO":
         notes.append("The header does not exclude burned-in text, which could name the patient.")
     return notes
-
-
-# Grey-scale and colour transforms, in the order of the pipeline
-
-
-def _show_grey(pixels: Array, dataset: Dataset, *, inverted: bool) -> Image:
-    """Return the display of stored grey values, with what a viewer needs to window them."""
-    shown = ~_find_padding(pixels, dataset)
-    values = _apply_modality_lut(pixels, dataset)
-    windows, notes = _read_windows(dataset)
-    display, note = _apply_voi(values, shown, dataset, windows)
-    notes.append(note)
-    if inverted:
-        display = 255 - display
-        notes.append("MONOCHROME1: low values are shown bright.")
-    padding = None
-    if not shown.all():
-        padding = ~shown
-        display[padding] = 0
-        notes.append(f"Padding ({1 - shown.mean():.1%} of the pixels) is shown black.")
-    return Image(
-        display=display,
-        values=values,
-        windows=windows,
-        voi_function=str(dataset.get("VOILUTFunction") or "LINEAR") if windows else "LINEAR",
-        inverted=inverted,
-        padding=padding,
-        notes=tuple(notes),
-    )
-
-
-def _is_little(dataset: Dataset) -> bool:
-    return bool(dataset.file_meta.TransferSyntaxUID != uid.ExplicitVRBigEndian)
-
-
-def _find_padding(pixels: Array, dataset: Dataset) -> npt.NDArray[np.bool_]:
-    """Return which pixels are padding, by their stored values (PS3.3 C.7.5.1.1.2)."""
-    value = dataset.get("PixelPaddingValue")
-    if value is None:
-        return np.zeros(pixels.shape, bool)
-    limit = dataset.get("PixelPaddingRangeLimit")
-    # Some headers state a signed value as unsigned: the cast restores its sign.
-    ends = np.array([value, value if limit is None else limit]).astype(pixels.dtype)
-    padding: npt.NDArray[np.bool_] = (pixels >= ends.min()) & (pixels <= ends.max())
-    return padding
-
-
-def _look_up(values: Array, descriptor: Any, data: Any, little: bool) -> Array:
-    """Map values through a lookup table (PS3.3 C.11.1.1, C.11.2.1.1 and C.7.6.3.1.5).
-
-    pydicom 3.0 has its own, which wraps the index of tables of more than 256 8-bit entries.
-    """
-    count, first, _ = (int(number) for number in descriptor)
-    count = count or 2**16
-    if isinstance(data, bytes):
-        kind = "u1" if len(data) < 2 * count else "<u2" if little else ">u2"
-        entries = np.frombuffer(data, kind)
-    else:
-        entries = np.array(_as_list(data)).astype(np.uint16)
-    index = np.clip(np.rint(values), first, first + count - 1).astype(np.int32) - first
-    return native(entries[:count])[index]
-
-
-def _apply_modality_lut(pixels: Array, dataset: Dataset) -> Array:
-    """Return modality values (PS3.3 C.11.1): by a table, or by slope and intercept."""
-    if dataset.get("ModalityLUTSequence"):
-        item = dataset.ModalityLUTSequence[0]
-        return _look_up(pixels, item.LUTDescriptor, item.LUTData, _is_little(dataset))
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    if slope is None or intercept is None or (slope == 1 and intercept == 0):
-        return pixels
-    values: Array = apply_rescale(pixels, dataset).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("the rescale slope or intercept is not finite")
-    return values
-
-
-def _read_windows(dataset: Dataset) -> tuple[tuple[Window, ...], list[str]]:
-    """Return the header's valid windows (PS3.3 C.11.2.1.2), and a note for each invalid one."""
-    function = dataset.get("VOILUTFunction") or "LINEAR"
-    notes = []
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        notes.append("The header's VOI LUT function is not known: its windows are taken as linear.")
-        function = dataset.VOILUTFunction = "LINEAR"
-    names = _as_list(dataset.get("WindowCenterWidthExplanation"))
-    pairs = zip(
-        _as_list(dataset.get("WindowCenter")), _as_list(dataset.get("WindowWidth")), strict=False
-    )
-    windows = []
-    for i, (center, width) in enumerate((float(c), float(w)) for c, w in pairs):
-        if not is_window(center, width, function):
-            notes.append(f"The header's window {i + 1} has a width of {width:g} and was left out.")
-            continue
-        name = "".join(c for c in str(names[i]) if c.isprintable())[:64] if i < len(names) else ""
-        windows.append(Window(name.strip() or f"Window {i + 1}", center, width))
-    return tuple(windows), notes
-
-
-def _apply_voi(
-    values: Array, shown: npt.NDArray[np.bool_], dataset: Dataset, windows: tuple[Window, ...]
-) -> tuple[npt.NDArray[np.uint8], str]:
-    """Return the display of modality values, and a note: by VOI LUT, else window, else full range.
-
-    If a header has both a VOI LUT and windows, PS3.3 C.11.2 leaves the choice; the VOI LUT is
-    the more specific.
-    """
-    tables = [
-        item
-        for item in dataset.get("VOILUTSequence") or []
-        if "LUTDescriptor" in item and "LUTData" in item
-    ]
-    if tables:
-        descriptor, data = tables[0].LUTDescriptor, tables[0].LUTData
-        mapped = _look_up(values, descriptor, data, _is_little(dataset))
-        return (
-            scale(mapped, 0, 2 ** int(descriptor[2]) - 1),
-            "Shown through the header's VOI LUT" + (", not its windows." if windows else "."),
-        )
-    if windows:
-        window = windows[0]
-        return (
-            window_grey(values, window, dataset.get("VOILUTFunction") or "LINEAR"),
-            f"Shown through the header's window “{window.name}”"
-            f" (centre {window.center:g}, width {window.width:g}).",
-        )
-    return show_full_range(values, shown)
-
-
-def _apply_palette(pixels: Array, dataset: Dataset) -> npt.NDArray[np.uint8]:
-    """Return the RGB of palette indices (PS3.3 C.7.9); pydicom expands segmented tables."""
-    top = 2 ** int(dataset.RedPaletteColorLookupTableDescriptor[2]) - 1
-    if "RedPaletteColorLookupTableData" not in dataset:
-        return scale(apply_color_lut(pixels, dataset)[..., :3], 0, top)
-    planes = [
-        _look_up(
-            pixels,
-            dataset[f"{colour}PaletteColorLookupTableDescriptor"].value,
-            dataset[f"{colour}PaletteColorLookupTableData"].value,
-            _is_little(dataset),
-        )
-        for colour in ("Red", "Green", "Blue")
-    ]
-    return scale(np.stack(planes, axis=-1), 0, top)

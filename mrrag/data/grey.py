@@ -1,4 +1,7 @@
-"""Grey values → display: VOI windows (PS3.3 C.11.2), or the full range without a window."""
+"""Grey values → display: VOI windows (PS3.3 C.11.2), the full range, or an automatic window.
+
+This module also measures whether a display leaves anything to see.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,29 @@ import numpy.typing as npt
 from mrrag.data.limits import refusal
 from mrrag.types import Image, Window
 
-__all__ = ["apply_window", "is_window", "scale", "show_full_range", "window_grey"]
+__all__ = [
+    "apply_window",
+    "automatic_window",
+    "fit_window",
+    "is_window",
+    "leaves_nothing",
+    "scale",
+    "show_full_range",
+    "window_grey",
+]
 
 Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+# The automatic window runs between these quantiles of the values, so that a marker, a hot pixel
+# or a piece of metal does not decide it.
+QUANTILES = (0.005, 0.995)
+# A display leaves nothing to see if this share of the greys ends black or white,
+LOST = 0.9
+# or if all but 2 in 1,000 pixels lie within so few of its 256 levels, where four times as many
+# are possible.
+FEW_LEVELS = 32
+SAMPLE = 2**20  # pixels that are measured; of larger pictures every n-th row and column
 
 
 def apply_window(image: Image, window: Window, *, invert: bool = False) -> Image:
@@ -46,6 +69,84 @@ def apply_window(image: Image, window: Window, *, invert: bool = False) -> Image
         f"width {window.width:g}{', inverted' if invert else ''})."
     )
     return replace(image, display=display, notes=(*image.notes, note))
+
+
+def automatic_window(image: Image) -> Window | None:
+    """Return a window that shows nearly all values of a picture.
+
+    It runs from the 0.5th to the 99.5th percentile of the values that are not padding, or
+    over their full range if these are the same.
+
+    Returns
+    -------
+    Window or None
+        Named "Automatic", in units of ``image.values``, and meant by ``image.voi_function``.
+        None if the picture has no ``values``, or all of them are the same.
+    """
+    if image.values is None:
+        return None
+    shown = np.ones(image.values.shape, bool) if image.padding is None else ~image.padding
+    return fit_window(image.values, shown, image.voi_function)
+
+
+def fit_window(values: Array, shown: Mask, function: str) -> Window | None:
+    """Return :func:`automatic_window` of values [rows, columns], where ``shown`` is true."""
+    at = _sample(values.shape)
+    inside = values[at][shown[at]]
+    if not inside.size:
+        return None
+    low, high = (float(v) for v in np.quantile(inside, QUANTILES, method="nearest"))
+    if low == high:
+        low, high = float(inside.min()), float(inside.max())
+    if low == high:
+        return None
+    if function == "LINEAR":  # its lowest value is black, and its highest white
+        return Window("Automatic", (low + high + 1) / 2, high - low + 1)
+    return Window("Automatic", (low + high) / 2, high - low)
+
+
+def leaves_nothing(display: npt.NDArray[np.uint8], values: Array, shown: Mask) -> bool:
+    """Return whether a display leaves nothing to see that an automatic window would show.
+
+    Either it makes nearly all greys of the automatic window as dark or as bright as it gets (a
+    window beside the values, or far too narrow), or it squeezes nearly all pixels into very
+    few grey levels (a window far too wide). A picture whose values are few or alike is
+    never judged so, since no window would show more.
+
+    Parameters
+    ----------
+    display
+        uint8 [rows, columns].
+    values
+        [rows, columns], in any unit that the display was made from.
+    shown
+        bool [rows, columns]: which pixels are not padding.
+    """
+    window = fit_window(values, shown, "LINEAR")
+    if window is None:
+        return False
+    at = _sample(values.shape)
+    inside = shown[at]
+    levels = display[at][inside]
+    automatic = window_grey(values[at], window, "LINEAR")[inside]
+    grey = levels[(automatic > 7) & (automatic < 248)]
+    ends = (grey == levels.min()) | (grey == levels.max())
+    if grey.size and ends.mean() >= LOST:
+        return True
+    span = _span(levels)
+    return span < FEW_LEVELS and _span(automatic) >= 4 * max(span, 1)
+
+
+def _span(levels: npt.NDArray[np.uint8]) -> int:
+    """Return over how many grey levels all but 2 in 1,000 pixels run."""
+    low, high = np.quantile(levels, (0.001, 0.999), method="nearest")
+    return int(high) - int(low)
+
+
+def _sample(shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Return every n-th row and column, so that about ``SAMPLE`` pixels are left."""
+    step = slice(None, None, max(1, round((shape[0] * shape[1] / SAMPLE) ** 0.5)))
+    return step, step
 
 
 def window_grey(values: Array, window: Window, function: str) -> npt.NDArray[np.uint8]:
@@ -99,9 +200,7 @@ def is_window(center: float, width: float, function: str) -> bool:
     return width >= 1 if function == "LINEAR" else width > 0
 
 
-def show_full_range(
-    values: Array, shown: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.uint8], str]:
+def show_full_range(values: Array, shown: Mask) -> tuple[npt.NDArray[np.uint8], str]:
     """Map the full range of the shown values linearly to the display.
 
     Returns

@@ -433,7 +433,7 @@ def test_only_the_requested_frame_is_decoded() -> None:
     file = io.BytesIO()
     dataset.save_as(file)
     assert np.array_equal(read_image(file.getvalue()).values, RAMP)  # type: ignore[arg-type]
-    assert "cut short" in refusal(file.getvalue(), frame=1)
+    assert "does not begin as any kind" in refusal(file.getvalue(), frame=1)
 
 
 @pytest.mark.parametrize("frame", [-1, 30, 10**9])
@@ -695,10 +695,6 @@ REFUSED = {
     "no known colours": (make_dicom(RAMP, PhotometricInterpretation=NAME[:16]), "no known form"),
     "raw YBR_ICT": (make_dicom(RGB, PhotometricInterpretation="YBR_ICT"), "cut short"),
     "infinite slope": (make_dicom(RAMP, RescaleSlope="1e308", RescaleIntercept=0), "display"),
-    "short table": (
-        make_dicom(RAMP, ModalityLUTSequence=make_item(LUTDescriptor=[9, 0, 8])),
-        "LUT",
-    ),
     "broken codestream": (make_compressed(b"\xff\xd8 no\xff\xd9", JPEGExtended12Bit, RAMP), "JPEG"),
 }
 
