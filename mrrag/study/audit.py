@@ -35,7 +35,7 @@ from mrrag.study.labels import Labels, labels_of_problems, labels_of_reports, ne
 from mrrag.study.similarities import Queries, Similarities, similarities
 from mrrag.types import FloatArray, Weights
 
-__all__ = ["Compared", "audit", "choose_weights", "compared", "facts_of", "sample_of"]
+__all__ = ["Compared", "asked_of", "audit", "choose_weights", "compared", "facts_of", "sample_of"]
 
 FORMAT = 1
 MAX_DOCUMENTS = 20_000  # a larger base is sampled; five matrices of 500 queries take 200 MB
@@ -121,9 +121,7 @@ def compared(
     labels = labels_of_problems(
         [d.id for d in queries.documents], [d.id for d in documents], records
     ) or labels_of_reports([d.report for d in queries.documents], [d.report for d in documents])
-    with_F = labels.has_QL.sum(axis=0)
-    without_F = len(labels.has_QL) - with_F
-    asked_F = np.flatnonzero(np.minimum(with_F, without_F) >= FEWEST)
+    asked_F = asked_of(labels)
     if not len(asked_F):
         raise SettingsError(
             f"No finding is had by at least {FEWEST} of the {len(queries.documents)} query "
@@ -140,6 +138,19 @@ def compared(
         )
     _, patient_Q = np.unique([d.patient for d in queries.documents], return_inverse=True)
     return Compared(queries, labels, asked_F, patient_Q, similar, k)
+
+
+def asked_of(labels: Labels) -> Int64Array:
+    """Return the labels that enough queries have and lack, but none that equals one before it.
+
+    Where every fracture is of a rib, "fracture" and "rib fracture" would count twice.
+    """
+    with_L = labels.has_QL.sum(axis=0)
+    enough_L = np.minimum(with_L, len(labels.has_QL) - with_L) >= FEWEST
+    all_XL = np.concatenate([labels.has_QL, labels.holds_NL])
+    _, first = np.unique(all_XL, axis=1, return_index=True)
+    asked_F: Int64Array = np.sort(first[enough_L[first]])
+    return asked_F
 
 
 def audit(case: Compared, weights: Weights, *, seed: int = 0) -> dict[str, Any]:

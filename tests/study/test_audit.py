@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mrrag.errors import SettingsError
-from mrrag.study.audit import Compared, audit, choose_weights
+from mrrag.study.audit import Compared, asked_of, audit, choose_weights
 from mrrag.study.audit_text import audit_text, choice_text, reading
 from mrrag.study.labels import Labels
 from mrrag.study.similarities import Queries, Similarities
@@ -72,3 +72,10 @@ def test_weights_are_not_chosen_on_too_few_patients() -> None:
     one = replace(case(1.0), patient_Q=np.zeros(160, np.int64))
     with pytest.raises(SettingsError, match="half of the patients"):
         choose_weights(one, ALIKE)
+
+
+def test_labels_that_are_one_and_the_same_count_once() -> None:
+    has_QL = np.zeros((40, 4), bool)
+    has_QL[:10, :2] = has_QL[5:20, 2] = has_QL[:3, 3] = True  # the last is too rare
+    labels = Labels(("rib fracture", "fracture", "scar", "rare"), has_QL, has_QL, "finding rules")
+    assert asked_of(labels).tolist() == [0, 2]
