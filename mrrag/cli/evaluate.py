@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mrrag.cli.options import (
     RUNS,
     Commands,
+    add_ask,
     add_command,
     add_data,
     add_json,
@@ -45,6 +46,7 @@ def add_commands(commands: Commands) -> None:
     )
     add_pipeline(evaluate)
     add_data(evaluate, required=False, text="data set or VQA file (default: the bundled world)")
+    add_ask(evaluate)
     _add_questions_and_methods(evaluate)
     evaluate.add_argument(
         "--folder",
@@ -196,6 +198,8 @@ def experiment_data(args: argparse.Namespace) -> Corpus:
 
     if args.data is not None:
         return read_chosen(args)
+    if args.ask is not None:
+        raise SettingsError("--ask goes with --data, which names the data set. Give both.")
     if args.split == "all":
         raise SettingsError("The bundled world is drawn a split at a time. Name one with --split.")
     return read_corpus(bundled_world(args.assets, args.split or "test"))

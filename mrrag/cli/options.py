@@ -108,6 +108,17 @@ def add_data(
     add_layout(command)
 
 
+def add_ask(command: argparse._ActionsContainer) -> None:
+    """Add the option that names the questions about a data set."""
+    command.add_argument(
+        "--ask",
+        type=Path,
+        metavar="FILE",
+        help="questions about the data set, such as `mrrag questions` writes "
+        "(default: its own, or questions.jsonl in its directory)",
+    )
+
+
 def add_json(command: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -129,10 +140,15 @@ def load_chosen(args: argparse.Namespace, device: str | None = None) -> Pipeline
 
 
 def read_chosen(args: argparse.Namespace) -> Corpus:
-    """Read the data set that the options name; with ``--vqa``, questions as reports."""
-    from mrrag.data.corpus import read_corpus, with_questions_as_reports
+    """Read the data set that the options name; with ``--vqa``, questions as reports.
+
+    With ``--ask``, its questions are those of that file.
+    """
+    from mrrag.data.corpus import read_corpus, with_questions, with_questions_as_reports
 
     read = read_corpus(args.data, args.layout, images=args.images)
+    if getattr(args, "ask", None) is not None:
+        read = with_questions(read, args.ask)
     return with_questions_as_reports(read) if getattr(args, "vqa", False) else read
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "detect_layout",
     "read_corpus",
     "read_questions",
+    "with_questions",
     "with_questions_as_reports",
 ]
 
@@ -151,7 +152,7 @@ def read_corpus(
     if path.is_dir() and (path / "source.json").is_file():
         corpus = _with_origin(corpus, path / "source.json")
     if path.is_dir() and (path / "questions.jsonl").is_file() and not is_vqa:
-        corpus = _with_questions(corpus, path / "questions.jsonl")
+        corpus = with_questions(corpus, path / "questions.jsonl")
     return corpus
 
 
@@ -210,8 +211,11 @@ def _with_origin(corpus: Corpus, path: Path) -> Corpus:
     return replace(corpus, records=tuple(records))
 
 
-def _with_questions(corpus: Corpus, path: Path) -> Corpus:
-    """Add the questions of a ``questions.jsonl``; skip those about records not read."""
+def with_questions(corpus: Corpus, path: Path) -> Corpus:
+    """Return the corpus with a file's questions (:func:`read_questions`) in place of its own.
+
+    Those about records that were not read are skipped.
+    """
     ids = {record.document.id for record in corpus.records}
     found = Collector[Question]()
     for question in read_questions(path):

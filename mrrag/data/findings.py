@@ -10,7 +10,7 @@ This module knows only words: no images, no models, no scores.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -77,7 +77,7 @@ def asked(question: str) -> tuple[Asked, ...]:
     found: dict[str, Literal["presence", "absence"]] = {}
     for finding, start, stop in _longest_wordings(lowered):
         gone = lowered.startswith((" absent", " resolved"), stop)
-        absence = gone or stance_in(lowered, start, stop) == "denied"
+        absence = gone or stance_in(lowered, start, stop, (0, len(lowered))) == "denied"
         found.setdefault(finding, "absence" if absence else "presence")
     for structure in STRUCTURES:
         if found.keys() & set(structure.findings):
@@ -125,6 +125,7 @@ def mentions(report: str, findings: Collection[str]) -> tuple[Mention, ...]:
     found: list[Mention] = []
     for finding in findings:
         names, denials = _patterns(finding)
+        # In order and apart, so that bisection finds the one that a wording may be part of.
         denied = [m.span() for m in denials.finditer(lowered)] if denials else []
         for start, stop in denied:
             # "The heart is not normal in size"; a "no" at the start is the denial's own.
@@ -132,10 +133,11 @@ def mentions(report: str, findings: Collection[str]) -> tuple[Mention, ...]:
             found.append(Mention(finding, start, stop, "affirmed" if negated else "denied"))
         for match in names.finditer(lowered):
             start, stop = match.span()
-            if any(a < stop and start < b for a, b in denied):
+            n = bisect_left(denied, (stop, stop))
+            if n and start < denied[n - 1][1]:
                 continue
-            first, last = places[bisect_right(starts, start) - 1]
-            if said := stance_in(lowered[first:last], start - first, stop - first):
+            within = places[bisect_right(starts, start) - 1]
+            if said := stance_in(lowered, start, stop, within):
                 found.append(Mention(finding, start, stop, said))
     return tuple(sorted(found, key=lambda m: (m.start, m.stop)))
 

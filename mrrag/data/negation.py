@@ -9,6 +9,7 @@ This module knows no finding: it is given a sentence and the place of a mention 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal
 
 __all__ = ["NEGATIONS", "Stance", "sentences", "stance_in"]
@@ -34,9 +35,10 @@ _NOT_NEGATIONS = re.compile(
     r"(?: of)?\b"
 )
 _NEGATIONS_AFTER = re.compile(
-    r"^[\w ,-]{0,24}?\b(?:(?:is|are|was|were|has|have) (?:(?:since|now|been|completely|largely) )*"
+    r"^(?:[\w ,-]{0,24}?|[\w -]{0,40}?)\b(?:(?:is|are|was|were|has|have)"
+    r" (?:(?:since|now|been|completely|largely) )*"
     r"(?:absent|resolved|cleared|removed|discontinued|ruled out|unlikely"
-    rf"|no longer {_SEEN}|not (?:\w+ )?{_SEEN})"
+    rf"|no longer {_SEEN}|not (?:\w+[ -])?{_SEEN})"
     r"|(?<!partially )(?<!nearly )(?<!almost )resolved|ruled out|removed)\b"
 )
 _DOUBTS = re.compile(
@@ -100,19 +102,36 @@ def sentences(text: str) -> list[tuple[int, int]]:
     return [*places, (start, len(text))]
 
 
-def stance_in(sentence: str, start: int, stop: int) -> Stance | None:
-    """Return what a sentence in lower case says about its words from ``start`` to ``stop``.
+def stance_in(text: str, start: int, stop: int, within: tuple[int, int]) -> Stance | None:
+    """Return what a sentence says about its words from ``start`` to ``stop``.
 
-    None where it only says that they could not be judged ("evaluation for pneumothorax is
-    limited").
+    Parameters
+    ----------
+    text
+        In lower case.
+    within
+        Start and stop of the sentence in the text.
+
+    Returns
+    -------
+    str or None
+        None where it only says that they could not be judged ("evaluation for pneumothorax is
+        limited").
     """
-    # Including the mention: "the heart is not enlarged" contains its own negation.
-    before = sentence[max(0, start - REACH) : stop]
-    length = stop - start
+    before = text[max(within[0], start - REACH) : stop]
+    return _judge(before, stop - start, text[stop : min(within[1], stop + REACH)])
+
+
+# Reports repeat themselves: most sentences of a data set occur in many of its reports.
+@lru_cache(maxsize=1 << 14)
+def _judge(before: str, length: int, after: str) -> Stance | None:
+    """Return the stance of the last ``length`` characters of ``before``.
+
+    They are part of it, because "the heart is not enlarged" contains its own negation.
+    """
     ends = [m.end() for m in _CLAUSE_END.finditer(before[: len(before) - length])]
     before = _NOT_NEGATIONS.sub(" ", before[ends[-1] if ends else 0 :])
     ahead = before[: len(before) - length]
-    after = sentence[stop : stop + REACH]
     cut = _CLAUSE_END.search(after)
     after = after[: cut.start()] if cut else after
     if _SAYS_NOTHING_BEFORE.search(ahead) or _SAYS_NOTHING_AFTER.search(after):

@@ -25,7 +25,7 @@ _FILL = (
 _CLEAR = (
     r"lungs?(?: (?:fields|bases|xxxx))?(?: (?:is|are|appears?|remains?|both|xxxx|otherwise|grossly"
     r"|well|expanded|and|but|mildly|slightly|mild|hypo\w+|hyper\w+|bilaterally|essentially"
-    r"|symmetrically|normally|inflated|aerated|to be|fully))*? clear\b(?! of)"
+    r"|symmetrically|normally|inflated|aerated|to be|fully)){0,12}? clear\b(?! of)"
     r"|(?<!un)\bclear lungs?\b(?! of)"
 )
 _BONES = r"(?:bones|(?:bony|osseous|skeletal)(?: (?:structures?|thorax|elements))?|skeleton)"
@@ -85,7 +85,7 @@ FINDINGS: dict[str, tuple[str, str]] = {
         rf"(?:tortuous|torturous|ectatic|ectasia of the|unfold\w+|dilat\w+|aneurysm\w*"
         rf"|tortuosity of the|uncoil\w+|{_CALCIFIED})"
         rf"(?: (?:and|or|of|in|along|the|within|involving|ectatic|calcifi\w+|mildly"
-        rf"|changes?|disease|plaques?|tortuous|arch|thoracic|descending)|,|/\w+)*? {_AORTA}"
+        rf"|changes?|disease|plaques?|tortuous|arch|thoracic|descending)|,|/\w+){{0,8}}? {_AORTA}"
         rf"|{_AORTA}(?: [\w,-]+){{0,4}}? (?:tortu\w+|ecta\w+|unfold\w+|dilat\w+|aneurysm\w*"
         rf"|uncoil\w+|enlarge\w+|elongat\w+|{_CALCIFIED})|atherosclerosis",
         rf"{_NORMAL} {_AORTA}|(?:thoracic aorta|aortic (?:arch|knob|contours?)){_FILL}{{0,6}} "
@@ -113,7 +113,7 @@ FINDINGS: dict[str, tuple[str, str]] = {
         r"(?:abnormalit\w+|findings?|lesions?|injur\w+|process)",
     ),
     "scoliosis": (
-        r"(?:(?:dextro|levo|kypho|roto)-? ?)*scolio(?:sis|tic)|(?:dextro|levo)-?curvature"
+        r"(?:(?:dextro|levo|kypho|roto)-? ?){0,2}scolio(?:sis|tic)|(?:dextro|levo)-?curvature"
         r"|curvature of the(?: \w+)? spine",
         r"spine is straight",
     ),

@@ -189,6 +189,14 @@ def test_shared_words_are_found_without_common_ones() -> None:
     assert [report[a:b] for a, b in places] == ["fracture", "Effusions"]
 
 
-def test_a_megabyte_of_text_is_read_in_moments() -> None:
-    report = "no effusion " * 90_000
-    assert stance(report, "pleural effusion") == "denied"
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("no effusion ", "denied"),
+        ("heart normal, pleural effusion ", "affirmed"),
+        ("calcified dextro lungs and costophrenic ", None),
+    ],
+)
+def test_a_megabyte_of_text_is_read_in_moments(words: str, said: str | None) -> None:
+    report = words * (2**20 // len(words))
+    assert stance(report, "pleural effusion") == said
