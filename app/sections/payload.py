@@ -20,7 +20,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from app.sections.visit import Update
-from mrrag.data.grey import window_grey
+from mrrag.data.grey import automatic_window, window_grey
 from mrrag.data.images import strip_identity
 from mrrag.errors import ImageError
 from mrrag.report.pictures import data_url, shrink
@@ -213,7 +213,8 @@ def header_presets(
 ) -> tuple[tuple[Window, ...], npt.NDArray[np.uint8] | None]:
     """Return the windows to choose from; the first reproduces the picture as it was read.
 
-    If none does (the header has a VOI LUT), the greys of ``table`` that do come with them.
+    They are the header's, an automatic one and the full range. If none reproduces it (the
+    header has a VOI LUT), the greys of ``table`` that do come with them.
     """
     is_bytes = values.dtype == np.uint8
     values, display = values[::step, ::step], image.display[::step, ::step]
@@ -231,8 +232,11 @@ def header_presets(
     else:
         full = Window("Full range", (low + high) / 2, (high - low) or 1.0)
     stored = (Window("As stored", 128, 256),) if is_bytes else ()
-    windows = (*image.windows, full) if image.windows else (*stored, full)
-    first = next((w for w in dict.fromkeys((windows[0], full)) if reproduces(w)), None)
+    found = automatic_window(image)
+    same = found is None or (found.center, found.width) == (full.center, full.width)
+    automatic = () if found is None or same else (found,)
+    windows = (*(image.windows or stored), *automatic, full)
+    first = next((window for window in windows if reproduces(window)), None)
     if first is None:
         places, at = np.unique(inside, return_index=True)
         greys = np.interp(table, places.astype(np.float64), plain[shown][at].astype(np.float64))

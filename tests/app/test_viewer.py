@@ -17,7 +17,7 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from tiny_case import ABOUT, LEARNT_CONTROLS
-from tiny_dicom import NAME, RAMP, RGB, make_dicom, make_table, shipped
+from tiny_dicom import NAME, RAMP, RGB, make_dicom, make_picture, make_table, shipped
 
 from app.backend import Backend
 from app.sections import payload, viewer
@@ -153,7 +153,38 @@ def test_the_first_look_is_the_servers(data: bytes) -> None:
 def test_the_header_presets_keep_their_names_and_order() -> None:
     names = {"WindowCenterWidthExplanation": ["BONE", "LUNG"]}
     sent = sent_film(read_image(make_dicom(DEEP, **WINDOW, **names)))
-    assert [p["name"] for p in sent["presets"]] == ["BONE", "LUNG", "Full range"]
+    assert [p["name"] for p in sent["presets"]] == ["BONE", "LUNG", "Automatic", "Full range"]
+
+
+def test_an_automatic_window_is_offered_and_the_model_reads_it() -> None:
+    pixels = DEEP.copy()
+    pixels[0, :10] = 65535  # a marker
+    image = read_image(make_dicom(pixels, WindowCenter=2000, WindowWidth=3000))
+    found = {preset["name"]: preset for preset in sent_film(image)["presets"]}
+    assert list(found) == ["Window 1", "Automatic", "Full range"]
+    automatic = found["Automatic"]
+    assert automatic["width"] < found["Full range"]["width"] / 10
+    asked = view(center=automatic["center"], width=automatic["width"])
+    seen = viewer.through_window(image, asked)
+    window = Window("", automatic["center"], automatic["width"])
+    np.testing.assert_array_equal(seen.display, apply_window(image, window).display)
+    assert seen.display.std() > 50
+    assert f"width {automatic['width']:g}" in seen.notes[-1]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_film_stored_as_rgb_has_a_window(kind: str) -> None:
+    import PIL.Image
+
+    film = (np.add.outer(np.arange(64), np.arange(80)) + 30).astype(np.uint8)
+    image = read_image(make_picture(PIL.Image.fromarray(film).convert("RGB"), kind))
+    sent = sent_film(image)
+    assert sent["kind"] == "grey"
+    assert sent["presets"][0]["name"] == "As stored"
+    asked = view(center=100, width=51, invert=True)
+    seen = viewer.through_window(image, asked)
+    assert (int(seen.display[0, 0]), int(seen.display[-1, -1])) == (255, 0)
+    assert "grey, stored as RGB" in viewer.details(image, "A title")
 
 
 def test_colour_travels_as_it_is() -> None:

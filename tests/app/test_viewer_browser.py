@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_presets_of_the_header_are_chosen_by_name_and_by_number(page: Any, tmp_p
     data = make_dicom(RAMP, **WINDOW)
     upload(page, tmp_path, data)
     assert page.locator(".preset option").all_inner_texts() == [
-        "BONE", "LUNG", "Full range", "By hand",
+        "BONE", "LUNG", "Automatic", "Full range", "By hand",
     ]  # fmt: skip
     page.select_option(".preset select", label="LUNG")
     assert (window_of(page)["center"], window_of(page)["width"]) == (1000, 500)
@@ -149,6 +150,32 @@ def test_presets_of_the_header_are_chosen_by_name_and_by_number(page: Any, tmp_p
     page.keyboard.press("1")
     assert window_of(page)["center"] == 2000
     assert "BONE" in overlay(page, ".hud-window")
+
+
+def test_the_pictures_of_a_zip_are_opened_by_their_thumbnails(
+    page: Any, server: Server, tmp_path: Path
+) -> None:
+    file = io.BytesIO()
+    film = PIL.Image.fromarray((RAMP // 16).astype(np.uint8)).convert("RGB")
+    jpeg = io.BytesIO()
+    film.save(jpeg, "JPEG", quality=95)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("Patient^Secret/2", make_dicom(RAMP, **WINDOW, ViewPosition="PA"))
+        archive.writestr("Patient^Secret.jpg", jpeg.getvalue())
+        archive.writestr("readme.txt", "a text")
+    upload(page, tmp_path, file.getvalue())
+    assert "Picture 1 of 2, frontal" in page.inner_text(".film-title")
+    assert "1 file was left out" in page.inner_text("#pictures")
+    assert "Secret" not in page.content()
+    page.click("#pictures button >> nth=1")
+    page.wait_for_selector("#status:has-text('Picture 2 of 2. Press Ask.')")
+    page.wait_for_selector("#pictures [aria-pressed=true]:has-text('Picture 2 of 2')")
+    page.wait_for_function(f"document.querySelector('{CANVAS}').ariaLabel.includes('2 of 2')")
+    assert page.locator(".preset option").all_inner_texts()[0] == "As stored"
+    assert not page.is_disabled("[data-do=invert]")
+    assert server.uploads() == []
+    pick(page)
+    page.wait_for_selector("#pictures", state="hidden")
 
 
 def test_hostile_names_of_windows_are_text(page: Any, tmp_path: Path) -> None:
