@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ _PACKAGE = Path(__file__).resolve().parent
 ASSETS = next(
     (p for p in (_PACKAGE / "assets", _PACKAGE.parent / "assets") if p.is_dir()), _PACKAGE
 )
+
+MOST_JSON_BYTES = 64 * 2**20
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -44,16 +47,27 @@ def json_sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def read_json(path: Path, refuse: Callable[[str], Exception]) -> Any:
+def read_json(
+    path: Path, refuse: Callable[[str], Exception], *, most: int = MOST_JSON_BYTES
+) -> Any:
     """Return the value in a JSON file.
 
     Parameters
     ----------
     refuse
         Makes the error to raise of what went wrong, in a word or a sentence.
+    most
+        Largest size, in bytes.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device has no end
+            raise ValueError("it is not a file")
+        if status.st_size > most:
+            raise ValueError(f"it has {status.st_size:,} bytes; up to {most:,} are read")
         return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise refuse("it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise refuse(str(error) or type(error).__name__) from None
 

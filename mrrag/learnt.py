@@ -11,9 +11,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mrrag.errors import ModelError, SettingsError
-from mrrag.files import write_atomic
+from mrrag.files import read_json, write_atomic
+from mrrag.schema import (
+    FieldError,
+    Flag,
+    Items,
+    Number,
+    Record,
+    Row,
+    Text,
+    Whole,
+    refusing_fields,
+)
 from mrrag.types import BUNDLED, Steering, Weights
 
 FILE = "learnt.json"
@@ -23,6 +35,29 @@ ALIKE = Weights(1 / 3, 1 / 3, 1 / 3)
 SHARES = Weights(0.4, 0.4, 0.2)
 # For a model without a search for layers: the paper's form and strength, in no layer.
 UNKNOWN = Steering(strength=1.0, rows="question", form="ifa")
+
+REMEDY = (
+    "It holds α, β, γ, the critical layers and the strength of a checkpoint. Run "
+    "`python -m mrrag train-adapter` and `python -m mrrag find-layers`, or restore the file."
+)
+_WEIGHT = Number(-1000, 1000)  # as mrrag.retrieval.mcr.MAX_WEIGHT
+_STUDIES = Items(Text(pattern="[0-9a-f]{12}", what="12 hexadecimal digits"))
+_INTERVALS = Items(Row((_WEIGHT, _WEIGHT)))
+# How these values were found stands beside them, and is not read.
+_LEARNT = Record(
+    {
+        "weights": Record({name: _WEIGHT for name in ("alpha", "beta", "gamma")}, closed=True),
+        "layers": Items(Whole(0, 999), most=1000),
+        "strength": Number(0, 10),  # as mrrag.case.MAX_STRENGTH
+        "rows": Text(1, 100),
+    },
+    {
+        "form": Text(1, 100),
+        "model": Text(1, 500),
+        "adapter": Record({}, {"intervals": _INTERVALS, "used": Flag(), "studies": _STUDIES}),
+        "sweep": Record({}, {"studies": _STUDIES}),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -50,35 +85,43 @@ class Learnt:
 
 
 def load_learnt(path: Path) -> Learnt:
-    """Read the learnt weights, critical layers and strength."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return Learnt(
-            weights=Weights(**stored["weights"]),
-            steering=Steering(
-                strength=float(stored["strength"]),
-                layers=tuple(stored["layers"]),
-                rows=stored["rows"],
-                form=str(stored.get("form", "ifa")),
-            ),
-            model=str(stored.get("model", BUNDLED)),
-            intervals=tuple(
-                (float(low), float(high))
-                for low, high in stored.get("adapter", {}).get("intervals", ())
-                if stored["adapter"].get("used", True)
-            ),
-            studies=frozenset(
-                digest
-                for part in ("adapter", "sweep")
-                for digest in stored.get(part, {}).get("studies", ())
-            ),
-        )
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{path.name} cannot be read ({error}). It holds α, β, γ, the critical layers and the "
-            "strength of a checkpoint. Run `python -m mrrag train-adapter` and "
-            "`python -m mrrag find-layers`, or restore the file."
-        ) from None
+    """Read the learnt weights, critical layers and strength, and check every field.
+
+    Raises
+    ------
+    ModelError
+        Where the file is absent, or a field is not what it may be.
+    """
+    stored = _read(path)
+    with refusing_fields(path.name, REMEDY, ModelError):
+        values = _LEARNT.check(stored)
+        weights = Weights(**values["weights"])
+        if not any(astuple(weights)):
+            raise FieldError("zero throughout", "at least one weight other than 0", "weights")
+        adapter, sweep = (values.get(part, {}) for part in ("adapter", "sweep"))
+        intervals = adapter.get("intervals", ())
+        if len(intervals) not in (0, 3) or any(low > high for low, high in intervals):
+            allowed = "three pairs of a lower and an upper end, or none"
+            raise FieldError("a list of others", allowed, "adapter.intervals")
+    return Learnt(
+        weights=weights,
+        steering=Steering(
+            strength=values["strength"],
+            layers=tuple(values["layers"]),
+            rows=values["rows"],
+            form=values.get("form", "ifa"),
+        ),
+        model=values.get("model", BUNDLED),
+        intervals=tuple(intervals) if adapter.get("used", True) else (),
+        studies=frozenset((*adapter.get("studies", ()), *sweep.get("studies", ()))),
+    )
+
+
+def _read(path: Path) -> Any:
+    def refuse(why: str) -> ModelError:
+        return ModelError(f"{path.name} cannot be read ({why}). {REMEDY}")
+
+    return read_json(path, refuse)
 
 
 def study_digest(study: str) -> str:
@@ -116,7 +159,9 @@ def write_learnt(path: Path, learnt: Learnt, *, model: str, **found: Mapping[str
     """
     stored: dict[str, object] = {}
     if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = _read(path)
+        if not isinstance(stored, dict):
+            raise ModelError(f"{path.name} cannot be read (it holds no object). {REMEDY}")
     if stored.get("model", BUNDLED) != model:
         stored.pop("sweep", None)
     used = {
@@ -171,11 +216,11 @@ def default_weights(knowledge_base: Path) -> Weights:
     a sum of 1. A knowledge base that was built without it has equal weights.
     """
     try:
-        stored = json.loads((knowledge_base / "manifest.json").read_text(encoding="utf-8"))
+        stored = read_json(knowledge_base / "manifest.json", ValueError)
         spread = Weights(**stored["spread"])
         shares = [s / w for s, w in zip(astuple(SHARES), astuple(spread), strict=True)]
         whole = math.fsum(shares)
-    except (OSError, KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (ArithmeticError, KeyError, TypeError, ValueError):
         return ALIKE
     if not (0 < whole < math.inf and min(shares) > 0):  # false for NaN too
         return ALIKE

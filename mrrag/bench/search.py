@@ -8,6 +8,7 @@ encoder alone, fed with what has been decoded and tokenised beforehand.
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
 
 from mrrag.data.images import load_image
@@ -31,6 +33,7 @@ from mrrag.retrieval.encoders import Encoder, load_encoder
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.retrieval.manifest import FORMAT
 from mrrag.retrieval.mcr import fused_query
+from mrrag.retrieval.vector_index import empty_index
 from mrrag.types import FloatArray, QueryVectors, Weights
 
 K = 15
@@ -43,6 +46,7 @@ BLOCK = 8192
 class _Named:
     """What :meth:`KnowledgeBase.load` asks of an encoder, where nothing is encoded."""
 
+    dimension: int
     name: str = "random vectors"
     fingerprint: str = "random vectors"
 
@@ -73,7 +77,7 @@ def _bench_size(count: int, dimension: int, queries: int) -> dict[str, Any]:
         _write(Path(folder), documents_ND, dimension)
         before = _resident()
         start = time.perf_counter()
-        kb = KnowledgeBase.load(folder, _Named())  # type: ignore[arg-type]
+        kb = KnowledgeBase.load(folder, _Named(dimension))  # type: ignore[arg-type]
         load_s = time.perf_counter() - start
         held = _resident() - before
         flat = faiss.IndexFlatIP(2 * dimension)
@@ -132,19 +136,20 @@ def _unit(vector: FloatArray) -> FloatArray:
 
 
 def _write(folder: Path, documents_ND: FloatArray, dimension: int) -> None:
-    """Write a knowledge base of vectors alone: reports are a word, thumbnails empty."""
+    """Write a knowledge base of vectors alone: reports are a word, and all share a thumbnail."""
     count = len(documents_ND)
-    index = faiss.IndexScalarQuantizer(
-        2 * dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    )
+    jpeg = io.BytesIO()
+    PIL.Image.new("L", (1, 1)).save(jpeg, "JPEG")
+    index = empty_index(2 * dimension)
     for start in range(0, count, BLOCK):
         index.add(documents_ND[start : start + BLOCK])
     faiss.write_index(index, str(folder / "vectors.index"))
     with (folder / "documents.jsonl").open("w", encoding="utf-8") as lines:
         for i in range(count):
             row = {"id": f"d{i}", "report": "random", "patient": f"p{i // 2}", "study": f"s{i}"}
-            lines.write(json.dumps({**row, "thumbnail": ["thumbnails-000.bin", 0, 0]}) + "\n")
-    (folder / "thumbnails-000.bin").write_bytes(b"")
+            place = ["thumbnails-000.bin", 0, len(jpeg.getvalue())]
+            lines.write(json.dumps({**row, "thumbnail": place}) + "\n")
+    (folder / "thumbnails-000.bin").write_bytes(jpeg.getvalue())
     names = ("documents.jsonl", "vectors.index", "thumbnails-000.bin")
     manifest = {
         "format": FORMAT,

@@ -14,7 +14,6 @@ about. Shape suffixes: M sampled document, K rank, F pixel.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -234,8 +233,7 @@ def small_picture(image: Image) -> FloatArray:
 
 
 def _small_thumbnail(knowledge_base: KnowledgeBase, i: int) -> FloatArray:
-    with PIL.Image.open(io.BytesIO(knowledge_base.thumbnail(i))) as picture:
-        return _small(picture)
+    return _small(knowledge_base.picture(i))
 
 
 def _small(picture: PIL.Image.Image) -> FloatArray:

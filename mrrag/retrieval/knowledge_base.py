@@ -21,90 +21,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
-import string
-from array import array
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 
 from mrrag.errors import KnowledgeBaseError, ModelError
 from mrrag.retrieval.bi_tower import BiTower
+from mrrag.retrieval.documents import DocumentTable, check_ids, key_digest
 from mrrag.retrieval.encoders import Encoder, load_described_encoder, load_encoder
-from mrrag.retrieval.manifest import DOCUMENTS, VECTORS, check_files, read_manifest
+from mrrag.retrieval.manifest import (
+    DOCUMENTS,
+    MANIFEST,
+    REMEDY,
+    VECTORS,
+    check_files,
+    read_manifest,
+)
 from mrrag.retrieval.open_clip import OpenClip
+from mrrag.retrieval.thumbnails import check_thumbnails, open_thumbnail
+from mrrag.retrieval.vector_index import read_index
 from mrrag.types import Document, FloatArray
 
 __all__ = ["DocumentTable", "KnowledgeBase", "load_encoder_of"]
 
 # Numbers in an index above which a scan is shared among the cores; about 3 ms on one.
 SHARED_SCAN = 2**24
-
-
-class DocumentTable(Sequence[Document]):
-    """The lines of ``documents.jsonl``, parsed on access; the file stays on disk.
-
-    Only eight-byte digests of patients, studies, ids and reports are held in memory. A lookup
-    gives candidates, which are then read to be sure. Reports that differ in case, punctuation
-    and white space alone have one digest.
-    """
-
-    def __init__(self, path: Path) -> None:
-        starts = [0]
-        places: list[tuple[int, int, int]] = []
-        digests = array("q")
-        self.files: dict[str, int] = {}
-        with path.open("rb") as lines:
-            for line in lines:
-                document, (file, offset, length) = _parse_line(line)
-                starts.append(starts[-1] + len(line))
-                places.append((self.files.setdefault(file, len(self.files)), offset, length))
-                keys = (document.patient, document.study, document.id, _words(document.report))
-                digests.extend(map(_key_digest, keys))
-        self._starts = np.array(starts, dtype=np.int64)
-        self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
-        table_4N = np.array(digests, dtype=np.int64).reshape(-1, 4).T
-        self.patients, self.studies, self.ids, self.reports = map(np.ascontiguousarray, table_4N)
-        self._lines: mmap.mmap | bytes = b""
-        if places:  # a map of nothing is refused
-            with path.open("rb") as stream:
-                self._lines = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    @overload
-    def __getitem__(self, i: int) -> Document: ...
-    @overload
-    def __getitem__(self, i: slice) -> Sequence[Document]: ...
-    def __getitem__(self, i: int | slice) -> Document | Sequence[Document]:
-        if isinstance(i, slice):
-            return [self[n] for n in range(*i.indices(len(self)))]
-        n = range(len(self))[i]
-        return _parse_line(self._lines[self._starts[n] : self._starts[n + 1]])[0]
-
-
-def _key_digest(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
-
-
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
-
-
-def _words(report: str) -> str:
-    return " ".join(report.lower().translate(_PUNCTUATION).split())
-
-
-def _parse_line(line: bytes) -> tuple[Document, tuple[str, int, int]]:
-    values = json.loads(line)
-    file, offset, length = values.pop("thumbnail")
-    return Document(**values), (str(file), int(offset), int(length))
 
 
 class KnowledgeBase:
@@ -152,8 +100,8 @@ class KnowledgeBase:
         Raises
         ------
         KnowledgeBaseError
-            Where a file is missing, damaged or of a later format, or the encoder is a
-            different one.
+            Where a file is missing, damaged or of a later format, a field, a vector or a
+            thumbnail is not what it may be, or the encoder is a different one.
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
@@ -166,26 +114,22 @@ class KnowledgeBase:
                 "cannot be compared: load that encoder, or build the knowledge base again with "
                 "this one."
             )
-        check_files(directory, manifest["files"])
-        try:
-            documents = DocumentTable(directory / DOCUMENTS)
-            index = faiss.read_index(str(directory / VECTORS), faiss.IO_FLAG_MMAP_IFC)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if manifest["dimension"] != encoder.dimension:
             raise KnowledgeBaseError(
-                f"The knowledge base in {directory} cannot be read ({error}). Build it again."
-            ) from error
-        count, width = manifest["count"], 2 * manifest["dimension"]
-        found = (len(documents), index.ntotal, index.d, index.metric_type)
-        sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-        ends = np.array([sizes.get(name, -1) for name in documents.files], dtype=np.int64)
-        file_N, offset_N, length_N = documents.places.T
-        outside = (offset_N < 0) | (length_N < 0) | (offset_N + length_N > ends[file_N])
-        if found != (count, count, width, faiss.METRIC_INNER_PRODUCT) or outside.any():
-            raise KnowledgeBaseError(
-                f"The parts of the knowledge base in {directory} do not fit one another: "
-                f"{count} documents are declared, {len(documents)} listed and {index.ntotal} "
-                "indexed. Build it again."
+                f"In {directory / MANIFEST}, dimension is {manifest['dimension']:,}. Allowed: "
+                f'{encoder.dimension:,}, as the encoder "{encoder.name}" has. {REMEDY}'
             )
+        check_files(directory, manifest["files"])
+        documents = DocumentTable(directory / DOCUMENTS)
+        if len(documents) != manifest["count"]:
+            raise KnowledgeBaseError(
+                f"In {directory / MANIFEST}, count is {manifest['count']:,}. Allowed: "
+                f"{len(documents):,}, as many documents as {DOCUMENTS} lists. {REMEDY}"
+            )
+        check_ids(documents, directory / DOCUMENTS)
+        sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+        check_thumbnails(directory, list(documents.files), documents.places, sizes)
+        index = read_index(directory / VECTORS, len(documents), encoder.dimension)
         return cls(directory, manifest, documents, index)
 
     def __len__(self) -> int:
@@ -201,6 +145,16 @@ class KnowledgeBase:
         with (self.directory / list(self.documents.files)[file]).open("rb") as stream:
             stream.seek(offset)
             return stream.read(length)
+
+    def picture(self, i: int) -> PIL.Image.Image:
+        """Return the decoded thumbnail of document ``i``'s image.
+
+        Raises
+        ------
+        KnowledgeBaseError
+            Where its JPEG file is damaged.
+        """
+        return open_thumbnail(self.thumbnail(i), f"of document {i} in {self.directory}")
 
     def positions(
         self,
@@ -218,7 +172,7 @@ class KnowledgeBase:
             (ids, known.ids),
         ):
             if keys:
-                maybe |= np.isin(digests_N, [_key_digest(key) for key in keys])
+                maybe |= np.isin(digests_N, [key_digest(key) for key in keys])
         numbers: list[int] = np.flatnonzero(maybe).tolist()
         return [
             i

@@ -5,7 +5,6 @@ Shape suffixes: Q query, N document, F question, D embedding, P pixel, W word.
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import PIL.Image
 
 from mrrag.data.images import load_image
 from mrrag.data.records import Record
@@ -244,11 +242,8 @@ def _alike(queries: Sequence[str], documents: Sequence[str]) -> npt.NDArray[np.b
 
 
 def _small_thumbnails(knowledge_base: KnowledgeBase, numbers: Int64Array) -> FloatArray:
-    small = []
-    for i in numbers:
-        with PIL.Image.open(io.BytesIO(knowledge_base.thumbnail(int(i)))) as picture:
-            small.append(small_picture(Image(np.asarray(picture))))
-    return np.stack(small)
+    pictures = (np.asarray(knowledge_base.picture(int(i))) for i in numbers)
+    return np.stack([small_picture(Image(picture)) for picture in pictures])
 
 
 def report_cosines(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:
