@@ -42,6 +42,7 @@ MAX_DOCUMENTS = 20_000  # a larger base is sampled; five matrices of 500 queries
 QUERIES = 500
 FEWEST = 8  # queries with a finding, and without it, for figures about it
 RESAMPLES = 2000
+NO_SPREAD = 1e-4  # of cosines of vectors that are stored as float16: rounding
 STEPS = 5  # parts that the weights are shared out in, when they are chosen
 
 # Shares of α, β and γ on standardised terms, for the similarities alone and in pairs.
@@ -233,13 +234,17 @@ def _figures(case: Compared, scores: Sequence[FloatArray], count_BQ: FloatArray)
 
 
 def _per_spread(shares: Weights, spread: Weights) -> Weights:
-    """Return weights that give each standardised term its share, with a sum of 1."""
+    """Return weights that give each standardised term its share, with a sum of 1.
+
+    A similarity that is the same for all documents (:data:`NO_SPREAD`) gets none, unless
+    there is no other: divided by its spread, rounding alone would decide.
+    """
     parts = [
-        share / max(width, 1e-9)
+        share / width if width > NO_SPREAD else 0.0
         for share, width in zip(astuple(shares), astuple(spread), strict=True)
     ]
     whole = sum(parts)
-    return Weights(*(part / whole for part in parts))
+    return Weights(*(part / whole for part in parts)) if whole else shares
 
 
 def choose_weights(case: Compared, weights: Weights, *, seed: int = 0) -> dict[str, Any]:

@@ -9,13 +9,16 @@ import PIL.Image
 import pytest
 from tiny_bitower import make_loaded_tower
 
+from app.about import read_about
 from mrrag.cli.main import parser
 from mrrag.data.records import Record
 from mrrag.errors import SettingsError
+from mrrag.files import ASSETS
+from mrrag.learnt import Learnt, load_learnt, write_learnt
 from mrrag.report.audit_panel import audit_panel, read_audit
 from mrrag.retrieval.build import build_knowledge_base
 from mrrag.retrieval.knowledge_base import KnowledgeBase
-from mrrag.types import Document
+from mrrag.types import Document, Steering, Weights
 
 STUDIES = 40
 
@@ -64,6 +67,22 @@ def test_an_audit_is_printed_stored_and_shown(
     assert "plain pixels" in panel
     assert "plain pixels" in (tmp_path / "audit.html").read_text()
     KnowledgeBase.load(base, make_loaded_tower(base.parent / "tower"))  # still loads
+
+
+def test_chosen_weights_replace_those_that_they_beat_and_nothing_else(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = base / "learnt.json"
+    steering = Steering(0.5, (1, 2), "question", form="balanced")
+    write_learnt(path, Learnt(Weights(0.0, 0.0, 1.0), steering), model="theirs")
+    run("--kb", str(base), "--choose-weights")
+    assert f"written to {path}" in capsys.readouterr().out
+    learnt = load_learnt(path)
+    assert learnt.weights.beta > 0.5  # only the images tell who is ill
+    assert (learnt.steering, learnt.model) == (steering, "theirs")
+    assert len(learnt.studies) == STUDIES // 2
+    assert read_about(ASSETS, knowledge_base=base).base.chosen
+    path.unlink()
 
 
 def test_an_audit_of_another_state_or_a_damaged_one_is_not_shown(base: Path) -> None:
