@@ -45,7 +45,7 @@ _DOUBTS = re.compile(
     r"\b(?:possibl[ey]|possibility of|probabl[ey]|may|might|could|suspicious for|suspected"
     r"|suspicion of|question\w*|concern(?:ing)? for|worrisome for|rule out|evaluate for|exclude"
     r"|versus|vs|equivocal|likely|suggest\w*|favou?r\w*|considerations?|differential"
-    r"|borderline|presum\w+|either|rather than)\b"
+    r"|borderline|presum\w+|either|rather than|correlat\w+(?: \w+)? for)\b"
 )
 # Checked before negations, which they contain: "cannot exclude a small effusion".
 _NOT_EXCLUDED = re.compile(
@@ -53,7 +53,7 @@ _NOT_EXCLUDED = re.compile(
 )
 _DOUBTS_AFTER = re.compile(
     r"^[\w ,-]{0,24}?\b(?:(?:can ?not|not) be (?:\w+ )?(?:excluded|ruled out)"
-    r"|not (?:\w+ )?excluded|difficult to exclude|less likely"
+    r"|not (?:\w+ )?excluded|difficult to exclude|less likely|in the differential"
     r"|(?:is|are|was|were) (?:\w+ )?(?:possible|questionable|questioned|suspected|favou?red"
     r"|considered))\b"
 )

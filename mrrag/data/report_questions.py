@@ -36,7 +36,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "granuloma": ("a granuloma",),
     "pulmonary edema": ("pulmonary edema", "vascular congestion"),
     "atelectasis": ("atelectasis",),
-    "hyperinflation": ("hyperinflation of the lungs", "emphysema or hyperinflation"),
+    "hyperinflation": ("hyperinflation of the lungs", "hyperinflation"),
     "scar": ("scarring", "a scar"),
     "fibrosis": ("fibrosis",),
     "pleural thickening": ("pleural thickening",),
