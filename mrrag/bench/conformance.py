@@ -4,7 +4,7 @@ Each file gives the right picture or one :class:`~mrrag.errors.ImageError`, in b
 and memory, and writes no file. There is never another exception, a crash or a wrong picture.
 Files are read in a separate process, because a file may end it, hang it or fill its memory.
 
-The reference for a picture is pydicom's own pipeline, with every decoder that is installed
+The reference for a picture is :mod:`mrrag.bench.reference`, with every decoder that is installed
 for the file's transfer syntax. The tested reader uses none of them. GDCM is one of the
 decoders if ``python-gdcm`` is installed.
 """
@@ -31,17 +31,14 @@ import pydicom.data
 from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import (
-    apply_color_lut,
-    apply_modality_lut,
-    apply_voi_lut,
-    convert_color_space,
-)
 
+from mrrag.bench import reference
+from mrrag.bench.reference import pixel_height, stretch
 from mrrag.data.codecs import ALWAYS_LOSSY, J2K
+from mrrag.data.dicom import is_dicom
 from mrrag.data.images import read_image
 from mrrag.data.limits import MAX_BYTES
-from mrrag.errors import ImageError
+from mrrag.errors import ImageError, MRRAGError
 from mrrag.types import Image
 
 Array = npt.NDArray[Any]
@@ -133,65 +130,60 @@ def compare_path(path: str) -> tuple[str, str]:
             differing.append(f"{name}: {difference}")
         else:
             agreed.append(name)
-    detail = "; ".join([", ".join(agreed)] * bool(agreed) + differing)
+    detail = "; ".join([", ".join(agreed)] * bool(agreed) + differing) or "no decoder reads it"
     # If the references differ from each other, agreeing with one of them is enough.
     return (RIGHT if agreed else WRONG if differing else ALONE), detail
 
 
 def _compare(image: Image, dataset: Dataset, pixels: Array, photometric: str) -> str:
-    """Return how a picture differs from decoded pixels in pydicom's pipeline, or "".
+    """Return how a picture differs from the reference that decoded pixels give, or "".
 
     Lossless pixels must be equal to the last bit, and the display up to rounding. Decoders
     of lossy pixels round differently, by about a hundredth of the range.
     """
     allowed = 0.02 if _is_lossy(dataset) else 0.0
+    shape = _square_shape(dataset, pixels.shape)
+    if image.display.shape[:2] != shape:
+        return f"shape {image.display.shape[:2]}, not {shape}"
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        expected = _colours(dataset, pixels, photometric)
-        if image.display.ndim == 2:  # channels that are alike are read as grey
-            expected = expected @ np.array([0.299, 0.587, 0.114])
-        return _compare_levels(image.display, expected, allowed)
-    values = apply_modality_lut(_signed_as_coded(dataset, pixels), dataset)
-    if image.values is None or image.values.shape != values.shape:
+        colours = stretch(reference.colours(dataset, pixels, photometric), shape)
+        if image.display.ndim == 2 and np.ptp(colours, axis=-1).max() < 1:
+            colours = colours[..., 0]  # stored in colour, but grey
+        rounding = 0.51 if pixels.shape[:2] == shape else 1.01  # twice, where resampled
+        return _compare_levels(image.display, colours, allowed, rounding)
+    stored = _signed_as_coded(dataset, pixels)
+    values = reference.grey_values(dataset, stored)
+    padding = reference.padding_of(dataset, stored)
+    if image.values is None or image.values.shape != shape:
         return "the values are absent, or of another shape"
-    off = np.abs(image.values.astype(np.float64) - values)
+    between = stretch(padding, shape)  # of values and padding, more than one mean is right
+    off = np.abs(image.values.astype(np.float64) - stretch(values, shape))[between == 0]
     bound = allowed * float(np.ptp(values)) + 1e-6 * float(np.abs(values).max())
-    if np.quantile(off, 0.999 if allowed else 1.0) > bound:
+    bound += 0.5 * (shape != values.shape and image.values.dtype.kind in "iu")
+    if off.size and np.quantile(off, 0.999 if allowed else 1.0) > bound:
         return f"values differ by up to {off.max():g}"
-    return _compare_levels(image.display, _grey_display(image.values, dataset, photometric), 0.0)
+    shown = np.ones(shape, bool) if image.padding is None else ~image.padding
+    if shown[between > 0.5].any() or not shown[between < 0.5].all():
+        return "other pixels are padding"
+    levels = reference.grey_display(image.values, shown, dataset, photometric, image.voi_function)
+    return _compare_levels(image.display, levels, 0.0, 0.51)
 
 
-def _compare_levels(display: Array, expected: Array, allowed: float) -> str:
+def _compare_levels(display: Array, expected: Array, allowed: float, rounding: float) -> str:
     if display.shape != expected.shape:
         return f"shape {display.shape}, not {expected.shape}"
     off = np.abs(np.clip(expected, 0, 255) - display)
-    if np.quantile(off, 0.999 if allowed else 1.0) > 0.51 + 255 * allowed:
+    if np.quantile(off, 0.999 if allowed else 1.0) > rounding + 255 * allowed:
         return f"display differs by up to {off.max():.1f}, {off.mean():.2f} on average"
     return ""
 
 
-def _colours(dataset: Dataset, pixels: Array, photometric: str) -> Array:
-    """Return RGB levels of 0 to 255 by pydicom's pipeline (PS3.3 C.7.6.3 and C.7.9)."""
-    top = 2.0 ** int(dataset.BitsStored) - 1
-    if photometric == "PALETTE COLOR":
-        top = 2.0 ** int(dataset.RedPaletteColorLookupTableDescriptor[2]) - 1
-        pixels = apply_color_lut(pixels, dataset)[..., :3]
-    elif photometric.startswith("YBR_FULL"):
-        pixels = convert_color_space(pixels, photometric, "RGB")
-    levels: Array = pixels * (255 / top)
-    return levels
-
-
-def _grey_display(values: Array, dataset: Dataset, photometric: str) -> Array:
-    """Return grey levels of 0 to 255 of a picture's values by pydicom (PS3.3 C.11.2)."""
-    low, high = float(values.min()), float(values.max())
-    shown = apply_voi_lut(values, dataset, index=0, prefer_lut=True)
-    if dataset.get("VOILUTSequence"):
-        low, high = 0.0, 2.0 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
-    elif dataset.get("WindowCenter") is not None:
-        ends = apply_voi_lut(np.array([-1e30, 1e30]), dataset, index=0)
-        low, high = float(ends[0]), float(ends[1])
-    levels: Array = (shown - low) * (255 / max(high - low, 1e-9))
-    return 255 - levels if photometric == "MONOCHROME1" else levels
+def _square_shape(dataset: Dataset, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the rows and columns that square pixels have: the longer side of each is divided."""
+    height = pixel_height(dataset)
+    if abs(height - 1) <= 0.01:
+        return shape[0], shape[1]
+    return round(shape[0] * max(height, 1)), round(shape[1] * max(1 / height, 1))
 
 
 def _signed_as_coded(dataset: Dataset, pixels: Array) -> Array:
@@ -330,6 +322,29 @@ def files_in(folders: Iterable[Path]) -> list[Path]:
         for path in (folder.rglob("*") if folder.is_dir() else [folder])
         if path.is_file() and path.suffix not in (".py", ".pyc")
     )
+
+
+def check_folders(folders: Iterable[Path]) -> None:
+    """Raise ``MRRAGError`` if a folder or file is not there, or holds no DICOM file.
+
+    Otherwise a mistyped name would pass as if all its files were right.
+    """
+    for folder in folders:
+        if not folder.exists():
+            raise MRRAGError(
+                f"There is no folder {folder}. A folder of DICOM files, or a file, is read."
+                " Check its name."
+            )
+        if not any(is_dicom(_beginning(path)) for path in files_in([folder])):
+            raise MRRAGError(
+                f"There is no DICOM file in {folder}. Folders with at least one are read."
+                " Name the folder that holds them, or unpack the archive first."
+            )
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(2**16)
 
 
 def conform(paths: Iterable[Path]) -> Iterator[FileOutcome]:

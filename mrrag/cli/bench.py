@@ -28,7 +28,8 @@ def add_commands(commands: Commands) -> None:
         "conformance",
         run_conformance,
         "Read DICOM files and compare the pictures with those of independent readers.\n\n"
-        "Reads every file that pydicom ships, and all files in the given directories.",
+        "Reads every file that pydicom ships, and all files in the given directories, each of\n"
+        "which must hold a DICOM file.",
         "mrrag conformance archive/",
     )
     conformance.add_argument(
@@ -180,8 +181,16 @@ def run_conformance(args: argparse.Namespace) -> None:
     """Read the files, and print each one's outcome and the totals."""
     from dataclasses import asdict
 
-    from mrrag.bench.conformance import FAILURES, conform, files_in, shipped, totals
+    from mrrag.bench.conformance import (
+        FAILURES,
+        check_folders,
+        conform,
+        files_in,
+        shipped,
+        totals,
+    )
 
+    check_folders(args.folders)
     paths = files_in([shipped(), *args.folders])
     outcomes = list(ticker(conform(paths), len(paths), "reading"))
     failed = [outcome for outcome in outcomes if outcome.kind in FAILURES]

@@ -87,7 +87,10 @@ def _entries(found: Any, count: int, bits: int, little: bool) -> Array:
         return np.atleast_1d(np.array(found)).astype(np.uint16)
     # A byte each, and perhaps one to fill a word; some headers name 16 bits for such data.
     if len(found) < 2 * count and (bits <= 8 or len(found) - count in (0, 1)):
-        return np.frombuffer(found, np.uint8)
+        # Two of them are a word, whose low byte is the first (PS3.3 C.7.6.3.1.6).
+        even = found + b"\0" * (len(found) % 2)
+        words = np.frombuffer(even, "<u2" if little else ">u2")
+        return words.astype("<u2").view(np.uint8)[: len(found)]
     words = np.frombuffer(found[: len(found) // 2 * 2], "<u2" if little else ">u2")
     return words.astype(np.uint16)
 

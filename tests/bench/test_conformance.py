@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+from tiny_dicom import make_dicom, make_table
 from tools.fuzz import MUTATIONS, fuzz, main, mutate, seeds
 
 from mrrag.bench import conformance
@@ -23,10 +26,14 @@ from mrrag.bench.conformance import (
     RIGHT,
     STUCK,
     _compare,
+    check_folders,
+    compare_path,
     conform,
     reader,
 )
+from mrrag.cli.bench import run_conformance
 from mrrag.data.images import load_image
+from mrrag.errors import MRRAGError
 
 
 def shipped(name: str) -> Path:
@@ -59,6 +66,52 @@ def test_a_wrong_picture_is_found() -> None:
     assert image.values is not None
     assert "values" in _compare(replace(image, values=image.values + 1), dataset, pixels, grey)
     assert "shape" in _compare(replace(image, values=image.values[:9]), dataset, pixels, grey)
+
+
+RAMP16 = np.tile(np.arange(0, 4080, 34, dtype=np.uint16), (40, 1))
+SHUFFLED = np.random.default_rng(0).integers(0, 256, 256).astype(">u2")
+PALETTES = {
+    f"{colour}PaletteColorLookupTable{part}": value
+    for colour in ("Red", "Green", "Blue")
+    for part, value in (("Descriptor", [256, 0, 8]), ("Data", SHUFFLED.astype("u1").tobytes()))
+}
+ODD = {
+    "padding": {"PixelPaddingValue": 3000, "PixelPaddingRangeLimit": 4079},
+    "padding and a window": {"PixelPaddingValue": 0, "WindowCenter": 900, "WindowWidth": 900},
+    "stretched": {"PixelSpacing": [1, 2], "PixelPaddingValue": 340},
+    "a window beside the values": {"WindowCenter": -900, "WindowWidth": 100},
+    "two windows": {"WindowCenter": [-900, 900], "WindowWidth": [100, 2000]},
+    "half a rescale": {"RescaleSlope": 2, "PhotometricInterpretation": "MONOCHROME1"},
+    "a VOI LUT beyond its bits": {"VOILUTSequence": make_table(list(range(4096)), bits=8)},
+    "a palette of bytes": {"PhotometricInterpretation": "PALETTE COLOR", **PALETTES},
+}
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("kind", ODD)
+def test_the_reference_knows_odd_headers(kind: str, syntax: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.dcm"
+    path.write_bytes(make_dicom(RAMP16 % 256 if "palette" in kind else RAMP16, syntax, **ODD[kind]))
+    assert compare_path(str(path)) == (RIGHT, "pydicom")
+    image, dataset = load_image(path), dcmread(path)
+    stored, photometric = dataset.pixel_array, dataset.PhotometricInterpretation
+    wrong = image.display.copy()
+    wrong[20, 30] ^= 128
+    assert "display" in _compare(replace(image, display=wrong), dataset, stored, photometric)
+    if image.padding is not None:
+        unpadded = replace(image, padding=None)
+        assert "padding" in _compare(unpadded, dataset, stored, photometric)
+
+
+def test_a_folder_that_is_absent_or_holds_no_dicom_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MRRAGError, match="There is no folder"):
+        check_folders([tmp_path / "absent"])
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "notes.txt").write_text("no picture")
+    with pytest.raises(MRRAGError, match="There is no DICOM file in"):
+        run_conformance(Namespace(folders=[tmp_path], json=False))
+    (tmp_path / "deep" / "film").write_bytes(make_dicom(RAMP16))
+    check_folders([tmp_path, tmp_path / "deep" / "film"])
 
 
 def test_the_reader_survives_a_crash_and_a_hang_and_reports_a_file_left(

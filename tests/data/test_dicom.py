@@ -133,6 +133,13 @@ def test_a_palette_whose_bits_are_wrong_is_neither_white_nor_black() -> None:
         assert noted(image, note)
 
 
+def test_the_8_bit_entries_of_a_big_endian_palette_lie_in_swapped_pairs() -> None:
+    # As GDCM writes them: an OW word's low byte is the first entry (PS3.3 C.7.6.3.1.6).
+    swapped = np.arange(256, dtype=np.uint8).reshape(-1, 2)[:, ::-1].tobytes()
+    image = read(RAMP.astype(np.uint16), ExplicitVRBigEndian, **palette(8, swapped))
+    assert np.array_equal(image.display, np.stack([RAMP, RAMP, 255 - RAMP], axis=-1))
+
+
 def test_a_palette_without_its_colours_is_refused_by_name() -> None:
     with pytest.raises(ImageError, match="palette cannot be used: it has 100 of the 256 entries"):
         read(RAMP, **palette(8, bytes(range(100))))
