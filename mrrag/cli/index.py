@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from mrrag.retrieval.encoders import Encoder
     from mrrag.retrieval.knowledge_base import KnowledgeBase
 
+# What is indexed of a data set that has no training split.
+NO_TEST = "all but test"
+
 
 def add_commands(commands: Commands) -> None:
     """Add ``index``, ``corpus`` and ``fetch``."""
@@ -87,7 +90,7 @@ def _add_index(commands: Commands) -> None:
     )
     index.add_argument(
         "--split",
-        help='split to index, or "all" (default: train where there is one, else all)',
+        help='split to index, or "all" (default: train where there is one, else all but test)',
     )
     _add_encoder(index)
     index.add_argument(
@@ -228,13 +231,15 @@ def records_to_index(args: argparse.Namespace) -> Sequence[Record]:
         return [data.records[n] for n in knowledge_base_rows(data)]
     read = read_chosen(args)
     splits = Counter(record.split for record in read.records)
-    split = args.split or ("train" if splits["train"] else "all")
-    records = [record for record in read.records if split in ("all", record.split)]
-    skipped = sum(map(len, read.skipped.values()))
-    print(f"{len(records)} of {len(read.records)} cases (split: {split}); {skipped} rows skipped")
+    split = args.split or ("train" if splits["train"] else NO_TEST)
+    records = [record for record in read.records if _is_of(record.split, split)]
+    print("\n".join(_chosen_lines(read, records, split)))
     if not records:
         has = ", ".join(f"{n} {name or 'without one'}" for name, n in splits.items())
-        raise SettingsError(f"No case is of the split {split}. The data set has {has}.")
+        raise SettingsError(
+            f"No case is of the split {split}. The data set has {has}. Name one of these, or all, "
+            "with --split."
+        )
     if not any(record.document.report for record in records):
         raise SettingsError(
             f"{args.data} has no reports. Give --vqa to use questions and their answers instead."
@@ -242,39 +247,93 @@ def records_to_index(args: argparse.Namespace) -> Sequence[Record]:
     return records
 
 
+def _is_of(name: str, split: str) -> bool:
+    return name != "test" if split == NO_TEST else split in ("all", name)
+
+
+def _chosen_lines(read: Corpus, records: Sequence[Record], split: str) -> list[str]:
+    """Return what is indexed, what is not and why, as lines of text."""
+    from mrrag.data.facts import repeated_reports
+
+    skipped = sum(map(len, read.skipped.values()))
+    lines = [
+        f"{len(records)} of {len(read.records)} cases (split: {split}); {skipped} rows skipped"
+    ]
+    left = Counter(r.split or "without a split" for r in read.records)
+    left.subtract(r.split or "without a split" for r in records)
+    others = ", ".join(f"{n} {name}" for name, n in left.items() if n)
+    if others:
+        lines.append(f"not indexed: {others} (--split all includes them)")
+    elif not any(record.split for record in read.records):
+        lines.append("the data set has no splits: all cases are indexed, none is left for testing")
+    if tests := sum(record.split == "test" for record in records):
+        lines.append(f"{tests} test cases are among them, as asked by --split {split}")
+    lines += _skipped_lines(read)
+    repeated, commonest = repeated_reports(records)
+    if repeated:
+        lines.append(
+            f"{repeated} reports repeat an earlier one word for word; the commonest stands there "
+            f"{commonest} times"
+        )
+    return lines
+
+
+def _skipped_lines(read: Corpus, list_skipped: bool = False) -> list[str]:
+    """Return the notes and the counts of skipped rows by reason, each with an example."""
+    lines = [f"note: {note}" for note in read.notes]
+    for what, skipped in (("row", read.skipped), ("question", read.skipped_questions)):
+        for reason, rows in skipped.items():
+            example = f" ({read.examples[reason]})" if reason in read.examples else ""
+            lines.append(f"skipped {what:8s}{len(rows):6d}  {reason}{example}")
+            if list_skipped:
+                lines += [f"    {row}" for row in rows]
+    return lines
+
+
 def run_corpus(args: argparse.Namespace) -> None:
     """Read a data set, and print what it holds."""
     from mrrag.data.corpus import detect_layout, read_corpus
 
     layout = args.layout or detect_layout(args.path)
-    read = read_corpus(args.path, layout, images=args.images)
-    print(corpus_text(read, layout, args.list_skipped))
+    read = read_corpus(args.path, layout, images=args.images, views="all")
+    print(corpus_text(read, layout, args.views or "frontal", args.list_skipped))
 
 
-def corpus_text(read: Corpus, layout: str, list_skipped: bool = False) -> str:
-    """Return what a data set holds, as lines of text."""
-    documents = [record.document for record in read.records]
-    splits = Counter(record.split or "none" for record in read.records)
-    by_type = Counter(question.answer_type for question in read.questions)
+def corpus_text(read: Corpus, layout: str, views: str, list_skipped: bool = False) -> str:
+    """Return what a data set holds, as lines of text; give all its pictures."""
+    from mrrag.data.facts import facts_of
+    from mrrag.data.views import choose_views
+
+    facts = facts_of(read.records)
+    chosen = choose_views(read, views)
+    documents = [record.document for record in chosen.records]
+    splits = Counter(record.split or "none" for record in chosen.records)
+    by_type = Counter(question.answer_type for question in chosen.questions)
+    repeated = f"{facts.repeated} repeat an earlier one"
+    if facts.repeated:
+        repeated += f"; the commonest stands there {facts.commonest} times"
     lines = [
         f"layout          {layout}",
         f"source          {'; '.join(dict.fromkeys(d.source for d in documents)) or 'not stated'}",
         f"licence         {'; '.join(dict.fromkeys(d.licence for d in documents)) or 'not stated'}",
+        f"pictures        {facts.frontal} frontal, {facts.lateral} lateral, "
+        f"{facts.unknown} of unknown or another view",
+        f"  only lateral  {facts.only_lateral} studies",
+        f"  more frontals {facts.second_frontals} beyond the first of a study",
+        f"reports         {facts.impression_only} with an impression only, "
+        f"{facts.redacted} with removed words (XXXX or ___)",
+        f"  word for word {repeated}",
+        f"views           {views}",
         f"cases           {len(documents)}",
         f"  with a report {sum(bool(d.report) for d in documents)}",
         f"patients        {len({d.patient for d in documents})}",
         f"studies         {len({d.study for d in documents})}",
         f"splits          {', '.join(f'{name} {n}' for name, n in splits.items())}",
-        f"other images    {read.other_images} of these cases",
-        f"questions       {len(read.questions)}"
+        f"other images    {chosen.other_images} of these cases",
+        f"questions       {len(chosen.questions)}"
         + "".join(f", {n} {name}" for name, n in sorted(by_type.items())),
     ]
-    for what, skipped in (("row", read.skipped), ("question", read.skipped_questions)):
-        for reason, rows in skipped.items():
-            lines.append(f"skipped {what:8s}{len(rows):6d}  {reason}")
-            if list_skipped:
-                lines += [f"    {row}" for row in rows]
-    return "\n".join(lines)
+    return "\n".join(lines + _skipped_lines(chosen, list_skipped))
 
 
 def run_fetch(args: argparse.Namespace) -> None:

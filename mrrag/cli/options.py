@@ -96,6 +96,11 @@ def add_layout(command: argparse._ActionsContainer) -> None:
         metavar="DIR",
         help="image directory of a VQA file (default: looked for beside the file)",
     )
+    command.add_argument(
+        "--views",
+        choices=("frontal", "all"),
+        help="one frontal picture of each study, or every picture (default: frontal)",
+    )
 
 
 def add_data(
@@ -146,7 +151,7 @@ def read_chosen(args: argparse.Namespace) -> Corpus:
     """
     from mrrag.data.corpus import read_corpus, with_questions, with_questions_as_reports
 
-    read = read_corpus(args.data, args.layout, images=args.images)
+    read = read_corpus(args.data, args.layout, images=args.images, views=args.views or "frontal")
     if getattr(args, "ask", None) is not None:
         read = with_questions(read, args.ask)
     return with_questions_as_reports(read) if getattr(args, "vqa", False) else read

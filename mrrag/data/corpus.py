@@ -35,6 +35,7 @@ from mrrag.data.readers.vqa import (
     read_vqa_rad,
 )
 from mrrag.data.records import Corpus, Question
+from mrrag.data.views import choose_views
 from mrrag.errors import CorpusError
 
 __all__ = [
@@ -113,7 +114,11 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def read_corpus(
-    path: str | Path, layout: str | None = None, *, images: str | Path | None = None
+    path: str | Path,
+    layout: str | None = None,
+    *,
+    images: str | Path | None = None,
+    views: str = "frontal",
 ) -> Corpus:
     """Read a data set in any layout, with the project's own files beside it.
 
@@ -129,11 +134,14 @@ def read_corpus(
         A key of ``LAYOUTS``; None detects it.
     images
         The folder of a VQA file's images, if they are not beside it.
+    views
+        "frontal" for one frontal picture of each study, "all" for every picture; see
+        :func:`mrrag.data.views.choose_views`.
 
     Raises
     ------
     CorpusError
-        If no layout fits, or more than one, or the data set cannot be read.
+        If no layout fits, or more than one, nothing is left, or the data set cannot be read.
     """
     path = Path(path)
     name = detect_layout(path) if layout is None else layout
@@ -153,7 +161,7 @@ def read_corpus(
         corpus = _with_origin(corpus, path / "source.json")
     if path.is_dir() and (path / "questions.jsonl").is_file() and not is_vqa:
         corpus = with_questions(corpus, path / "questions.jsonl")
-    return corpus
+    return choose_views(corpus, views)
 
 
 def detect_layout(path: Path) -> str:

@@ -17,19 +17,27 @@ SPLITS = ("train", "validation", "test")
 class Record:
     """A document and its image file.
 
-    ``projection`` is "Frontal", "Lateral" or the data set's own word; ``problems`` are
-    the data set's own labels. The report is empty where there is none (a VQA file).
+    ``problems`` are the data set's own labels. ``picture`` is the number of the image among
+    those that the reader found of the study, from 1 and frontal ones first; it is 1 where each
+    image has a row of its own. ``impression_only`` says that the report has no findings
+    section. The report is empty where there is none (a VQA file).
     """
 
     document: Document
     image_path: Path
-    projection: str = ""
     problems: tuple[str, ...] = ()
+    picture: int = 1
+    impression_only: bool = False
 
     @property
     def split(self) -> str:
         """The document's split."""
         return self.document.split
+
+    @property
+    def view(self) -> str:
+        """The document's view."""
+        return self.document.view
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,9 @@ class Question:
 class Corpus:
     """The records and questions of a data set, and the IDs of skipped rows by reason.
 
-    ``other_images`` counts the images that are not used, because a record has one image;
-    most of them are lateral views.
+    ``examples`` says of some reasons, in words, what is wrong with their first row. ``notes``
+    are sentences about how the data set was read. ``other_images`` counts the images of the
+    records' studies that are not used, because of the choice of views.
     """
 
     records: tuple[Record, ...]
@@ -63,3 +72,5 @@ class Corpus:
     questions: tuple[Question, ...] = ()
     skipped_questions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     other_images: int = 0
+    examples: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

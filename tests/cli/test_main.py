@@ -70,7 +70,9 @@ def test_a_data_set_is_described_and_indexed(tmp_path: Path) -> None:
     assert lines[-2:] == ["skipped row          1  no summary", "    Training/data_99999.npz"]
     done = run("index", "--data", str(data), "--kb", str(kb))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("8 of 12 cases (split: train); 1 rows skipped\n8 documents")
+    assert done.stdout.startswith("8 of 12 cases (split: train); 1 rows skipped\n")
+    assert "not indexed: 1 validation, 3 test (--split all includes them)" in done.stdout
+    assert "\n8 documents" in done.stdout
     manifest = json.loads((kb / "manifest.json").read_text())
     assert manifest["splits"] == {"train": 8}
     done = run("index", "--data", str(data), "--kb", str(kb), "--split", "nobody", "--update")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,25 @@ def test_a_row_is_skipped_for_its_first_fault_only() -> None:
 def test_an_id_repeats_from_its_second_time_on() -> None:
     found = Collector[str]()
     assert [found.repeats(key) for key in ("1", "2", "1", "1")] == [False, False, True, True]
+
+
+def test_only_the_first_row_of_a_reason_is_explained() -> None:
+    found = Collector[str]()
+    asked: list[str] = []
+
+    def explained(row: str) -> str:
+        asked.append(row)
+        return f"looked for {row}.png"
+
+    for row in ("a", "b", "c"):
+        faults = {"no id": row == "a", "no image": True}
+        assert found.rejects(row, faults, {"no image": partial(explained, row)})
+    assert asked == ["b"]
+    assert found.examples == {"no image": "b: looked for b.png"}
+    with pytest.raises(
+        CorpusError, match=r"2 with no image\)\. For example b: looked for b\.png\."
+    ):
+        found.require(Path("x"), "case")
 
 
 def test_nothing_accepted_is_an_error_with_the_reasons() -> None:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,15 +70,23 @@ def write(directory: Path, folder: str = "images/images_normalized", **files: st
 
 def test_records_are_read_and_bad_rows_are_counted_by_reason(tmp_path: Path) -> None:
     corpus = read_indiana(write(tmp_path), source="made up", licence="CC0")
-    first, second = corpus.records
+    first, again, second = corpus.records
     assert first.document.id == first.document.patient == first.document.study == "1"
     assert first.document.report == 'The heart, as "ever", is normal.\nNo XXXX disease.'
     assert (first.document.source, first.document.licence) == ("made up", "CC0")
     assert first.image_path.name == "1_frontal.png"
-    assert first.projection == "Frontal"
+    assert (first.view, first.picture) == ("frontal", 1)
+    assert again.image_path.name == "1_lateral.png"
+    assert again == replace(
+        first,
+        document=replace(first.document, id="1-2", view="lateral"),
+        image_path=again.image_path,
+        picture=2,
+    )
     assert second.document.report == "Left effusion."
     assert second.image_path.name == "2_lateral.png"
-    assert second.projection == "Lateral"
+    assert second.view == "lateral"
+    assert (first.impression_only, second.impression_only) == (False, True)
     assert second.problems == ("Effusion", "Cardiomegaly")
     assert corpus.skipped == {
         "neither findings nor impression": ("3", "7"),
@@ -107,10 +116,70 @@ def test_separators_that_only_unicode_calls_a_newline_do_not_end_a_row(tmp_path:
 
 
 def test_splits_give_patients_and_unlisted_records_are_skipped(tmp_path: Path) -> None:
-    write(tmp_path, splits="uid,patient,split\n1,p9,train\n2,,test\n")
+    write(tmp_path, splits="comment,uid,patient,split\nmine,1,p9,training\n,2,,test\n")
     corpus = read_indiana(tmp_path)
-    assert [(c.document.patient, c.split) for c in corpus.records] == [("p9", "train")]
+    assert {(c.document.patient, c.split) for c in corpus.records} == {("p9", "train")}
     assert corpus.skipped["no patient and split in splits.csv"] == ("2",)
+    assert not corpus.notes
+
+
+def test_splits_without_patients_are_read_and_that_is_said(tmp_path: Path) -> None:
+    write(tmp_path, splits="uid,split\n1,train\n2,val\n")
+    corpus = read_corpus(tmp_path, views="all")
+    assert {(c.document.patient, c.split) for c in corpus.records} == {
+        ("1", "train"),
+        ("2", "validation"),
+    }
+    (note,) = corpus.notes
+    assert note.startswith("splits.csv has no column patient: each study counts as a patient")
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ("study,use\n1,train\n", r"columns study, use, but no uid and no split\. It needs"),
+        ("uid,split\n1,trian\n", r'line 2: the split is "trian"; it must be train, validation or'),
+        ("uid,split\n1,train\n1,test\n", r"line 3: the uid 1 came before with another"),
+        ("uid,split\n", "has no rows"),
+    ],
+)
+def test_unusable_splits_are_refused(tmp_path: Path, splits: str, message: str) -> None:
+    with pytest.raises(CorpusError, match=message):
+        read_indiana(write(tmp_path, splits=splits))
+
+
+def test_an_image_under_another_suffix_is_used_and_counted(tmp_path: Path) -> None:
+    write(tmp_path)
+    images = tmp_path / "images" / "images_normalized"
+    (images / "1_frontal.png").rename(images / "1_frontal.JPG")
+    corpus = read_corpus(tmp_path, views="all")
+    assert corpus.records[0].image_path == images / "1_frontal.JPG"
+    (note,) = corpus.notes
+    assert note == (
+        "Images found under another suffix: 1, such as 1_frontal.JPG for 1_frontal.png."
+    )
+
+
+def test_an_absent_image_names_the_path_and_the_nearest_name(tmp_path: Path) -> None:
+    write(tmp_path)
+    folder = tmp_path / "images" / "images_normalized"
+    (folder / "5_absnt.png").write_bytes(b"")
+    corpus = read_corpus(tmp_path, views="all")
+    assert corpus.skipped["image file absent"] == ("5", "6")
+    assert corpus.examples["image file absent"] == (
+        f"5: looked for {folder / '5_absent.png'}; the nearest name there is 5_absnt.png"
+    )
+
+
+def test_where_no_image_is_there_the_error_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,report\npictures/a.png,Clear.\n")
+    with pytest.raises(
+        CorpusError, match=r"looked for .*a\.png, and there is no folder .*pictures"
+    ):
+        read_corpus(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(CorpusError, match=r"a\.png; the folder is empty"):
+        read_corpus(tmp_path)
 
 
 def test_absent_parts_are_named(tmp_path: Path) -> None:
@@ -281,14 +350,52 @@ def test_bad_studies_in_mimic_cxr_jpg_are_counted(tmp_path: Path) -> None:
     by_id = {c.document.id: c for c in corpus.records}
     assert by_id[cases[2].document.id].document.report == "Clear since ___."
     frontal = by_id[cases[4].document.id]
-    assert (frontal.image_path, frontal.projection) == (cases[4].image_path, "Frontal")
+    assert (frontal.image_path, frontal.view) == (cases[4].image_path, "frontal")
     assert corpus.other_images == 1
+    missing = cases[3].image_path
+    assert f"looked for {missing}; " in corpus.examples["image file absent"]
     studies = {f"s{50_000_000 + s.uid}": s for s in draw_studies(12, 5)}
     for case in corpus.records:
         study = studies[case.document.id]
         assert ("Cardiomegaly" in case.problems) == bool(study.finding("cardiomegaly"))
         devices = study.finding("pacemaker") or study.finding("central line")
         assert ("Support Devices" in case.problems) == bool(devices)
+
+
+def test_an_empty_view_position_is_decided_by_rule_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "files" / "p10" / "p10000001" / "s50000001"
+    folder.mkdir(parents=True)
+    folder.with_suffix(".txt").write_text(" FINDINGS: Clear.\n")
+    header = (
+        "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,"
+        "ViewCodeSequence_CodeMeaning"
+    )
+    given = {
+        "a": ("CHEST (PA AND LAT)", "LL", "lateral", "lateral"),
+        "b": ("CHEST (PA AND LAT)", "", "postero-anterior", "frontal"),
+        "c": ("CHEST (PORTABLE AP)", "", "", "frontal"),
+        "d": ("CHEST (PA AND LAT)", "", "", ""),
+        "e": ("CHEST (PA AND LAT)", "PA", "postero-anterior", "frontal"),
+        "f": ("CHEST (LAT DECUB ONLY)", "AP LLD", "", ""),
+        "g": ("", "", "oblique", ""),
+    }
+    rows = [header]
+    for name, (procedure, position, code, _) in given.items():
+        (folder / f"{name}.jpg").write_bytes(b"")
+        rows.append(f"{name},10000001,50000001,{procedure},{position},{code}")
+    (tmp_path / "mimic-cxr-2.0.0-metadata.csv").write_text("\n".join(rows))
+    corpus = read_corpus(tmp_path, "mimic-cxr", views="all")
+    assert {r.image_path.stem: r.view for r in corpus.records} == {
+        name: view for name, (*_, view) in given.items()
+    }
+    assert [r.image_path.stem for r in corpus.records] == ["e", "b", "c", "d", "f", "g", "a"]
+    assert [r.document.id for r in corpus.records[:2]] == ["s50000001", "s50000001-2"]
+    assert corpus.notes == (
+        "4 images have an empty ViewPosition: "
+        "1 frontal by ViewCodeSequence_CodeMeaning, "
+        "1 frontal by PerformedProcedureStepDescription, 1 unknown, 1 of another view.",
+    )
+    assert [r.image_path.stem for r in read_corpus(tmp_path, "mimic-cxr").records] == ["e"]
 
 
 def test_mimic_cxr_without_tables_is_read_from_its_folders(tmp_path: Path) -> None:
@@ -401,13 +508,14 @@ def test_open_i_reports_are_read_and_dirt_is_counted(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(b"")
     assert detect_layout(tmp_path) == "openi"
     corpus = read_openi(tmp_path)
-    second, tenth = corpus.records
-    assert (second.document.id, tenth.document.id) == ("2", "10")
+    second, tenth, lateral = corpus.records
+    assert [r.document.id for r in corpus.records] == ["2", "10", "10-2"]
+    assert lateral.image_path.name == "CXR10_IM-0002-2001.png"
     assert second.document.report == "Clear."
     assert second.image_path.name == "CXR2_1_IM-0001-4001.png"
     assert tenth.document.report == "The heart is XXXX.\nClear."
     assert tenth.problems == ("Cardiomegaly/mild",)
-    assert corpus.other_images == 1
+    assert read_corpus(tmp_path).other_images == 1
     assert corpus.skipped == {
         "neither findings nor impression": ("3.xml",),
         "no image listed": ("4.xml",),
@@ -500,12 +608,14 @@ def test_texts_beside_dicom_files_are_read_and_patients_are_hashed(tmp_path: Pat
         (folder / f"1.2.{n}.dcm").write_bytes(data)
         (folder / f"1.2.{n}.txt").write_text("Clear.\n\nNo effusion.")
     (tmp_path / "README.txt").write_text("About this folder.")
-    corpus = read_corpus(tmp_path)
+    corpus = read_corpus(tmp_path, views="all")
     first, again, other = (c.document for c in corpus.records)
     assert first.id == "exam.0/1.2.0"
     assert first.report == "Clear.\nNo effusion."
     assert first.patient == again.patient != other.patient
     assert first.study == again.study
+    assert first.view == "frontal"  # the header's View Position
+    assert [r.document.id for r in read_corpus(tmp_path).records] == [first.id, other.id]
     assert "PHANTOM" not in first.patient
     assert corpus.skipped == {"image file absent": ("README",)}
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mrrag.data.readers.collector import Collector, corpus_of
+from mrrag.data.readers.collector import ABSENT, Collector, corpus_of
 from mrrag.data.readers.rows import PICTURES, Skip, csv_rows
 from mrrag.data.records import Corpus, Record
 from mrrag.errors import CorpusError
@@ -68,9 +69,10 @@ def read_fairvlmed(directory: str | Path) -> Corpus:
         )
         sick = label in ("1", "1.0", "yes", "true", "glaucoma")
         problems = ("glaucoma" if sick else "no glaucoma",) if label else ()
-        found.accepted.append(Record(document, path, "SLO fundus", problems))
+        found.accepted.append(Record(document, path, problems))
     for uid in sorted(texts.keys() - seen):
-        found.skip("image file absent", uid)
+        places = f"data_{uid}.npz or slo_fundus_{uid}.jpg in {', '.join(SPLIT_FOLDERS)}"
+        found.rejects(uid, {ABSENT: True}, {ABSENT: partial("looked for {}".format, places)})
     return corpus_of(found, directory)
 
 

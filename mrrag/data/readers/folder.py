@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
 
-from mrrag.data.readers.collector import Collector, corpus_of
+from mrrag.data.readers.collector import ABSENT, Collector, corpus_of
 from mrrag.data.readers.rows import (
     BEYOND,
     PICTURES,
     Skip,
+    absent_image,
     cell_text,
     csv_rows,
-    file_inside,
+    find_image,
     json_lines,
     one_line,
     parquet_rows,
     split_name,
 )
 from mrrag.data.records import Corpus, Record
+from mrrag.data.views import view_of
 from mrrag.errors import CorpusError
 from mrrag.types import Document
 
@@ -37,6 +40,7 @@ COLUMNS = {
     "study": ("study", "study_id", "accession"),
     "split": ("split", "use", "subset"),
     "problems": ("problems", "labels", "label"),
+    "view": ("view", "projection", "view_position", "viewposition"),
 }
 # Tables with another purpose.
 OWN_FILES = ("questions.jsonl", "splits.csv")
@@ -48,12 +52,13 @@ def read_folder(directory: str | Path) -> Corpus:
 
     The table is one CSV, JSON Lines or Parquet file. It has the columns (or keys)
     ``image``, a path below the folder, and ``report``, and may have ``id``, ``patient``,
-    ``study``, ``split`` and ``problems`` (separated by ";"). ``COLUMNS`` lists the other
-    names that are allowed. Without a table, each ``NAME.txt`` is the report of the
-    ``NAME.dcm``, ``NAME.png`` or ``NAME.jpg`` beside it.
+    ``study``, ``split``, ``view`` (frontal, PA, AP, lateral, LL) and ``problems`` (separated
+    by ";"). ``COLUMNS`` lists the other names that are allowed. Without a table, each
+    ``NAME.txt`` is the report of the ``NAME.dcm``, ``NAME.png`` or ``NAME.jpg`` beside it.
 
-    A record without a patient counts as a patient of its own. For a DICOM file, patient
-    and study are taken from the header, of which only a hash is stored, never the ID.
+    A record without a patient counts as a patient of its own. For a DICOM file, patient,
+    study and view are taken from the header where the table does not give them. Of patient
+    and study only a hash is stored, never the ID.
 
     Raises
     ------
@@ -69,32 +74,44 @@ def read_folder(directory: str | Path) -> Corpus:
             "Leave one of them there."
         )
     found = Collector[Record]()
+    renamed: list[str] = []
+    other_views: list[str] = []
     for where, row in _table_rows(tables[0], found.skip) if tables else _text_rows(directory):
         uid = row["id"] or row["image"]
-        image = file_inside(directory, row["image"]) if row["image"] else None
+        image = find_image(directory, row["image"], renamed)
         report = "\n".join(line for t in row["report"].splitlines() if (line := one_line(t)))
         faults = {
             "no image listed": not row["image"],
             "id given before": found.repeats(uid),
-            "image file absent": image is None,
+            ABSENT: image is None,
             "no report": not report,
         }
-        if found.rejects(uid if row["image"] else where, faults) or image is None:
+        explain = {ABSENT: partial(absent_image, directory, row["image"])}
+        if found.rejects(uid if row["image"] else where, faults, explain) or image is None:
             continue
-        patient, study = row["patient"], row["study"]
-        if not (patient and study) and image.suffix.lower() in DICOM:
-            hashes = _dicom_hashes(image)
-            patient, study = patient or hashes[0], study or hashes[1]
+        patient, study, view = row["patient"], row["study"], row["view"]
+        if not (patient and study and view) and image.suffix.lower() in DICOM:
+            header = _dicom_header(image)
+            patient, study, view = patient or header[0], study or header[1], view or header[2]
+        if view and not view_of(view):
+            other_views.append(view)
         document = Document(
             id=uid,
             report=report,
             patient=patient or uid,
             study=study or uid,
             split=split_name(row["split"]),
+            view=view_of(view),
         )
         problems = tuple(p for t in row["problems"].split(";") if (p := t.strip()))
         found.accepted.append(Record(document, image, problems=problems))
-    return corpus_of(found, directory)
+    notes = []
+    if other_views:
+        notes.append(
+            f"{len(other_views)} images are of a view that is neither frontal nor lateral, such "
+            f'as "{other_views[0]}". Allowed are frontal, PA, AP, lateral, LL and RL.'
+        )
+    return corpus_of(found, directory, renamed, notes)
 
 
 def find_tables(directory: Path) -> list[Path]:
@@ -152,15 +169,21 @@ def _text_rows(directory: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield name, row
 
 
-def _dicom_hashes(path: Path) -> tuple[str, str]:
-    """Return hashes of PatientID and StudyInstanceUID, "" for what the header lacks."""
-    tags = ("PatientID", "StudyInstanceUID")
+def _dicom_header(path: Path) -> tuple[str, str, str]:
+    """Return hashes of PatientID and StudyInstanceUID, and the view; "" for what is absent.
+
+    The view is View Position (0018,5101), else the meaning of View Code Sequence (0054,0220).
+    """
+    tags = ("PatientID", "StudyInstanceUID", "ViewPosition", "ViewCodeSequence")
     try:
         header = dcmread(path, stop_before_pixels=True, specific_tags=[*tags])
-        patient, study = (str(header.get(tag) or "").strip() for tag in tags)
+        patient, study, view = (str(header.get(tag) or "").strip() for tag in tags[:3])
+        codes = header.get("ViewCodeSequence") or ()
+        if not view and codes:
+            view = str(codes[0].get("CodeMeaning") or "").strip()
     except Exception:  # pydicom raises many kinds on damaged files
-        return "", ""
-    return _hash(patient), _hash(study)
+        return "", "", ""
+    return _hash(patient), _hash(study), view
 
 
 def _hash(value: str) -> str:

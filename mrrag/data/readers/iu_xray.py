@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from mrrag.data.readers.collector import Collector, corpus_of
+from mrrag.data.readers.collector import ABSENT, Collector, corpus_of, pictures_of
 from mrrag.data.readers.mimic import MIMIC_SOURCE
 from mrrag.data.readers.rows import (
     BEYOND,
     Skip,
+    absent_image,
     csv_rows,
-    file_inside,
+    find_image,
     first_folder_with,
     join_sections,
     one_line,
     read_json,
     split_name,
 )
-from mrrag.data.records import Corpus, Record
+from mrrag.data.records import SPLITS, Corpus, Record
+from mrrag.data.views import view_of
 from mrrag.errors import CorpusError
 from mrrag.types import Document
 
@@ -56,12 +60,13 @@ def read_indiana(
     ``indiana_reports.csv`` has ``uid``, ``findings`` and ``impression`` (and
     ``Problems``), ``indiana_projections.csv`` has ``uid``, ``filename`` and
     ``projection``. The report is the findings and the impression, one line each. "XXXX",
-    which marks redacted words, is kept, so that a reader sees that words are missing. The
-    image is the first frontal one on disk, else the first one.
+    which marks redacted words, is kept, so that a reader sees that words are missing. Each
+    image on disk is a record; frontal ones come first, and the first one's ID is the uid.
 
-    IU-Xray does not identify patients, so each record counts as a patient of its own. If
-    there is a ``splits.csv`` (``uid``, ``patient``, ``split``), it is used, and records
-    that it does not list are skipped, because their patient may be in another split.
+    IU-Xray does not identify patients, so each study counts as a patient of its own. If
+    there is a ``splits.csv`` (``uid``, ``split``, and ``patient`` if it is known), it is
+    used, and studies that it does not list are skipped, because their patient may be in
+    another split.
 
     Raises
     ------
@@ -74,15 +79,17 @@ def read_indiana(
     projections: dict[str, list[tuple[str, str]]] = {}
     for row in csv_rows(directory / "indiana_projections.csv", ("uid", "filename", "projection")):
         projections.setdefault(row["uid"], []).append((row["filename"], row["projection"]))
-    splits = _indiana_splits(directory / "splits.csv")
+    notes: list[str] = []
+    splits = _indiana_splits(directory / "splits.csv", notes)
 
     found = Collector[Record]()
-    other_images = 0
+    renamed: list[str] = []
     reports = csv_rows(directory / "indiana_reports.csv", ("uid", "findings", "impression"))
     for number, row in enumerate(reports, start=1):
         uid = row["uid"]
         report = join_sections(row["findings"], row["impression"])
-        views = _views_on_disk(images, projections.get(uid, []))
+        listed = projections.get(uid, [])
+        views = _views_on_disk(images, listed, renamed)
         patient, split = (uid, "") if splits is None else splits.get(uid, ("", ""))
         faults = {
             "no uid": not uid,
@@ -90,10 +97,11 @@ def read_indiana(
             BEYOND: BEYOND in row,  # an unquoted comma: fields may be in the wrong columns
             "neither findings nor impression": not report,
             "no image listed": uid not in projections,
-            "image file absent": not views,
+            ABSENT: not views,
             "no patient and split in splits.csv": splits is not None and not (patient and split),
         }
-        if found.rejects(uid or f"row {number}", faults):
+        explain = {ABSENT: partial(_absent, images, [name for name, _ in listed])}
+        if found.rejects(uid or f"row {number}", faults, explain):
             continue
         document = Document(
             id=uid,
@@ -105,17 +113,49 @@ def read_indiana(
             split=split,
         )
         problems = tuple(p for t in row.get("Problems", "").split(";") if (p := t.strip()))
-        found.accepted.append(Record(document, *views[0], problems))
-        other_images += len(views) - 1
-    return corpus_of(found, directory, other_images)
+        record = Record(document, images, problems, impression_only=not row["findings"])
+        found.accepted += pictures_of(record, views)
+    return corpus_of(found, directory, renamed, notes)
 
 
-def _indiana_splits(path: Path) -> dict[str, tuple[str, str]] | None:
-    """Return patient and split by uid, or None if there is no such file."""
+def _indiana_splits(path: Path, notes: list[str]) -> dict[str, tuple[str, str]] | None:
+    """Return patient and split by uid, or None if there is no such file.
+
+    Columns other than ``uid``, ``patient`` and ``split`` are ignored. Without ``patient``
+    each study counts as a patient of its own, and a note says so.
+    """
     if not path.is_file():
         return None
-    rows = csv_rows(path, ("uid", "patient", "split"))
-    return {row["uid"]: (row["patient"], split_name(row["split"])) for row in rows}
+    rows = list(csv_rows(path))
+    if not rows:
+        raise CorpusError(f"{path} has no rows. Give one for each uid, or remove the file.")
+    columns = list(rows[0])
+    absent = [name for name in ("uid", "split") if name not in columns]
+    if absent:
+        raise CorpusError(
+            f"{path} has the columns {', '.join(columns)}, but no {' and no '.join(absent)}. It "
+            'needs "uid", as in indiana_reports.csv, and "split" (train, validation or test), and '
+            'may have "patient". Rename or add them.'
+        )
+    if "patient" not in columns:
+        notes.append(
+            f"{path.name} has no column patient: each study counts as a patient of its own. If "
+            "a patient has several studies, add the column, or retrieval may find the same person."
+        )
+    splits: dict[str, tuple[str, str]] = {}
+    for number, row in enumerate(rows, start=2):
+        given = (row.get("patient", row["uid"]), split_name(row["split"]))
+        if splits.setdefault(row["uid"], given) != given:
+            raise CorpusError(
+                f"{path}, line {number}: the uid {row['uid']} came before with another patient or "
+                "split. Give each uid once."
+            )
+        if given[1] and given[1] not in SPLITS:
+            raise CorpusError(
+                f'{path}, line {number}: the split is "{row["split"]}"; it must be '
+                f"{', '.join(SPLITS[:-1])} or {SPLITS[-1]}."
+            )
+    return splits
 
 
 def _image_folder(directory: Path) -> Path:
@@ -131,14 +171,22 @@ def _image_folder(directory: Path) -> Path:
     )
 
 
-def _views_on_disk(folder: Path, listed: list[tuple[str, str]]) -> list[tuple[Path, str]]:
-    """Return the image files that exist with their projections, frontal ones first."""
+def _views_on_disk(
+    folder: Path, listed: list[tuple[str, str]], renamed: list[str]
+) -> list[tuple[Path, str]]:
+    """Return the image files that exist with their views: frontal, unknown, then lateral."""
+    viewed = [(filename, view_of(projection)) for filename, projection in listed]
     return [
-        (folder / filename, projection)
-        for filename, projection in sorted(listed, key=lambda item: item[1].lower() != "frontal")
-        # A name with a path in it could lead outside the folder.
-        if filename and Path(filename).name == filename and (folder / filename).is_file()
+        (path, view)
+        for filename, view in sorted(
+            viewed, key=lambda one: ("frontal", "", "lateral").index(one[1])
+        )
+        if (path := find_image(folder, filename, renamed)) is not None
     ]
+
+
+def _absent(folder: Path, names: Sequence[str]) -> str:
+    return absent_image(folder, names[0])
 
 
 # Open-i
@@ -149,9 +197,10 @@ def read_openi(directory: str | Path) -> Corpus:
 
     ``ecgen-radiology/*.xml`` holds ``AbstractText`` labelled FINDINGS and IMPRESSION,
     the ``major`` MeSH terms, and a ``parentImage`` for each image, whose ID is the name
-    of the file in ``NLMCXR_png/`` without its suffix (``CXR1_1_IM-0001-3001``). The views
-    are not given: the first image on disk is used. The number in ``uId`` is the ID of
-    record and study and, because Open-i does not identify patients, of the patient.
+    of the file in ``NLMCXR_png/`` without its suffix (``CXR1_1_IM-0001-3001``). Each image on
+    disk is a record, the first with the study's ID; the views are not given. The number in
+    ``uId`` is the ID of the study and, because Open-i does not identify patients, of the
+    patient.
 
     Raises
     ------
@@ -162,30 +211,31 @@ def read_openi(directory: str | Path) -> Corpus:
     reports = first_folder_with(directory, OPENI_REPORTS, "*.xml")
     images = first_folder_with(directory, OPENI_IMAGES, "*.png")
     found = Collector[Record]()
-    other_images = 0
+    renamed: list[str] = []
     for path in sorted(reports.glob("*.xml"), key=lambda p: (len(p.stem), p.stem)):
         root = _parse_xml(path, found.skip)
         if root is None:
             continue
         node = root.find(".//uId")
         uid = iu_number((node.get("id") or "") if node is not None else "") or path.stem
-        report = _openi_report(root)
-        names = [node.get("id") or "" for node in root.iter("parentImage")]
-        files = [f for n in names if n and (f := file_inside(images, f"{n}.png")) is not None]
+        sections = _openi_sections(root)
+        report = join_sections(*sections)
+        names = [f"{i}.png" for node in root.iter("parentImage") if (i := node.get("id"))]
+        files = [f for n in names if (f := find_image(images, n, renamed)) is not None]
         faults = {
             "uid given before": found.repeats(uid),
             "neither findings nor impression": not report,
             "no image listed": not names,
-            "image file absent": not files,
+            ABSENT: not files,
         }
-        if found.rejects(path.name, faults):
+        if found.rejects(path.name, faults, {ABSENT: partial(_absent, images, names)}):
             continue
         document = Document(id=uid, report=report, patient=uid, study=uid, **IU_SOURCE)
         terms = (" ".join((node.text or "").split()) for node in root.iter("major"))
         problems = tuple(dict.fromkeys(term for term in terms if term))
-        found.accepted.append(Record(document, files[0], problems=problems))
-        other_images += len(files) - 1
-    return corpus_of(found, directory, other_images)
+        record = Record(document, images, problems, impression_only=not sections[0].strip())
+        found.accepted += pictures_of(record, [(file, "") for file in files])
+    return corpus_of(found, directory, renamed)
 
 
 def _parse_xml(path: Path, skip: Skip) -> ElementTree.Element | None:
@@ -201,12 +251,12 @@ def _parse_xml(path: Path, skip: Skip) -> ElementTree.Element | None:
     return None
 
 
-def _openi_report(root: ElementTree.Element) -> str:
+def _openi_sections(root: ElementTree.Element) -> tuple[str, str]:
     sections = {
         (node.get("Label") or "").upper(): "".join(node.itertext())
         for node in root.iter("AbstractText")
     }
-    return join_sections(sections.get("FINDINGS", ""), sections.get("IMPRESSION", ""))
+    return sections.get("FINDINGS", ""), sections.get("IMPRESSION", "")
 
 
 # R2Gen
@@ -216,8 +266,8 @@ def read_r2gen(directory: str | Path) -> Corpus:
     """Read IU-Xray or MIMIC-CXR in R2Gen's form: ``annotation.json`` and ``images/``.
 
     ``annotation.json`` has lists "train", "val" and "test" of objects with ``id``,
-    ``report`` and ``image_path`` (a list; the first file on disk is used). Those of
-    MIMIC-CXR also have ``subject_id`` and ``study_id``.
+    ``report`` and ``image_path``, a list. Each file on disk is a record, the first with the
+    ID; the views are not given. Those of MIMIC-CXR also have ``subject_id`` and ``study_id``.
 
     Raises
     ------
@@ -231,30 +281,30 @@ def read_r2gen(directory: str | Path) -> Corpus:
         raise CorpusError(f'{path} must be an object of lists, "train", "val" and "test".')
     images = directory / "images" if (directory / "images").is_dir() else directory
     found = Collector[Record]()
-    other_images = 0
+    renamed: list[str] = []
     rows = ((name, n, row) for name in splits for n, row in enumerate(splits[name], start=1))
     for name, number, row in rows:
         row = row if isinstance(row, dict) else {}
         uid = str(row.get("id") or "")
         listed = row.get("image_path") or []
         names = [str(n) for n in listed] if isinstance(listed, list) else [str(listed)]
-        files = [f for n in names if (f := file_inside(images, n)) is not None]
+        files = [f for n in names if (f := find_image(images, n, renamed)) is not None]
         report = one_line(row.get("report"))
         faults = {
             "no id": not uid,
             "id given before": found.repeats(uid),
             "no report": not report,
             "no image listed": not names,
-            "image file absent": not files,
+            ABSENT: not files,
         }
-        if found.rejects(uid or f"{name} {number}", faults):
+        explain = {ABSENT: partial(_absent, images, names)}
+        if found.rejects(uid or f"{name} {number}", faults, explain):
             continue
         document = Document(
             id=uid, report=report, split=split_name(name), **_r2gen_origin(uid, row)
         )
-        found.accepted.append(Record(document, files[0]))
-        other_images += len(files) - 1
-    return corpus_of(found, directory, other_images)
+        found.accepted += pictures_of(Record(document, images), [(file, "") for file in files])
+    return corpus_of(found, directory, renamed)
 
 
 def _r2gen_origin(uid: str, row: dict[str, Any]) -> dict[str, str]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from mrrag.data.readers.collector import Collector, corpus_of
-from mrrag.data.readers.rows import csv_rows, file_inside, join_sections, split_name
+from mrrag.data.readers.collector import ABSENT, Collector, corpus_of, pictures_of
+from mrrag.data.readers.rows import absent_image, csv_rows, file_inside, join_sections, split_name
 from mrrag.data.records import Corpus, Record
+from mrrag.data.views import view_of
 from mrrag.types import Document
 
 __all__ = ["MIMIC_SOURCE", "find_sections", "read_mimic"]
@@ -19,15 +23,25 @@ MIMIC_SOURCE = {
     "licence": "PhysioNet Credentialed Health Data License 1.5.0",
 }
 REPORT_FOLDERS = ("", "mimic-cxr-reports", "reports")
-SUFFIXES = (".jpg", ".dcm", ".png")
-PROJECTIONS = {"PA": "Frontal", "AP": "Frontal", "LATERAL": "Lateral"}
+SUFFIXES = (".jpg", ".dcm", ".png", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+# Columns of the metadata that say the view where ViewPosition is empty, by the rule of
+# _view_of_row.
+CODE, PROCEDURE = "ViewCodeSequence_CodeMeaning", "PerformedProcedureStepDescription"
+
+
+class Picture(NamedTuple):
+    """An image's DICOM ID and view; a PA film has order 0, and any other image 1."""
+
+    dicom_id: str
+    view: str = ""
+    order: int = 1
 
 
 class Study(NamedTuple):
-    """A patient's ID, and the images of one study as (DICOM ID, view)."""
+    """A patient's ID, and the images of one study."""
 
     patient: str
-    images: list[tuple[str, str]]
+    images: list[Picture]
 
 
 def read_mimic(directory: str | Path) -> Corpus:
@@ -38,9 +52,14 @@ def read_mimic(directory: str | Path) -> Corpus:
     tables ``mimic-cxr-2.0.0-metadata.csv.gz`` (views), ``-split`` and ``-chexpert`` (or
     ``-negbio``; labels) are used if they exist, compressed or not.
 
-    A record is a study: its sections FINDINGS and IMPRESSION (see :func:`find_sections`)
-    and one image, PA before AP before any other view. "___", which marks redacted words,
-    is kept.
+    Each image on disk is a record with its study's sections FINDINGS and IMPRESSION (see
+    :func:`find_sections`). PA comes first, then other frontal views, unknown ones and lateral
+    ones; the first has the study's ID. "___", which marks redacted words, is kept.
+
+    The view is that of ``ViewPosition``. Where this is empty, ``ViewCodeSequence_CodeMeaning``
+    decides; where that is empty too, ``PerformedProcedureStepDescription`` if it names AP or PA
+    and nothing else, such as "CHEST (PORTABLE AP)". Otherwise the view is unknown. A note has
+    the counts.
 
     Raises
     ------
@@ -49,24 +68,31 @@ def read_mimic(directory: str | Path) -> Corpus:
     """
     directory = Path(directory)
     files = directory / "files" if (directory / "files").is_dir() else directory
-    studies, splits, labels = _studies(directory, files), _splits(directory), _labels(directory)
+    decided: Counter[str] = Counter()
+    studies, splits = _studies(directory, files, decided), _splits(directory)
+    labels = _labels(directory)
     found = Collector[Record]()
-    other_images = 0
     for study, (patient, images) in studies.items():
         folder = f"{patient[:3]}/{patient}/{study}"
         report_file = _report_file(directory, files, f"{folder}.txt")
         text = _report_text(report_file)
-        report = join_sections(*find_sections(text or ""))
+        sections = find_sections(text or "")
+        report = join_sections(*sections)
         views = _views_on_disk(files, folder, images)
         faults = {
             "report file cannot be read": text is None,
             "no image listed": not images,
-            "image file absent": not views,
+            ABSENT: not views,
             "report file absent": report_file is None,
             "neither findings nor impression": not report,
             "no split": bool(splits) and study not in splits,
         }
-        if found.rejects(study, faults):
+        names = [f"{folder}/{image.dicom_id}{SUFFIXES[0]}" for image in images]
+        explain = {
+            ABSENT: partial(_absent, files, names),
+            "report file absent": partial("looked for {}".format, files / f"{folder}.txt"),
+        }
+        if found.rejects(study, faults, explain):
             continue
         document = Document(
             id=study,
@@ -76,11 +102,24 @@ def read_mimic(directory: str | Path) -> Corpus:
             split=splits.get(study, ""),
             **MIMIC_SOURCE,
         )
-        path, view = views[0]
-        projection = PROJECTIONS.get(view, view)
-        found.accepted.append(Record(document, path, projection, labels.get(study, ())))
-        other_images += len(views) - 1
-    return corpus_of(found, directory, other_images)
+        record = Record(
+            document, files, labels.get(study, ()), impression_only=not sections[0].strip()
+        )
+        found.accepted += pictures_of(record, views)
+    return corpus_of(found, directory, notes=_view_note(decided))
+
+
+def _absent(files: Path, names: Sequence[str]) -> str:
+    return absent_image(files, names[0])
+
+
+def _view_note(decided: Mapping[str, int]) -> tuple[str, ...]:
+    """Return a sentence about the images whose ViewPosition is empty, if there are any."""
+    total = sum(decided.values())
+    if not total:
+        return ()
+    parts = ", ".join(f"{n} {how}" for how, n in decided.items())
+    return (f"{total} images have an empty ViewPosition: {parts}.",)
 
 
 def _table(directory: Path, name: str) -> Path | None:
@@ -89,16 +128,44 @@ def _table(directory: Path, name: str) -> Path | None:
     return found[-1] if found else None
 
 
-def _studies(directory: Path, files: Path) -> dict[str, Study]:
-    """Return the studies by ID: of the metadata table, else of the folders."""
+def _studies(directory: Path, files: Path, decided: Counter[str]) -> dict[str, Study]:
+    """Return the studies by ID: of the metadata table, else of the folders.
+
+    ``decided`` counts how the empty ViewPositions were decided.
+    """
     metadata = _table(directory, "metadata")
     if metadata is None:
         return _scan_folders(files)
     studies: dict[str, Study] = {}
     for row in csv_rows(metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition")):
         study = studies.setdefault(f"s{row['study_id']}", Study(f"p{row['subject_id']}", []))
-        study.images.append((row["dicom_id"], row["ViewPosition"].upper()))
+        position = row["ViewPosition"].upper()
+        view, how = _view_of_row(row)
+        if how:
+            decided[how] += 1
+        study.images.append(Picture(row["dicom_id"], view, int(position != "PA")))
     return studies
+
+
+def _view_of_row(row: Mapping[str, str]) -> tuple[str, str]:
+    """Return the view of a row of the metadata, and how an empty ViewPosition was decided."""
+    if row["ViewPosition"]:
+        return view_of(row["ViewPosition"]), ""
+    if row.get(CODE):
+        view = view_of(row[CODE])
+        return view, f"{view} by {CODE}" if view else "of another view"
+    words = set(re.findall(r"[A-Z]+", row.get(PROCEDURE, "").upper()))
+    if words & {"AP", "PA"} and words <= {
+        "AP",
+        "PA",
+        "CHEST",
+        "PORTABLE",
+        "PORT",
+        "SINGLE",
+        "VIEW",
+    }:
+        return "frontal", f"frontal by {PROCEDURE}"
+    return "", "unknown"
 
 
 def _scan_folders(files: Path) -> dict[str, Study]:
@@ -108,7 +175,7 @@ def _scan_folders(files: Path) -> dict[str, Study]:
         for entry in sorted(patient.iterdir()):
             if entry.is_dir() and re.fullmatch(r"s\d+", entry.name):
                 images = sorted({p.stem for p in entry.iterdir() if p.suffix in SUFFIXES})
-                studies[entry.name] = Study(patient.name, [(i, "") for i in images])
+                studies[entry.name] = Study(patient.name, [Picture(i) for i in images])
             elif entry.suffix == ".txt" and re.fullmatch(r"s\d+", entry.stem):
                 studies.setdefault(entry.stem, Study(patient.name, []))
     return studies
@@ -145,17 +212,18 @@ def _report_text(path: Path | None) -> str | None:
         return None
 
 
-def _views_on_disk(
-    files: Path, folder: str, images: list[tuple[str, str]]
-) -> list[tuple[Path, str]]:
-    """Return the image files that exist with their views, PA first, then AP."""
-    ordered = sorted(images, key=lambda image: ("PA", "AP", image[1]).index(image[1]))
-    return [
-        (path, view)
-        for dicom_id, view in ordered
-        for suffix in SUFFIXES
-        if (path := file_inside(files, f"{folder}/{dicom_id}{suffix}")) is not None
-    ]
+def _views_on_disk(files: Path, folder: str, images: Sequence[Picture]) -> list[tuple[Path, str]]:
+    """Return the image files that exist with their views: PA, frontal, unknown, lateral."""
+    if not (files / folder).is_dir():  # a part of the data set: many studies are not there
+        return []
+    order = ("frontal", "", "lateral")
+    found = []
+    for image in sorted(images, key=lambda image: (order.index(image.view), image.order)):
+        paths = (file_inside(files, f"{folder}/{image.dicom_id}{suffix}") for suffix in SUFFIXES)
+        path = next((path for path in paths if path is not None), None)
+        if path is not None:
+            found.append((path, image.view))
+    return found
 
 
 # Sections of a report

@@ -5,7 +5,9 @@ It knows no data set.
 
 from __future__ import annotations
 
+import bisect
 import csv
+import difflib
 import gzip
 import io
 import json
@@ -16,11 +18,13 @@ from typing import Any
 from mrrag.data.records import SPLITS
 from mrrag.errors import CorpusError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+PICTURES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".webp", ".tif", ".tiff", ".bmp")
 SPLIT_NAMES = {
     **{name: name for name in SPLITS},
     **{"training": "train", "val": "validation", "validate": "validation", "testing": "test"},
 }
+# Names that an absent one is compared with, which takes about a second.
+MOST_NAMES = 10_000
 # Key of a CSV row that is too long, and the reason for which such a row is skipped.
 BEYOND = "fields beyond the last column"
 
@@ -169,6 +173,46 @@ def file_inside(folder: Path, name: str) -> Path | None:
         return None
     path = folder / relative
     return path if path.is_file() else None
+
+
+def find_image(folder: Path, name: str, renamed: list[str]) -> Path | None:
+    """Return an image below a folder, if need be under another picture suffix, or None.
+
+    A name without a suffix of ``PICTURES`` gets one. "b.jpg for a.png" is added to ``renamed``
+    where the suffix differs.
+    """
+    path = file_inside(folder, name) if name else None
+    # One look at the folder, which spares many at files in a data set of which a part is there.
+    if path is not None or not name or not (folder / name).parent.is_dir():
+        return path
+    stem, suffix = _split_suffix(name)
+    for other in (s for lower in PICTURES for s in (lower, lower.upper()) if s != suffix):
+        path = file_inside(folder, stem + other)
+        if path is not None:
+            renamed.append(f"{path.name} for {Path(name).name}")
+            return path
+    return None
+
+
+def absent_image(folder: Path, name: str) -> str:
+    """Return in words where an absent image was looked for, and the nearest name there."""
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return f"{name} leads out of {folder}; write a path below it"
+    if not path.parent.is_dir():
+        return f"looked for {path}, and there is no folder {path.parent}"
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    if len(names) > MOST_NAMES:  # those that begin alike stand around its place
+        place = max(0, bisect.bisect(names, path.name) - MOST_NAMES // 2)
+        names = names[place : place + MOST_NAMES]
+    near = difflib.get_close_matches(path.name, names, 1, 0.5)
+    there = f"the nearest name there is {near[0]}" if near else "no name there is like it"
+    return f"looked for {path}; {there if names else 'the folder is empty'}"
+
+
+def _split_suffix(name: str) -> tuple[str, str]:
+    suffix = Path(name).suffix
+    return (name[: -len(suffix)], suffix) if suffix.lower() in PICTURES else (name, "")
 
 
 def first_folder_with(directory: Path, names: Sequence[str], pattern: str) -> Path:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mrrag.data.readers.collector import Collector
+from mrrag.data.readers.collector import ABSENT, Collector, renamed_note
 from mrrag.data.readers.fairvlmed import SPLIT_FOLDERS
 from mrrag.data.readers.iu_xray import iu_number
 from mrrag.data.readers.rows import (
     SPLIT_NAMES,
     Skip,
+    absent_image,
     cell_text,
     file_inside,
+    find_image,
     json_lines,
     json_objects,
     one_line,
@@ -243,7 +246,9 @@ def _corpus(
     """Return the questions, and the images that they are about as records."""
     beside = path if path.is_dir() else path.parent
     roots = [images] if images else [beside, *(beside / name for name in IMAGE_FOLDERS)]
-    files = {name: _image_file(roots, name) for name in dict.fromkeys(row.image for row in rows)}
+    renamed: list[str] = []
+    names = dict.fromkeys(row.image for row in rows)
+    files = {name: _image_file(roots, name, renamed) for name in names}
     records: dict[str, Record] = {}
     qids: set[str] = set()
     for row in rows:
@@ -256,13 +261,13 @@ def _corpus(
             records[row.image] = Record(document, file)
         faults = {
             "no image named": not row.image,
-            "image file absent": file is None,
+            ABSENT: file is None,
             "no question": not row.question,
             "no answer": not row.answer,
             row.answer_type: row.answer_type not in ("closed", "open"),
             "qid given before": row.qid in qids,
         }
-        if found.rejects(row.qid, faults):
+        if found.rejects(row.qid, faults, {ABSENT: partial(_absent, roots, row.image)}):
             continue
         qids.add(row.qid)
         found.accepted.append(
@@ -280,16 +285,29 @@ def _corpus(
     absent = tuple(name for name, file in files.items() if name and file is None)
     return Corpus(
         records=tuple(records.values()),
-        skipped={"image file absent": absent} if absent else {},
+        skipped={ABSENT: absent} if absent else {},
         questions=tuple(found.accepted),
         skipped_questions=found.skipped,
+        examples={ABSENT: f"{absent[0]}: {_absent(roots, absent[0])}"} if absent else {},
+        notes=renamed_note(renamed),
     )
 
 
-def _image_file(roots: Sequence[Path], name: str) -> Path | None:
+def _absent(roots: Sequence[Path], name: str) -> str:
+    """Return in words where an absent image was looked for: the first folder that exists."""
+    folders = [root for root in roots if (root / name).parent.is_dir()]
+    # Beside the file comes first, and is the place only if there is no other.
+    return absent_image(folders[-1] if folders else roots[0], name)
+
+
+def _image_file(roots: Sequence[Path], name: str, renamed: list[str]) -> Path | None:
     """Return an image below one of the folders, or the FairVLMed archive that holds it."""
     fundus = re.fullmatch(r"slo_fundus_(\d+)\.\w+", name)
     archives = [f"{folder}/data_{fundus[1]}.npz" for folder in SPLIT_FOLDERS] if fundus else []
     names = [name, *archives] if name else []
     files = (file_inside(root, name) for root in roots for name in names)
-    return next((file for file in files if file is not None), None)
+    found = next((file for file in files if file is not None), None)
+    if found is not None:
+        return found
+    others = (find_image(root, name, renamed) for root in roots)
+    return next((file for file in others if file is not None), None)
