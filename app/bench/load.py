@@ -154,7 +154,7 @@ class Visitor:
     def hand_in(self, path: object) -> dict[str, Any]:
         """Name ``path`` as an upload; return what the page then shows."""
         file = {"path": path, "orig_name": "picture.png", "meta": {"_type": "gradio.FileData"}}
-        if self.do("upload", "upload", upload=file)["viewer"]:
+        if self.do("upload", "upload", upload=[file])["viewer"]:
             self.do("viewer", "fetch")
             self.do("viewer", "seen")
         return self.shown
