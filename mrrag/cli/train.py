@@ -161,7 +161,7 @@ def _add_start(train: argparse.ArgumentParser) -> None:
         "ResNet-50 of open_clip; all its weights go on. --start public, or one of\n"
         "--image-tower and --text-tower: a public ResNet and BERT.",
     )
-    start.add_argument("--start", metavar="START", help="where training starts (default: small)")
+    start.add_argument("--start", metavar="START", help="where training starts (default: bundled)")
     start.add_argument("--revision", help="branch, tag or commit of --start on the hub")
     towers = (("image", "microsoft/resnet-50"), ("text", "emilyalsentzer/Bio_ClinicalBERT"))
     for kind, default in towers:
@@ -186,27 +186,16 @@ def _add_start(train: argparse.ArgumentParser) -> None:
 def _add_settings(train: argparse.ArgumentParser) -> None:
     group = train.add_argument_group("settings of the training")
     settings: tuple[tuple[str, str, Callable[[str], int | float], str], ...] = (
-        ("steps", "N", int, "steps on pairs of image and report (default: @steps)"),
-        ("fact-steps", "N", int, "further steps on common findings alone (default: @fact_steps)"),
-        (
-            "fact-weight",
-            "W",
-            float,
-            "weight of common findings in the former (default: @fact_weight)",
-        ),
-        ("batch", "N", int, "studies in a batch (default: @batch)"),
-        (
-            "learning-rate",
-            "RATE",
-            float,
-            "largest learning rate (default: small, bundled @small;\nothers 0.0001)",
-        ),
+        ("steps", "N", int, "steps on pairs of image and report (default: 1200)"),
+        ("fact-steps", "N", int, "further steps on common findings alone (default: 0)"),
+        ("fact-weight", "W", float, "weight of common findings in the former (default: 1)"),
+        ("batch", "N", int, "studies in a batch (default: 96)"),
+        ("learning-rate", "RATE", float, "peak (default: small and bundled 0.001, else 0.0001)"),
         (
             "patience",
             "N",
             int,
-            "evaluations, of 20, without improvement before training ends;\n"
-            "0: never (default: @patience)",
+            "end after N of 20 evaluations without a gain; 0: never (default: 6)",
         ),
         ("seed", "N", int, "seed of weights and batches (default: 0)"),
     )
@@ -315,7 +304,7 @@ def run_train_retriever(args: argparse.Namespace) -> None:
     from mrrag.training.starts import options_for, start_tower
 
     public = args.image_tower or args.text_tower
-    options = options_for(str(given.get("start") or ("public" if public else "small")), given)
+    options = options_for(str(given.get("start") or ("public" if public else "bundled")), given)
     check_options(options)
     if args.assets != ASSETS and options.start != "bundled":
         raise SettingsError("--assets goes with --start bundled or --recipe bundled. Leave it out.")
@@ -335,9 +324,8 @@ def _make_bundled_retriever(args: argparse.Namespace, given: dict[str, object]) 
     from mrrag.training.data import read_data_set
     from mrrag.training.recipe import make_retriever
 
-    others = {name: getattr(args, name) for name in ("layout", "images", "output")}
-    if args.vqa:
-        others["vqa"] = True
+    others = {name: getattr(args, name) for name in ("layout", "images", "views", "output")}
+    others |= {"vqa": args.vqa or None, "views": args.views}
     named = [*(k for k, v in others.items() if v is not None), *given]
     refused = [f"--{name.replace('_', '-')}" for name in named if name not in RECIPE_OPTIONS]
     if refused:

@@ -230,6 +230,8 @@ def train_retriever(
     and ``neighbour_jaccard``, the mean Jaccard index of an image's problems with those of the
     nearest image of another patient.
     """
+    # Convolutions are faster so, by a quarter on a CPU; only the order in memory changes.
+    tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = _task(tower, data, pixels, options)
     known = bool(task.labels_NF.any())
     weights = ((1.0, options.fact_weight if known else 0.0), (0.0, 1.0))

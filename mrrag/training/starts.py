@@ -62,7 +62,7 @@ class RetrieverOptions:
         Evaluations, of twenty, without a better figure before training ends; 0 never ends it.
     """
 
-    start: str = "small"
+    start: str = "bundled"
     revision: str | None = None
     image_tower: str = RESNET
     text_tower: str = BERT
@@ -72,7 +72,7 @@ class RetrieverOptions:
     image_size: int | None = None
     text_tokens: int | None = None
     vocabulary: int = 3000
-    steps: int = 1000
+    steps: int = 1200
     fact_steps: int = 0
     fact_weight: float = 1.0
     batch: int = 96

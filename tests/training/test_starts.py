@@ -101,8 +101,8 @@ def test_a_tower_of_open_clip_is_trained_and_saved_as_it_is_published(
         (["--image-tower", "x", "--start", "small"], "--image-tower cannot be used with --start"),
         (["--image-size", "9", "--start", "bundled"], "--image-size cannot be used"),
         (["--dimension", "9", "--start", "some/tower"], "its tokenizer are its own"),
-        (["--revision", "v1"], "--revision cannot be used with --start small"),
-        (["--assets", "elsewhere"], "--assets goes with --start bundled"),
+        (["--revision", "v1"], "--revision cannot be used with --start bundled"),
+        (["--assets", "elsewhere", "--start", "small"], "--assets goes with --start bundled"),
         (["--batch", "1"], "batch is 1; it must be at least 2"),
         (["--steps", "0"], "no step to train"),
         (["--learning-rate", "-1"], "must be above 0"),
@@ -123,8 +123,8 @@ def test_the_command_writes_to_its_output_and_not_to_assets(
     folder = write_data_set(tmp_path / "data", 30)
     before = (ASSETS / "encoder" / "model.safetensors").stat().st_mtime_ns
     command = ["train-retriever", "--data", str(folder), "--runs", str(tmp_path / "runs")]
-    options = ["--steps", "1", "--batch", "4", "--image-size", "32", "--vocabulary", "300"]
-    args = parser().parse_args([*command, *options])
+    sizes = ["--start", "small", "--image-size", "32", "--vocabulary", "300"]
+    args = parser().parse_args([*command, *sizes, "--steps", "1", "--batch", "4"])
     args.run(args)
     said = capsys.readouterr().out
     assert "30 cases with a report" in said
