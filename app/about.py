@@ -6,16 +6,16 @@ and the model are loading.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrrag.errors import KnowledgeBaseError, ModelError
+from mrrag.errors import ModelError
 from mrrag.files import read_json
 from mrrag.learnt import Learnt, default_weights, learnt_for
 from mrrag.report.audit_panel import read_audit
+from mrrag.retrieval.manifest import read_manifest
 from mrrag.types import BUNDLED, Weights
 
 PHANTOM_MODEL = "MR-RAG phantom LLaVA"
@@ -145,23 +145,17 @@ def _shape(folder: Path, *, bundled: bool) -> tuple[int, int]:
 def _read_base(given: Path | None, assets: Path, number: int, learnt: Learnt) -> Base:
     bundled = assets / "knowledge_base"
     directory = (given or bundled).resolve()
-    try:
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-        return Base(
-            name="bundled" if directory == bundled.resolve() else directory.name,
-            number=number,
-            documents=int(manifest["count"]),
-            sources=tuple((str(s["source"]), str(s["licence"])) for s in manifest["sources"]),
-            encoder=str(manifest["encoder"]["name"]),
-            intervals=learnt.intervals,
-            chosen=not learnt.intervals and learnt.weights != default_weights(directory),
-            audit=read_audit(directory),
-        )
-    except (OSError, KeyError, TypeError, ValueError):
-        raise KnowledgeBaseError(
-            f"There is no knowledge base in {given or bundled}: its manifest.json is missing or "
-            "damaged. Build one with `python -m mrrag index`, or give the directory that holds one."
-        ) from None
+    manifest = read_manifest(directory)
+    return Base(
+        name="bundled" if directory == bundled.resolve() else directory.name,
+        number=number,
+        documents=manifest["count"],
+        sources=tuple((s["source"], s["licence"]) for s in manifest.get("sources", ())),
+        encoder=manifest["encoder"]["name"],
+        intervals=learnt.intervals,
+        chosen=not learnt.intervals and learnt.weights != default_weights(directory),
+        audit=read_audit(directory),
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

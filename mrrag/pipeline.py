@@ -103,7 +103,7 @@ def load_pipeline(
         Where a part is missing, incomplete, or was made for other parts.
     """
     encoder, base, learnt, calibration = _base_parts(assets, model, knowledge_base)
-    return Pipeline(
+    pipeline = Pipeline(
         backbone=load_backbone(
             assets / "llava" if model == BUNDLED else model,
             revision=revision,
@@ -118,6 +118,8 @@ def load_pipeline(
         scope=load_scope(assets / "llava") if model == BUNDLED else None,
         calibration=calibration,
     )
+    _check_layers(pipeline)
+    return pipeline
 
 
 def best_device(model: str) -> str:
@@ -135,9 +137,21 @@ def with_knowledge_base(
     encoder, base, learnt, calibration = _base_parts(assets, model, knowledge_base)
     if encoder.fingerprint == pipeline.encoder.fingerprint:
         encoder = pipeline.encoder
-    return replace(
+    pipeline = replace(
         pipeline, encoder=encoder, knowledge_base=base, learnt=learnt, calibration=calibration
     )
+    _check_layers(pipeline)
+    return pipeline
+
+
+def _check_layers(pipeline: Pipeline) -> None:
+    """Raise ModelError where a learnt layer is none of the model's."""
+    layers, learnt = pipeline.backbone.layers, pipeline.learnt.steering.layers
+    if learnt and max(learnt) >= layers:
+        raise ModelError(
+            f"learnt.json names layer {max(learnt)}. This model has layers 0 to {layers - 1}. Run "
+            "`python -m mrrag find-layers` again."
+        )
 
 
 def _base_parts(

@@ -32,7 +32,9 @@ SAMPLES = ASSETS.parent / "sample_cases"
 QUESTION = "Is there a pleural effusion?"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module",
+    with_knowledge_base,
+)
 def pipeline() -> Pipeline:
     return load_pipeline()
 
@@ -215,6 +217,14 @@ def test_learnt_values_that_mean_nothing_are_refused_before_any_question(
     (assets / "learnt.json").write_text(json.dumps(stored | value), encoding="utf-8")
     with pytest.raises(ModelError, match=f"'{next(iter(value.values()))}'.+find-layers"):
         load_pipeline(assets)
+
+
+def test_a_learnt_layer_that_the_model_lacks_is_refused(tmp_path: Path, pipeline: Pipeline) -> None:
+    base = shutil.copytree(ASSETS / "knowledge_base", tmp_path / "kb")
+    stored = json.loads((ASSETS / "learnt.json").read_text(encoding="utf-8"))
+    (base / "learnt.json").write_text(json.dumps(stored | {"layers": [0, 99]}))
+    with pytest.raises(ModelError, match=r"layer 99\. This model has layers 0 to \d+\. Run"):
+        with_knowledge_base(pipeline, base)
 
 
 def test_the_bundle_fits_where_it_must() -> None:

@@ -8,10 +8,15 @@ without a ``scope.json`` (LLaVA-Med) has no such limit.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from mrrag.errors import ModelError
+from mrrag.files import read_json
+from mrrag.schema import Items, Record, Text, refusing_fields
+
+_SCOPE = Record({"terms": Items(Text(1, 200), 1, 10_000), "message": Text(1, 10_000)})
 
 
 @dataclass(frozen=True)
@@ -32,5 +37,11 @@ def load_scope(checkpoint: Path) -> Scope | None:
     path = checkpoint / "scope.json"
     if not path.exists():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return Scope(tuple(stored["terms"]), str(stored["message"]))
+    remedy = "Restore the file, or train the included model again with `python -m mrrag phantom`."
+
+    def refuse(why: str) -> ModelError:
+        return ModelError(f"{path.name} cannot be read ({why}). {remedy}")
+
+    with refusing_fields(path.name, remedy, ModelError):
+        stored = _SCOPE.check(read_json(path, refuse))
+    return Scope(tuple(stored["terms"]), stored["message"])

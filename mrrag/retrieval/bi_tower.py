@@ -44,10 +44,45 @@ from mrrag.retrieval.tower_pair import (
     refusing,
 )
 from mrrag.retrieval.weights import check_state, fill, read_weights
+from mrrag.schema import Items, Number, Record, Text, Whole, refusing_fields
 from mrrag.types import FloatArray, Image
 
 FORMAT = 1
 FILES = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+# What sizes are read; transformers checks what else its configurations hold.
+_WIDTH, _LAYERS = Whole(1, 65_536), Whole(1, 200)
+_CONFIG = Record(
+    {
+        "format": Whole(1, FORMAT),
+        "name": Text(1, 500),
+        "dimension": _WIDTH,
+        "image_size": Whole(1, 4096),
+        "max_text_tokens": _WIDTH,
+        "pad_token": Text(1, 100),
+        "image": Record(
+            {},
+            {
+                "num_channels": Whole(1, 3),
+                "embedding_size": _WIDTH,
+                "hidden_sizes": Items(_WIDTH, 1, 8),
+                "depths": Items(_LAYERS, 1, 8),
+            },
+        ),
+        "text": Record(
+            {},
+            {
+                "vocab_size": Whole(1, 2_000_000),
+                "hidden_size": _WIDTH,
+                "num_hidden_layers": _LAYERS,
+                "num_attention_heads": _WIDTH,
+                "intermediate_size": _WIDTH,
+                "max_position_embeddings": _WIDTH,
+                "type_vocab_size": _WIDTH,
+                "layer_norm_eps": Number(0, 1),
+            },
+        ),
+    }
+)
 
 # The paper's two towers. The hub only has a pickle of the BERT's weights.
 RESNET = "microsoft/resnet-50"
@@ -132,9 +167,10 @@ class BiTower(TowerPair):
             max_text_tokens=max_text_tokens,
             name=name,
         )
-        if len(tokenizer) > text_config.vocab_size:
+        words = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+        if words > text_config.vocab_size:
             raise ModelError(
-                f"The encoder's tokenizer has {len(tokenizer)} tokens and its text tower only "
+                f"The encoder's tokenizer has {words} tokens and its text tower only "
                 f"{text_config.vocab_size}. They are not of one model."
             )
         if not 1 <= max_text_tokens <= text_config.max_position_embeddings:
@@ -336,26 +372,35 @@ def read_bitower(source: str, config_path: Path) -> BiTower:
     problem = f"The encoder in {source} cannot be built from its {CONFIG_FILE} and tokenizer"
     with refusing(problem, " Save or copy it again."):
         config = read_config(config_path)
-        if config["format"] > FORMAT:
+        if type(config.get("format")) is int and FORMAT < config["format"] < 1000:
             raise ModelError(
                 f"The encoder in {source} has format {config['format']}, and this version "
                 f"reads up to {FORMAT}. Update MR-RAG."
             )
-        tower = BiTower(
-            ResNetConfig(**config["image"]),
-            BertConfig(**config["text"]),
-            load_tokenizer(files[TOKENIZER_FILE], config["pad_token"]),
-            dimension=config["dimension"],
-            image_size=config["image_size"],
-            max_text_tokens=config["max_text_tokens"],
-            name=config["name"],
-        )
-    state = read_weights(files[WEIGHTS_FILE])
-    check_state(str(files[WEIGHTS_FILE]), state, tower.state_dict())
+        with refusing_fields(str(config_path), "Save or copy it again.", ModelError):
+            _CONFIG.check(config)
+        state = read_weights(files[WEIGHTS_FILE])
+        tokenizer = load_tokenizer(files[TOKENIZER_FILE], config["pad_token"])
+        with torch.device("meta"):  # no room is taken for sizes that the weights do not have
+            shapes = _tower_of(config, tokenizer).state_dict()
+        check_state(str(files[WEIGHTS_FILE]), state, shapes)
+        tower = _tower_of(config, tokenizer)
     tower.load_state_dict(state)  # copies into the tower's own float32
     tower.eval()
     tower.fingerprint = fingerprint_of({file: files[file] for file in FILES})
     return tower
+
+
+def _tower_of(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> BiTower:
+    return BiTower(
+        ResNetConfig(**config["image"]),
+        BertConfig(**config["text"]),
+        tokenizer,
+        dimension=config["dimension"],
+        image_size=config["image_size"],
+        max_text_tokens=config["max_text_tokens"],
+        name=config["name"],
+    )
 
 
 def _config_dict(config: ResNetConfig | BertConfig) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from transformers import (
 from mrrag.errors import ModelError
 from mrrag.retrieval.clip_resnet import HEAD_WIDTH, ModifiedResNet
 from mrrag.retrieval.weights import State, check_names, check_settings, check_state, fill
+from mrrag.schema import Items, Record, Whole, refusing_fields
 
 # timm's plain ViTs (224 px and larger): layers of a size.
 VIT_NAME = re.compile(r"vit_(tiny|small|base|large)_patch(\d+)_(\d+)")
@@ -208,6 +209,8 @@ def _modified_resnet(
             f"{origin} has an image tower of open_clip's own ViT; MR-RAG reads CLIP's ResNets "
             "and timm's ViTs."
         )
+    with refusing_fields(origin, "Copy it again.", ModelError):
+        Record({"layers": Items(Whole(1, 200))}).check(vision)
     tower = ModifiedResNet(
         depths, dimension, int(vision.get("image_size", 224)), int(vision.get("width", 64))
     )

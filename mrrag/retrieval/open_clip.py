@@ -18,6 +18,7 @@ from PIL import Image as PillowImage
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from mrrag.errors import ModelError
 from mrrag.retrieval.clip_towers import open_clip_image_tower, open_clip_text_tower
 from mrrag.retrieval.tower_pair import (
     TOKENIZER_FILE,
@@ -31,6 +32,7 @@ from mrrag.retrieval.tower_pair import (
     refusing,
 )
 from mrrag.retrieval.weights import check_settings, read_weights
+from mrrag.schema import Items, Number, Record, Whole, refusing_fields
 from mrrag.types import FloatArray, Image
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -41,6 +43,33 @@ OPEN_CLIP_BASE = "thaottn/OpenCLIP-resnet50-CC12M"
 # Of the pictures that CLIP was trained on, per channel, as fractions of full scale.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# What sizes are read. Which towers are read is checked where they are built.
+_WIDTH = Whole(1, 65_536)
+_CONFIG = Record(
+    {
+        "model_cfg": Record(
+            {
+                "embed_dim": _WIDTH,
+                "vision_cfg": Record({}, {"image_size": Whole(1, 4096), "width": _WIDTH}),
+                "text_cfg": Record(
+                    {},
+                    {
+                        "context_length": _WIDTH,
+                        "vocab_size": Whole(3, 2_000_000),
+                        "width": _WIDTH,
+                        "heads": _WIDTH,
+                        "layers": Whole(1, 200),
+                    },
+                ),
+            }
+        )
+    },
+    {
+        "preprocess_cfg": Record(
+            {}, {"mean": Items(Number(-10, 10), 3, 3), "std": Items(Number(1e-3, 10), 3, 3)}
+        )
+    },
+)
 
 
 def clip_pixels_of(
@@ -143,6 +172,8 @@ def read_open_clip(
     config = read_config(config_path)
     origin = str(weights)
     with refusing(f"{origin} cannot be read as {config_path} says", " Copy it again."):
+        with refusing_fields(str(config_path), "Copy it again.", ModelError):
+            _CONFIG.check(config)
         model = config["model_cfg"]
         check_settings(
             f"{config_path} (model_cfg)",

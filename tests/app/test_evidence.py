@@ -367,5 +367,5 @@ def test_the_facts_of_a_knowledge_base_name_its_sources_and_what_was_learnt(
     assert "licence not stated" in facts
     assert "not learnt for it" in facts
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(KnowledgeBaseError, match=r"manifest.json is missing or damaged"):
+    with pytest.raises(KnowledgeBaseError, match=r"manifest\.json cannot be read"):
         read_about(ASSETS, knowledge_base=tmp_path)

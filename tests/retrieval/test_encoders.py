@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,19 @@ def test_damaged_configuration_is_refused(tmp_path: Path) -> None:
         (json.dumps({**config, "format": 99}), "Update MR-RAG"),
         (json.dumps({k: v for k, v in config.items() if k != "dimension"}), "dimension"),
         (json.dumps({**config, "max_text_tokens": 17}), "1 to 16"),
+        ("[]", "holds no object"),
+        ("[" * 10**5, "nested too deeply"),
+        (json.dumps({**config, "format": "1"}), "format is a text"),
+        (json.dumps({**config, "name": ["tower"]}), "name is a list"),
+        (json.dumps({**config, "image_size": 10**9}), "image_size is 1000000000"),
+        (json.dumps({**config, "image": None}), "image is null"),
+        (json.dumps({**config, "image": {"depths": [10**9]}}), r"image\.depths\[0\] is 1000000000"),
+        (
+            json.dumps({**config, "text": {"layer_norm_eps": math.nan}}),
+            "layer_norm_eps is nan",
+        ),
+        # Terabytes, which are never asked for: the weights have other shapes.
+        (json.dumps({**config, "text": {"hidden_size": 49_152, "num_hidden_layers": 200}}), "miss"),
     ):
         path.write_text(damage)
         with pytest.raises(ModelError, match=message):

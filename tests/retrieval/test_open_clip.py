@@ -351,7 +351,12 @@ def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
         ("text_cfg", {"surprise": 1}, "surprise = 1"),
         ("preprocess_cfg", {"resize_mode": "squash"}, "resize_mode = 'squash'"),
         ("model_cfg", {"embed_dim": 25}, "visual.head.proj.weight has shape"),
-        ("model_cfg", {"embed_dim": "wide"}, "cannot be read as"),
+        ("model_cfg", {"embed_dim": "wide"}, r"model_cfg\.embed_dim is a text"),
+        ("model_cfg", {"text_cfg": []}, r"model_cfg\.text_cfg is a list"),
+        ("vision_cfg", {"image_size": 10**9}, r"model_cfg\.vision_cfg\.image_size is 1000000000"),
+        ("text_cfg", {"context_length": -1}, r"model_cfg\.text_cfg\.context_length is -1"),
+        ("preprocess_cfg", {"mean": [0, 0, math.nan]}, r"preprocess_cfg\.mean\[2\] is nan"),
+        ("preprocess_cfg", {"std": [0, 1, 1]}, r"preprocess_cfg\.std\[0\] is 0"),
     ],
 )
 def test_a_configuration_that_is_not_read_is_refused(
