@@ -16,6 +16,7 @@ from mrrag.data.dicom import is_dicom
 from mrrag.data.images import place_in_series, read_image, strip_identity, thumbnail
 from mrrag.data.limits import EXPORT, FORMATS, MAX_BYTES, refusal
 from mrrag.data.pictures import picture_format
+from mrrag.data.views import view_of
 from mrrag.errors import ImageError
 
 __all__ = ["Study", "StudyPicture", "is_zip", "read_study"]
@@ -28,12 +29,6 @@ SLACK = 2**20  # bytes that any archive may inflate to
 HEAD = 512  # bytes that tell whether a member is a picture
 CHUNK = 2**16
 THUMBNAIL_PX = 96
-
-# View Position (PS3.3 C.8.11.1) → what a reader calls it.
-VIEWS = {
-    **dict.fromkeys(("PA", "AP"), "frontal"),
-    **dict.fromkeys(("LL", "RL", "LAT", "LATERAL"), "lateral"),
-}
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def read_study(files: Sequence[bytes]) -> Study:
             skipped += 1
             continue
         kept += len(file)
-        view = VIEWS.get(image.tags.get("view position", "").upper(), "")
+        view = view_of(image.tags.get("view position", ""))
         picture = StudyPicture("", thumbnail(image, THUMBNAIL_PX), file, image.sha256)
         found.append(((*place, len(found)), view, picture))
     if not found:
