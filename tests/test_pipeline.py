@@ -22,7 +22,13 @@ from mrrag.explain import explain
 from mrrag.files import ASSETS
 from mrrag.learnt import load_learnt
 from mrrag.model.backbone import encode_images
-from mrrag.pipeline import Pipeline, answer, find_evidence, load_pipeline
+from mrrag.pipeline import (
+    Pipeline,
+    answer,
+    find_evidence,
+    load_pipeline,
+    with_knowledge_base,
+)
 from mrrag.report.export import case_to_json
 from mrrag.retrieval.bi_tower import paper_tower
 from mrrag.retrieval.doubts import warnings_of
@@ -32,9 +38,7 @@ SAMPLES = ASSETS.parent / "sample_cases"
 QUESTION = "Is there a pleural effusion?"
 
 
-@pytest.fixture(scope="module",
-    with_knowledge_base,
-)
+@pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
     return load_pipeline()
 
