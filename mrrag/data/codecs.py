@@ -30,6 +30,9 @@ Decoder = Callable[[bytes, Dataset], Array]
 
 J2K = b"\xff\x4f\xff\x51"  # SOC and SIZ: the start of every JPEG 2000 codestream
 J2K_COLOURS = ("YBR_ICT", "YBR_RCT")
+# What other decoders than JPEG 2000's leave: not subsampled, and JPEG 2000's colours were undone
+# when the pixels were compressed anew.
+COLOURS_DECODED = {"YBR_FULL_422": "YBR_FULL", **dict.fromkeys(J2K_COLOURS, "RGB")}
 LOSSLESS, JPEG_LS = 0xFFC3, 0xFFF7  # frame headers (T.81 table B.1, T.87 C.1.1)
 ITEM = b"\xfe\xff\x00\xe0"  # the start of every fragment (PS3.5 A.4)
 MAX_TRAILING_BYTES = 16  # after the end marker, not counting zeros: some writers leave a few
@@ -116,8 +119,8 @@ def _decode_jpeg(code: bytes, dataset: Dataset) -> Array:
         return imagecodecs.jpeg8_decode(code)
     if stream.colour and stream.marker != LOSSLESS:
         dataset.PhotometricInterpretation = stream.colour
-    elif dataset.PhotometricInterpretation in ("YBR_FULL_422", *J2K_COLOURS):
-        dataset.PhotometricInterpretation = "YBR_FULL"  # no longer subsampled; never JPEG 2000's
+    elif dataset.PhotometricInterpretation in J2K_COLOURS and stream.marker != LOSSLESS:
+        dataset.PhotometricInterpretation = "YBR_FULL"  # as libjpeg takes it
     return imagecodecs.jpeg8_decode(code, colorspace="RGB", outcolorspace="RGB")  # no change
 
 
@@ -224,6 +227,9 @@ def decode_frame(dataset: Dataset, frame: int, frames: int) -> tuple[Array, list
                 f" itself is {CODECS[decode]}: read as {CODECS[decode]}."
             )
         pixels = decode(code, dataset)
+        if decode is not _decode_jpeg_2000:
+            said = str(dataset.PhotometricInterpretation)
+            dataset.PhotometricInterpretation = COLOURS_DECODED.get(said, said)
         dataset.add_new("PixelData", "OW", pixels.tobytes())
         dataset.BitsAllocated = 8 * pixels.itemsize
         dataset.BitsStored = min(int(dataset.BitsStored), 8 * pixels.itemsize)

@@ -95,16 +95,17 @@ def make_square(
     def resize(values: Array) -> Array:
         return np.array(PIL.Image.fromarray(values.astype(np.float32)).resize(size, linear))
 
+    outside: npt.NDArray[np.bool_] | None = None
     if padding is None:
-        resized, outside = resize(pixels), None
+        resized = resize(pixels)
     else:
         outside = np.array(PIL.Image.fromarray(padding).resize(size, nearest))
-        share = resize(~padding)
-        resized = resize(np.where(padding, 0, pixels)) / np.maximum(share, 1e-6)
-        # Padding stays what it was; the nearest pixel of a shown one is shown, so its share counts.
-        stored = np.asarray(pixels[padding][:1])
-        resized[outside] = stored[0] if stored.size else 0
+        resized = resize(np.where(padding, 0, pixels))
+        resized /= np.maximum(resize(~padding), 1e-6)
+        resized[outside] = pixels[padding][0] if padding.any() else 0
     if pixels.dtype.kind in "iu":
         limits = np.iinfo(pixels.dtype)
-        resized = np.clip(np.rint(resized.astype(np.float64)), limits.min, limits.max)
+        if pixels.itemsize > 2:  # float32 rounds the largest of them up
+            resized = resized.astype(np.float64)
+        resized = np.clip(np.rint(resized, out=resized), limits.min, limits.max, out=resized)
     return resized.astype(pixels.dtype), outside

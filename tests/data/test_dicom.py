@@ -353,6 +353,13 @@ def test_a_frames_own_markers_decide_which_decoder_reads_it(syntax: str, inside:
     assert (note in image.notes) == (NAMED[syntax] != inside)
 
 
+@pytest.mark.parametrize("stated", ["RGB", "YBR_RCT", "YBR_ICT"])
+def test_colours_survive_a_misnamed_compression(stated: str) -> None:
+    for encode in (imagecodecs.jpegls_encode, lambda a: imagecodecs.jpeg2k_encode(a, level=0)):
+        data = make_compressed(encode(RGB), JPEGLosslessSV1, RGB, PhotometricInterpretation=stated)
+        assert np.array_equal(read_image(data).display, RGB)
+
+
 def test_a_lossy_frame_is_called_lossy_whatever_the_header_names() -> None:
     smooth = np.linspace(0, 255, 4096).astype(np.uint8).reshape(64, 64)
     code = imagecodecs.jpeg8_encode(smooth, level=95)
