@@ -133,6 +133,7 @@ def _add_train_retriever(commands: Commands) -> None:
         "mrrag train-retriever --data DATA --output runs/encoder",
     )
     add_data(train)
+    add_ask(train)
     train.add_argument(
         "--vqa",
         action="store_true",
@@ -325,7 +326,7 @@ def _make_bundled_retriever(args: argparse.Namespace, given: dict[str, object]) 
     from mrrag.training.recipe import make_retriever
 
     others = {name: getattr(args, name) for name in ("layout", "images", "views", "output")}
-    others |= {"vqa": args.vqa or None, "views": args.views}
+    others |= {"vqa": args.vqa or None, "views": args.views, "ask": args.ask}
     named = [*(k for k, v in others.items() if v is not None), *given]
     refused = [f"--{name.replace('_', '-')}" for name in named if name not in RECIPE_OPTIONS]
     if refused:
