@@ -243,6 +243,8 @@ def decode_frame(dataset: Dataset, frame: int, frames: int) -> tuple[Array, list
         )
     if named is not None or code is not None:
         dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    if code is None:
+        notes.extend(_note_high_bits(dataset))
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     pixels, found = decoder.as_array(dataset, index=frame)
     if dataset.SamplesPerPixel == 3 and (
@@ -251,6 +253,24 @@ def decode_frame(dataset: Dataset, frame: int, frames: int) -> tuple[Array, list
     ):
         raise ValueError("these colours are not ones that pydicom converts to RGB")
     return native(pixels), notes
+
+
+def _note_high_bits(dataset: Dataset) -> list[str]:
+    """Return a note if uncompressed 16-bit pixels have bits set above those stored (PS3.5 8.1.1)."""
+    stored, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation) == 1
+    if int(dataset.BitsAllocated) != 16 or not 0 < stored < 16:
+        return []
+    order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+    data = dataset.PixelData
+    words = np.frombuffer(data[: len(data) // 2 * 2], f"{order}{'i' if signed else 'u'}2")
+    # Negative numbers may or may not be extended with ones.
+    least = -(2 ** (stored - 1)) if signed else 0
+    if not words.size or (words.max() < 2**stored and words.min() >= least):
+        return []
+    return [
+        f"Some pixels use more bits than the {stored} that the header says. The higher bits were"
+        " left out: they are an old overlay, or the picture is wrong."
+    ]
 
 
 def _compressed_frame(dataset: Dataset, frame: int, frames: int) -> bytes | None:

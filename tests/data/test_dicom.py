@@ -432,6 +432,18 @@ def test_colours_of_fewer_bits_than_the_header_says_are_not_black() -> None:
     assert noted(image, "The colours use 8 of the 16 bits that the header says.")
 
 
+def test_bits_above_those_stored_are_left_out_with_a_note() -> None:
+    deep = {"BitsStored": 12, "HighBit": 11}
+    overlay = FILM | (np.arange(60) > 50).astype(np.uint16) << 15
+    image = read(overlay, **deep)
+    assert np.array_equal(image.values, FILM)  # type: ignore[arg-type]
+    assert noted(image, "Some pixels use more bits than the 12")
+    signed = FILM.astype(np.int16) - 2000
+    for pixels in (FILM, signed, signed & 0xFFF):  # one without extended signs
+        assert not noted(read(pixels, **deep), "more bits")
+    assert np.array_equal(read(signed & 0xFFF, **deep).values, signed)  # type: ignore[arg-type]
+
+
 def test_smallest_and_largest_values_of_the_header_do_not_count() -> None:
     image = read(SmallestImagePixelValue=0, LargestImagePixelValue=9)
     assert np.array_equal(image.display, read().display)
