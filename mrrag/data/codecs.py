@@ -256,7 +256,7 @@ def decode_frame(dataset: Dataset, frame: int, frames: int) -> tuple[Array, list
 
 
 def _note_high_bits(dataset: Dataset) -> list[str]:
-    """Return a note if uncompressed 16-bit pixels have bits set above those stored (PS3.5 8.1.1)."""
+    """Return a note if plain 16-bit pixels have bits set above those stored (PS3.5 8.1.1)."""
     stored, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation) == 1
     if int(dataset.BitsAllocated) != 16 or not 0 < stored < 16:
         return []
