@@ -33,6 +33,7 @@ ALIKE = Weights(1 / 3, 1 / 3, 1 / 3)
 # What α, β and γ count for by default, in units of each similarity's spread. A question says
 # less about a patient than a picture does, and so counts half.
 SHARES = Weights(0.4, 0.4, 0.2)
+LEAST_SPREAD = 1e-4  # of cosines; below it is rounding
 # For a model without a search for layers: the paper's form and strength, in no layer.
 UNKNOWN = Steering(strength=1.0, rows="question", form="ifa")
 
@@ -218,11 +219,17 @@ def default_weights(knowledge_base: Path) -> Weights:
     try:
         stored = read_json(knowledge_base / "manifest.json", ValueError)
         spread = Weights(**stored["spread"])
-        shares = [s / w for s, w in zip(astuple(SHARES), astuple(spread), strict=True)]
+        if not all(0 <= w <= 2 for w in astuple(spread)):  # false for NaN too
+            return ALIKE
+        # A similarity that is the same for all documents decides nothing.
+        shares = [
+            s / w if w >= LEAST_SPREAD else 0.0
+            for s, w in zip(astuple(SHARES), astuple(spread), strict=True)
+        ]
         whole = math.fsum(shares)
-    except (ArithmeticError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return ALIKE
-    if not (0 < whole < math.inf and min(shares) > 0):  # false for NaN too
+    if not whole:
         return ALIKE
     return Weights(*(share / whole for share in shares))
 

@@ -133,7 +133,7 @@ def test_a_file_that_holds_no_learnt_values_is_refused_and_not_written_over(
 
 @pytest.mark.parametrize(
     "spread",
-    [None, [], {}, "abc", {"alpha": 10**400}, {"alpha": NAN}, {"alpha": 0}, {"alpha": "1"}],
+    [None, [], {}, "abc", {"alpha": 10**400}, {"alpha": NAN}, {"alpha": -1}, {"alpha": "1"}],
 )
 def test_a_spread_that_means_nothing_gives_equal_weights(tmp_path: Path, spread: object) -> None:
     if isinstance(spread, dict):
@@ -142,3 +142,9 @@ def test_a_spread_that_means_nothing_gives_equal_weights(tmp_path: Path, spread:
     assert default_weights(tmp_path) == ALIKE
     (tmp_path / "manifest.json").write_text("[" * 10**5)
     assert default_weights(tmp_path) == ALIKE
+
+
+def test_a_similarity_that_does_not_spread_gets_no_weight(tmp_path: Path) -> None:
+    spread = {"alpha": 0.1, "beta": 0.1, "gamma": 6e-8}
+    (tmp_path / "manifest.json").write_text(json.dumps({"spread": spread}))
+    assert default_weights(tmp_path) == Weights(0.5, 0.5, 0.0)

@@ -23,7 +23,7 @@ from mrrag.cli.options import (
     ticker,
 )
 from mrrag.errors import SettingsError
-from mrrag.study.plan import ABLATIONS, ALL_METHODS, ANSWER_TOKENS, SHARES
+from mrrag.study.plan import ABLATIONS, ALL_METHODS, ANSWER_TOKENS, NOISE_KINDS, SHARES
 
 if TYPE_CHECKING:
     from mrrag.data.records import Corpus
@@ -88,6 +88,15 @@ def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="shares of irrelevant reports to compare, 0 to 1 "
         f"(default: {' '.join(map(str, SHARES))})",
+    )
+    evaluate.add_argument(
+        "--noise-kinds",
+        nargs="+",
+        default=["random"],
+        choices=NOISE_KINDS,
+        help="where irrelevant reports come from: "
+        + "; ".join(f"{kind}: {words}" for kind, words in NOISE_KINDS.items())
+        + " (default: random)",
     )
     evaluate.add_argument(
         "--methods",
@@ -184,6 +193,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     return Plan(
         ks=tuple(dict.fromkeys(args.k)),
         shares=tuple(dict.fromkeys(args.noise_shares)),
+        kinds=tuple(dict.fromkeys(args.noise_kinds)),
         methods=tuple(dict.fromkeys(args.methods)),
         ablations=tuple(ablations),
         wrong_picture=not args.no_wrong_picture,

@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from mrrag.report.templating import embedded, figure_html, plotly_script, render, style
-from mrrag.study.text import GROUPS, leakage_text, name_of, steering_text
+from mrrag.study.text import GROUPS, leakage_text, name_of, noise_name, steering_text
 
 # Accuracy and F1, %, with K = 15, of the paper's main table: LLaVA-Med-1.5 alone, MR-RAG.
 PAPER_MAIN = {
@@ -37,6 +37,7 @@ CLAIMS = {
     "form": "The paper's form is ifa, at a strength of 1. The balanced form is not the paper's; "
     "it was found here.",
     "order": "The paper says nothing of the order, as far as is known here.",
+    "cut": "The paper reads all reports. A cut-off is a rival to steering: MMed-RAG has one.",
     "retrieval": "The paper gives no figures of this kind, as far as is known here.",
 }
 OURS, STEERED, PAPER = "#4477aa", "#d55e00", "#7a8b99"
@@ -190,7 +191,7 @@ def _noise(table: Mapping[str, Any]) -> Section | None:
         return None
     body = [
         [
-            f"{row['irrelevant']} of {row['k']}",
+            noise_name(row),
             *(_interval(row[n], "accuracy") if n in row else "–" for n in ("rag", "mr_rag")),
             _p(row),
         ]
@@ -200,7 +201,10 @@ def _noise(table: Mapping[str, Any]) -> Section | None:
         f"Irrelevant reports, K = {table['k']}",
         _table(("Irrelevant", "RAG, %", "MR-RAG, %", "p"), body),
         _claim("noise"),
-        _figure(_noise_curve(rows)),
+        *(
+            _figure(_noise_curve([row for row in rows if row["kind"] == kind]))
+            for kind in dict.fromkeys(row["kind"] for row in rows)
+        ),
     )
 
 

@@ -24,6 +24,7 @@ from mrrag.errors import SettingsError
 from mrrag.files import file_sha256, json_sha256
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.mcr import MAX_K, fused_query
+from mrrag.retrieval.selection import cut_off
 from mrrag.study.answer_file import StoredAnswer, append_answers, open_answers, read_answers
 from mrrag.study.evaluation import (
     BATCH,
@@ -35,6 +36,7 @@ from mrrag.study.evaluation import (
     no_ticker,
     noise_seed,
 )
+from mrrag.study.noise import hard_noise
 from mrrag.study.plan import Cell, Plan, ReadingPlan
 from mrrag.types import FloatArray, Retrieved, Steering, Weights
 
@@ -323,7 +325,12 @@ def _evidence(
 ) -> tuple[Retrieved, ...]:
     if reading.weights is None:
         return ()
-    retrieved = evidence_for(pipeline, item, reading.weights, reading.k, reading.noise, seed)
+    base, weights, k, noise = pipeline.knowledge_base, reading.weights, reading.k, reading.noise
+    if noise and reading.kind != "random":
+        retrieved = hard_noise(base, item, weights, k, noise, reading.kind, seed)
+    else:
+        retrieved = evidence_for(pipeline, item, weights, k, noise, seed)
+    retrieved = cut_off(retrieved, weights, reading.cut, reading.cut_at)
     return _in_order(retrieved, reading.order, seed)
 
 

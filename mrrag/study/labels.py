@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mrrag.data.findings import FINDINGS, stance
-from mrrag.data.records import Record
+from mrrag.data.findings import FINDINGS, asked, stance
+from mrrag.data.records import Question, Record
 
-__all__ = ["Labels", "labels_of_problems", "labels_of_reports", "neutral_question"]
+__all__ = ["Labels", "finding_of", "labels_of_problems", "labels_of_reports", "neutral_question"]
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -59,6 +59,17 @@ def neutral_question(finding: str) -> str:
     if re.search(r"[^s]s$", words) and not words.endswith(("us", "ax")):
         return f"Are there {words}?"
     return f"Is there {'an' if words[0] in 'aeiou' else 'a'} {words}?"
+
+
+def finding_of(question: Question) -> tuple[str, bool]:
+    """Return the one finding that a question is about, and whether "yes" means it is present.
+
+    Empty where none or several are named. "Is the heart size normal?" asks for absence.
+    """
+    found = {a.finding: a.polarity == "presence" for a in asked(question.question)}
+    if question.finding in FINDINGS:
+        return question.finding, found.get(question.finding, True)
+    return next(iter(found.items())) if len(found) == 1 else ("", True)
 
 
 def labels_of_reports(queries: Sequence[str], documents: Sequence[str]) -> Labels:

@@ -30,10 +30,19 @@ SINGLE: dict[str, Weights] = {
 RANDOM = "random_reports"
 ALL_METHODS = (METHODS[0], RANDOM, *SINGLE, *METHODS[1:])
 SHARES = (0.0, 0.25, 0.5, 0.75)
+# Where irrelevant reports come from.
+NOISE_KINDS = {
+    "random": "drawn from the whole knowledge base (the paper's)",
+    "distant": "drawn from ranks 50 to 400",
+    "silent": "the next best that say nothing of the finding asked about",
+    "opposed": "the next best that say the opposite of the right answer",
+}
 ABLATION_SHARES = (0.0, 0.5)  # IFA is meant for reports that differ in relevance
 STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 # The strengths at which each form is compared; the paper's is 1.
 FORM_STRENGTHS = {"ifa": (0.1, 0.25, 1.0), "balanced": (1.0, 2.0, 4.0)}
+# Cut-offs and thresholds that are compared; MMed-RAG's script has a ratio of 1.5.
+CUT_TRIALS = {"gap": (0.1, 0.2), "ratio": (1.1, 1.5), "difference": (0.05, 0.1)}
 RANDOM_SETS = 3
 # Enough for the first word, which is all that strict parsing reads.
 ANSWER_TOKENS = 3
@@ -48,7 +57,7 @@ class Plan:
     ks : tuple of int
         Numbers of retrieved reports; ablations take the first.
     shares : tuple of float
-        Shares of the k reports that are replaced by reports drawn at random.
+        Shares of the k reports that are replaced by irrelevant ones.
     methods, ablations : tuple of str
         Among :data:`ALL_METHODS` and :data:`ABLATIONS`.
     wrong_picture : bool
@@ -58,6 +67,8 @@ class Plan:
         Seed of the random reports, the random layers and the shuffled order.
     answer_tokens : int
         Maximum number of answer tokens.
+    kinds : tuple of str
+        Where irrelevant reports come from, among :data:`NOISE_KINDS`.
     """
 
     ks: tuple[int, ...] = (8,)
@@ -67,6 +78,7 @@ class Plan:
     wrong_picture: bool = True
     seed: int = 0
     answer_tokens: int = ANSWER_TOKENS
+    kinds: tuple[str, ...] = ("random",)
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,12 @@ class ReadingPlan:
     weights : Weights or None
         Weights of retrieval; None means no reports.
     k, noise : int
-        Number of reports, and how many of them are drawn at random.
+        Number of reports, and how many of them are irrelevant.
+    kind : str
+        Where irrelevant reports come from, a key of :data:`NOISE_KINDS`.
+    cut, cut_at : str, float or None
+        The cut-off after retrieval, a key of :data:`mrrag.retrieval.selection.CUTS` or empty,
+        and its threshold.
     order : str
         "ranked", "reversed" or "shuffled".
     wrong_picture : bool
@@ -91,6 +108,9 @@ class ReadingPlan:
     noise: int = 0
     order: str = "ranked"
     wrong_picture: bool = False
+    kind: str = "random"
+    cut: str = ""
+    cut_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,11 +161,13 @@ def cells_of(plan: Plan, learnt: Learnt, layers: int) -> list[Cell]:
 
 
 def _check(plan: Plan) -> None:
-    for names, allowed in ((plan.methods, ALL_METHODS), (plan.ablations, ABLATIONS)):
+    named = (plan.methods, ALL_METHODS), (plan.ablations, ABLATIONS), (plan.kinds, [*NOISE_KINDS])
+    for names, allowed in named:
         for name in names:
             if name not in allowed:
                 raise SettingsError(
-                    f"Unknown method or ablation: {name}. Choose among {', '.join(allowed)}."
+                    f"Unknown method, ablation or kind of noise: {name}. Choose among "
+                    f"{', '.join(allowed)}."
                 )
     if not plan.ks or not plan.methods:
         raise SettingsError("There is nothing to compare. Name at least one method and one K.")
@@ -174,9 +196,14 @@ def _method_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
 
 def _noise_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
     steerings = {"rag": PLAIN, "mr_rag": effective(learnt.steering)}
+    readings = [
+        ReadingPlan(learnt.weights, k, noise, kind=kind if noise else "random")
+        for kind in plan.kinds
+        for noise in dict.fromkeys(round(share * k) for share in plan.shares)
+    ]
     return [
-        Cell("noise", name, k, ReadingPlan(learnt.weights, k, round(share * k)), steering, "rag")
-        for share in plan.shares
+        Cell("noise", name, k, reading, steering, "rag")
+        for reading in dict.fromkeys(readings)
         for name, steering in steerings.items()
         if name in plan.methods
     ]
@@ -293,6 +320,24 @@ def _order(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cell]:
     ]
 
 
+def _cut(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cell]:
+    """Return RAG and MR-RAG with all reports, and with each cut-off on their scores."""
+    steerings = {"rag": PLAIN, "mr_rag": effective(learnt.steering)}
+    ways: list[tuple[str, str, float | None]] = [("all reports", "", None)]
+    ways += [(f"{cut} {at:g}", cut, at) for cut, ats in CUT_TRIALS.items() for at in ats]
+    return [
+        replace(
+            control,
+            name=f"{name}, {way}",
+            reading=replace(control.reading, cut=cut, cut_at=at),
+            steering=steering,
+            against="rag, all reports",
+        )
+        for way, cut, at in ways
+        for name, steering in steerings.items()
+    ]
+
+
 _ABLATIONS: dict[str, Callable[[Cell, Learnt, int, int], list[Cell]]] = {
     "similarities": _similarities,
     "layers": _layers,
@@ -300,5 +345,6 @@ _ABLATIONS: dict[str, Callable[[Cell, Learnt, int, int], list[Cell]]] = {
     "strength": _strength,
     "form": _form,
     "order": _order,
+    "cut": _cut,
 }
 ABLATIONS = tuple(_ABLATIONS)

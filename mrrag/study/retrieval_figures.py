@@ -12,29 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mrrag.data.findings import FINDINGS, asked, stance
+from mrrag.data.findings import stance
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.study.answer_file import StoredAnswer
 from mrrag.study.experiment import EvalItem
+from mrrag.study.labels import finding_of
 from mrrag.study.metrics import Answers
 from mrrag.study.plan import Cell, ReadingPlan
 
-__all__ = ["auroc_within_findings", "finding_of", "retrieval_table"]
+__all__ = ["auroc_within_findings", "retrieval_table"]
 
 Row = dict[str, Any]
 
 _stance = lru_cache(maxsize=1 << 18)(stance)
-
-
-def finding_of(item: EvalItem) -> tuple[str, bool]:
-    """Return the one finding that a question is about, and whether "yes" means it is present.
-
-    Empty where none or several are named. "Is the heart size normal?" asks for absence.
-    """
-    found = {a.finding: a.polarity == "presence" for a in asked(item.question.question)}
-    if item.question.finding in FINDINGS:
-        return item.question.finding, found.get(item.question.finding, True)
-    return next(iter(found.items())) if len(found) == 1 else ("", True)
 
 
 def retrieval_table(
@@ -64,6 +54,8 @@ def retrieval_table(
             "method": cell.name,
             "k": cell.k,
             "irrelevant": cell.reading.noise,
+            "kind": cell.reading.kind,
+            "cut": cell.reading.cut,
             **_agreement(items, answers[cell], reports),
             **_own_report_recall(answers[cell], cell.k),
         }
@@ -76,7 +68,7 @@ def _agreement(
 ) -> Row:
     shares: dict[str, dict[bool, list[tuple[float, float]]]] = {}
     for item, answer in zip(items, answers, strict=True):
-        finding, presence = finding_of(item)
+        finding, presence = finding_of(item.question)
         if not finding:
             continue
         stances = [_stance(reports[i], finding) for i in answer.documents]
@@ -129,7 +121,7 @@ def auroc_within_findings(
     """
     groups: dict[tuple[str, bool], list[int]] = {}
     for i, item in enumerate(items):
-        key = finding_of(item)
+        key = finding_of(item.question)
         if key[0]:
             groups.setdefault(key, []).append(i)
     score_N = np.array([answer.p_yes for answer in answers])

@@ -113,11 +113,15 @@ class ScoredCells:
     gold: Answers
     rows: tuple[ScoredCell, ...]
 
-    def find(self, table: str, name: str, k: int, noise: int = 0) -> ScoredCell | None:
-        """Return a row by its table, name, K and number of irrelevant reports."""
+    def find(
+        self, table: str, name: str, k: int, noise: int | None = None, kind: str = "random"
+    ) -> ScoredCell | None:
+        """Return a row by its table, name, K, and number and kind of irrelevant reports."""
         for row in self.rows:
-            cell = row.cell
-            if (cell.table, cell.name, cell.k, cell.reading.noise) == (table, name, k, noise):
+            cell, reading = row.cell, row.cell.reading
+            if (cell.table, cell.name, cell.k, reading.kind) == (table, name, k, kind) and (
+                noise is None or reading.noise == noise
+            ):
                 return row
         return None
 
@@ -217,17 +221,21 @@ def wrong_picture_table(scored: ScoredCells, k: int) -> list[Row]:
 
 
 def noise_table(scored: ScoredCells, plan: Plan, k: int) -> list[Row]:
-    """Return RAG and MR-RAG side by side for each share of irrelevant reports."""
+    """Return RAG and MR-RAG side by side for each kind and share of irrelevant reports."""
     table = []
-    for share in plan.shares:
-        noise = round(share * k)
-        rag, mr_rag = (scored.find("noise", name, k, noise) for name in ("rag", "mr_rag"))
-        line: Row = {"share": share, "irrelevant": noise, "k": k}
-        line |= {row.cell.name: row.figures for row in (rag, mr_rag) if row}
-        if rag and mr_rag:
-            line["test"] = scored.test(rag, mr_rag)
-        if rag or mr_rag:
-            table.append(line)
+    for kind in plan.kinds:
+        for share in plan.shares:
+            noise = round(share * k)
+            named = kind if noise else "random"
+            rag, mr_rag = (
+                scored.find("noise", name, k, noise, named) for name in ("rag", "mr_rag")
+            )
+            line: Row = {"kind": kind, "share": share, "irrelevant": noise, "k": k}
+            line |= {row.cell.name: row.figures for row in (rag, mr_rag) if row}
+            if rag and mr_rag:
+                line["test"] = scored.test(rag, mr_rag)
+            if rag or mr_rag:
+                table.append(line)
     return table
 
 
@@ -302,7 +310,7 @@ def metric_rows(result: Mapping[str, Any]) -> list[Row]:
         for row in table["noise"]:
             tests = {"rag": None, "mr_rag": row.get("test")}
             rows += [
-                _metric_row("noise", name, k, row["irrelevant"], row[name], test)
+                _metric_row(_noise_name(row), name, k, row["irrelevant"], row[name], test)
                 for name, test in tests.items()
                 if name in row
             ]
@@ -310,6 +318,10 @@ def metric_rows(result: Mapping[str, Any]) -> list[Row]:
         _metric_row(r["group"], r["method"], r["k"], r["irrelevant"], r, r.get("test"))
         for r in result["ablations"]
     ]
+
+
+def _noise_name(row: Row) -> str:
+    return "noise" if row["kind"] == "random" else f"noise, {row['kind']}"
 
 
 def _metric_row(

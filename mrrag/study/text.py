@@ -21,6 +21,7 @@ GROUPS = {
     "strength": "IFA's strength, in the critical layers",
     "form": "By what relevance steers: as in the paper (ifa), or as a prior (balanced)",
     "order": "The order in which the reports are read",
+    "cut": "Fewer reports, by a cut-off on their scores",
 }
 
 Row = Mapping[str, Any]
@@ -29,6 +30,12 @@ Row = Mapping[str, Any]
 def name_of(method: str) -> str:
     """Return a method's name in a table."""
     return NAMES.get(method, method)
+
+
+def noise_name(row: Row) -> str:
+    """Return how many reports are irrelevant, and of what kind."""
+    count = f"{row['irrelevant']} of {row['k']} ({row['share']:.0%})"
+    return count if row["kind"] == "random" else f"{count}, {row['kind']}"
 
 
 def tables_text(result: Row) -> str:
@@ -128,11 +135,11 @@ def _tests(table: Row) -> list[str]:
 def _noise(table: Row) -> list[str]:
     if not table["noise"]:
         return []
-    lines = ["", f"{'irrelevant reports':20s}{'RAG':>26s}{'MR-RAG':>26s}         p"]
+    lines = ["", f"{'irrelevant reports':30s}{'RAG':>26s}{'MR-RAG':>26s}         p"]
     for row in table["noise"]:
-        name = f"{row['irrelevant']} of {row['k']} ({row['share']:.0%})"
+        name = noise_name(row)
         cells = [_interval(row[n], "accuracy") if n in row else " " * 26 for n in ("rag", "mr_rag")]
-        lines.append(f"{name:20s}{''.join(cells)}{_p(row)}")
+        lines.append(f"{name:30s}{''.join(cells)}{_p(row)}")
     return lines
 
 

@@ -13,8 +13,9 @@ from mrrag.data.records import Question, Record
 from mrrag.learnt import Learnt
 from mrrag.study.answer_file import StoredAnswer
 from mrrag.study.experiment import EvalItem
+from mrrag.study.labels import finding_of
 from mrrag.study.plan import Plan, cells_of
-from mrrag.study.retrieval_figures import auroc_within_findings, finding_of, retrieval_table
+from mrrag.study.retrieval_figures import auroc_within_findings, retrieval_table
 from mrrag.types import Document, Steering, Weights
 
 LEARNT = Learnt(Weights(0.5, 0.2, 0.3), Steering(0.5, (1,), "question+cue"))
@@ -77,10 +78,10 @@ def test_findings_and_their_absence_count_alike() -> None:
 
 
 def test_a_question_asks_about_one_finding_or_none() -> None:
-    assert finding_of(posed(0, 1)) == ("pleural effusion", True)
-    assert finding_of(posed(0, 1, "Is the heart size normal?")) == ("cardiomegaly", False)
-    assert finding_of(posed(0, 1, "Is there an effusion or a pneumothorax?")) == ("", True)
-    assert finding_of(posed(0, 1, "Is this normal?")) == ("", True)
+    assert finding_of(posed(0, 1).question) == ("pleural effusion", True)
+    assert finding_of(posed(0, 1, "Is the heart size normal?").question) == ("cardiomegaly", False)
+    assert finding_of(posed(0, 1, "Is there an effusion or a pneumothorax?").question) == ("", True)
+    assert finding_of(posed(0, 1, "Is this normal?").question) == ("", True)
 
 
 def test_within_a_finding_the_order_of_findings_earns_nothing() -> None:
