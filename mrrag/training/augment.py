@@ -44,7 +44,8 @@ def move(pixels_NCYX: Tensor, rng: np.random.Generator) -> Tensor:
         torch.from_numpy(rng.normal(0.0, spread, (count, 1, 1, 1)).astype(np.float32))
         for spread in (CONTRAST, BRIGHTNESS, CURVE)
     )
-    curved = moved + curve * (moved * moved - 1)
+    # Bounded, so that brighter stays brighter up to three standard deviations.
+    curved = moved + curve.clamp(-2 * CURVE, 2 * CURVE) * (moved * moved - 1)
     noise = torch.from_numpy(rng.standard_normal(moved.shape, dtype=np.float32)) * NOISE
     return curved * gain.exp() + offset + noise
 
