@@ -118,6 +118,8 @@ class CaseReport(Case):
             f"\n  {method:8s}P(yes) {a.p_yes:.3f}  P(no) {a.p_no:.3f}  {a.text}"
             for method, a in self.answers.items()
         )
+        outside = self.warnings.get("outside", "")
+        said = f"\n  WARNING: {outside}{said}" if outside else said
         return f"<{type(self).__name__} {self.question!r}, {len(self.retrieved)} reports{said}>"
 
 

@@ -84,8 +84,8 @@ class Evidence:
         For each document, the percentage of other images whose document at that rank has a
         lower score (:func:`mrrag.retrieval.calibration.usual_scores`); NaN without an image.
     warnings : dict
-        Kind → sentence: "unlike", "known", "weak", "contradiction"; see
-        :func:`mrrag.retrieval.doubts.warnings_of`.
+        Kind → sentence: "outside" (:attr:`mrrag.model.world.World.warning`), "unlike", "known",
+        "weak", "contradiction" (:func:`mrrag.retrieval.doubts.warnings_of`).
     familiarity : Familiarity or None
         What is known of the image, whatever the settings.
     votes : tuple of Vote

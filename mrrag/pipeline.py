@@ -38,6 +38,7 @@ from mrrag.model.prefill import Branch, PrefixCache, fits_in_memory
 from mrrag.model.prompt import prompt_text
 from mrrag.model.scope import Scope, load_scope
 from mrrag.model.steering import FORMS, ROWS, lambdas
+from mrrag.model.world import World, is_outside, load_world
 from mrrag.retrieval.calibration import (
     Calibration,
     calibrate,
@@ -56,6 +57,7 @@ from mrrag.types import (
     METHODS,
     Answer,
     Familiarity,
+    Image,
     Query,
     Steering,
 )
@@ -73,6 +75,7 @@ class Pipeline:
     learnt: Learnt
     scope: Scope | None
     calibration: Calibration
+    world: World | None = None  # the pictures that the model was trained on, where known
 
 
 def load_pipeline(
@@ -103,20 +106,23 @@ def load_pipeline(
         Where a part is missing, incomplete, or was made for other parts.
     """
     encoder, base, learnt, calibration = _base_parts(assets, model, knowledge_base)
+    checkpoint = assets / "llava" if model == BUNDLED else model
+    backbone = load_backbone(
+        checkpoint,
+        revision=revision,
+        device=device or best_device(model),
+        vision_tower=vision_tower,
+        quantize=quantize,
+    )
     pipeline = Pipeline(
-        backbone=load_backbone(
-            assets / "llava" if model == BUNDLED else model,
-            revision=revision,
-            device=device or best_device(model),
-            vision_tower=vision_tower,
-            quantize=quantize,
-        ),
+        backbone=backbone,
         encoder=encoder,
         knowledge_base=base,
         learnt=learnt,
         # Only the bundled model's topics are few enough to be listed.
         scope=load_scope(assets / "llava") if model == BUNDLED else None,
         calibration=calibration,
+        world=load_world(checkpoint, backbone) if vision_tower == "checkpoint" else None,
     )
     _check_layers(pipeline)
     return pipeline
@@ -259,6 +265,7 @@ def find_evidence(
         familiarity = Familiarity(
             unlike(calibration, query.image, vectors.v),
             is_same_picture(pipeline.knowledge_base, query.image, vectors),
+            _is_outside(pipeline, query.image),
         )
     usual_MK = usual_scores(pipeline.knowledge_base, calibration, vectors, weights, len(retrieved))
     stand = percentiles([r.score for r in retrieved], usual_MK)
@@ -269,10 +276,22 @@ def find_evidence(
         tuple(notes),
         time.perf_counter() - start,
         stand,
-        warnings_of(query.question, retrieved, stand, calibration.own_report, familiarity),
+        _outside_warning(pipeline, familiarity)
+        | warnings_of(query.question, retrieved, stand, calibration.own_report, familiarity),
         familiarity,
         votes_of(pipeline.knowledge_base, query.question, retrieved, known.votes if known else ()),
     )
+
+
+def _is_outside(pipeline: Pipeline, image: Image) -> bool:
+    return pipeline.world is not None and is_outside(pipeline.backbone, pipeline.world, image)
+
+
+def _outside_warning(pipeline: Pipeline, familiarity: Familiarity | None) -> dict[str, str]:
+    """Return the warning that the model does not know such pictures, if so: it comes first."""
+    if pipeline.world is None or familiarity is None or not familiarity.outside:
+        return {}
+    return {"outside": pipeline.world.warning}
 
 
 # Answers

@@ -158,10 +158,15 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Familiarity:
-    """Whether a query's image is unlike the knowledge base, and the id of its twin there."""
+    """Whether a query's image is unlike the knowledge base, and the id of its twin there.
+
+    ``outside`` is whether it is unlike the pictures that the model was trained on
+    (:func:`mrrag.model.world.is_outside`).
+    """
 
     unlike: bool
     twin: str | None
+    outside: bool = False
 
 
 @dataclass(frozen=True)

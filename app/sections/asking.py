@@ -217,7 +217,9 @@ def _answer(run: Run) -> Iterator[Update]:
         gone: Update = {"status": superseded_status(run.visit)}
         yield cleared() | gone
     else:
-        columns = answer_cards.answer_columns(run.question, texts, stopped=True)
+        columns = answer_cards.answer_columns(
+            run.question, texts, stopped=True, warnings=evidence.warnings
+        )
         yield {**ended, "answer_columns": columns}
 
 

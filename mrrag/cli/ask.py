@@ -141,6 +141,9 @@ def print_case(case: Case) -> None:
     """Print a case as text."""
     from mrrag.study.text import NAMES
 
+    outside = case.warnings.get("outside")
+    if outside:
+        print(f"WARNING: {outside}\n")
     print("score = α·image-report + β·image-image + γ·question-report")
     for n, r in enumerate(case.retrieved):
         a, b, c = r.terms
@@ -159,10 +162,11 @@ def print_case(case: Case) -> None:
         answered = case.answers[method]
         print(
             f"{NAMES[method]:20s} P(yes) {answered.p_yes:.3f}  P(no) {answered.p_no:.3f}  "
-            f"{answered.text}"
+            f"{answered.text}{'  [means nothing for this picture]' if outside else ''}"
         )
-    for warning in case.warnings.values():
-        print(f"warning: {warning}")
+    for kind, warning in case.warnings.items():
+        if kind != "outside":
+            print(f"warning: {warning}")
     for note in case.notes:
         print(f"note: {note}")
     print("Research demonstration. Not a medical device.")

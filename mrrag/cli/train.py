@@ -1,4 +1,4 @@
-"""All that is learnt: ``phantom``, ``train-*``, ``find-layers``, ``samples``."""
+"""All that is learnt: ``phantom``, ``train-*``, ``measure-world``, ``find-layers``, ``samples``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def add_commands(commands: Commands) -> None:
     _add_phantom(commands)
     _add_train_retriever(commands)
     _add_train_model(commands)
+    _add_measure_world(commands)
     _add_train_adapter(commands)
     _add_find_layers(commands)
     _add_samples(commands)
@@ -287,6 +288,18 @@ def _add_samples(commands: Commands) -> None:
     )
 
 
+def _add_measure_world(commands: Commands) -> None:
+    add_command(
+        commands,
+        "measure-world",
+        run_measure_world,
+        "Summarise the pictures that the included model was trained on.\n\n"
+        "Every picture is then held against them, and answers about one that is unlike them\n"
+        "carry a warning. `train-model` does this at its end.",
+        "mrrag measure-world",
+    )
+
+
 def run_phantom(args: argparse.Namespace) -> None:
     """Draw a phantom world."""
     draw_world(args.directory, args.patients, args.seed, args.size, layout=args.layout)
@@ -348,6 +361,15 @@ def run_train_model(args: argparse.Namespace) -> None:
     make_tower(data, args.runs, args.vision_steps)
     make_reader(data, args.runs, args.reading_steps)
     make_model(data, args.runs, args.assets, args.weighing_steps)
+    run_measure_world(args)
+
+
+def run_measure_world(args: argparse.Namespace) -> None:
+    """Summarise the pictures that the included model was trained on."""
+    from mrrag.training.recipe import make_world
+
+    world = make_world(args.assets)
+    print(f"Written to {args.assets / 'llava'}: the included model knows {world.trained_on}.")
 
 
 def run_train_adapter(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mrrag.report.cards import DIRECTION, ROUTING, titled
+from mrrag.report.cards import DIRECTION, ROUTING, meaningless
 from mrrag.report.templating import number, render
 from mrrag.types import METHODS, Answer
 
@@ -38,7 +38,6 @@ def answer_columns(
     warnings: Mapping[str, str] | None = None,
 ) -> Markup:
     """Return three equal columns: the texts so far, or the whole answers."""
-    unlike = {kind: s for kind, s in (warnings or {}).items() if kind == "unlike"}
     return render(
         "answers.html",
         question=question,
@@ -46,7 +45,8 @@ def answer_columns(
         notes=notes,
         settings_line=settings_line,
         stopped=stopped,
-        warnings=titled(unlike),
+        doubts=meaningless(warnings or {}),
+        outside="outside" in (warnings or {}),
         probability_label=PROBABILITY_LABEL,
     )
 

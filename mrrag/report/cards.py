@@ -24,11 +24,13 @@ DIRECTION = "question tokens reading from report tokens"
 ROUTING = "Attention shows where information is routed, not why."
 LONGEST_REPORT = 4000
 WARNINGS = {
+    "outside": "Outside what the model knows",
     "unlike": "Unknown kind of picture",
     "known": "Picture in the knowledge base",
     "weak": "Weak evidence",
     "contradiction": "Contradiction",
 }
+MEANINGLESS = ("outside", "unlike")  # the kinds after which an answer means nothing
 SHOWN_AT_ONCE = 4
 # The influence that fills a bar at least, so that a negligible one looks negligible.
 LEAST_INFLUENCE = 0.02
@@ -292,9 +294,9 @@ def titled(warnings: Mapping[str, str]) -> list[tuple[str, str, str]]:
 
 
 def meaningless(warnings: Mapping[str, str]) -> Markup:
-    """Return the one warning that belongs above the answers too: that they mean nothing."""
-    unlike = {kind: sentence for kind, sentence in warnings.items() if kind == "unlike"}
-    return render("warnings.html", warnings=titled(unlike))
+    """Return the warnings that belong above the answers too: that they mean nothing."""
+    found = {kind: sentence for kind, sentence in warnings.items() if kind in MEANINGLESS}
+    return render("warnings.html", warnings=titled(found))
 
 
 def note_list(notes: Sequence[str]) -> Markup:

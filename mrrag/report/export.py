@@ -73,6 +73,7 @@ def case_to_json(case: Case, image: Image | None = None) -> dict[str, Any]:
                 "p_no": _number(a.p_no),
                 "tokens": a.tokens,
                 "prompt": a.prompt,
+                "outside": "outside" in case.warnings,  # it then means nothing
                 "notes": [],  # kept for readers of format 3; an answer has no notes of its own
             }
             for method, a in case.answers.items()

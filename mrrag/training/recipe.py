@@ -21,14 +21,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from mrrag.data.images import read_image
 from mrrag.errors import CorpusError
 from mrrag.files import write_atomic
 from mrrag.learnt import ALIKE, Learnt, write_learnt
+from mrrag.model.backbone import load_backbone
 from mrrag.model.prompt import REPORTS_HEADING
+from mrrag.model.world import World, measure_world, save_world
 from mrrag.phantom.report import TOPICS
 from mrrag.pipeline import Pipeline, load_pipeline
 from mrrag.retrieval.bi_tower import BiTower, pixels_of
 from mrrag.retrieval.encoders import load_bitower
+from mrrag.retrieval.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.training.data import DataSet, cached_pixels
 from mrrag.training.decoder import Vectors, train_reading, train_weighing
 from mrrag.training.llava import build_llava
@@ -42,6 +46,7 @@ from mrrag.types import BUNDLED, Image, Steering
 logger = logging.getLogger(__name__)
 
 KNOWLEDGE_BASE_CASES = 2400
+TRAINED_ON = "synthetic chest radiographs"
 SCOPE_TERMS = (
     *TOPICS,
     *("heart", "lung", "chest", "pleural", "effusion", "fluid", "rib", "spine", "opacity", "line"),
@@ -213,6 +218,20 @@ def save_model(
     tokenizer.save_pretrained(directory)
     scope = {"terms": SCOPE_TERMS, "message": SCOPE_MESSAGE}
     write_atomic(directory / "scope.json", json.dumps(scope, indent=2) + "\n")
+
+
+def make_world(assets: Path) -> World:
+    """Summarise the bundled training pictures for the model of ``assets``, beside it.
+
+    They are those of the bundled knowledge base, all of the training split.
+    """
+    directory = assets / "knowledge_base"
+    base = KnowledgeBase.load(directory, load_encoder_of(directory, assets / "encoder"))
+    images = [read_image(base.thumbnail(i)) for i in range(len(base))]
+    backbone = load_backbone(assets / "llava")
+    world = measure_world(backbone, images, base.documents.patients, TRAINED_ON)
+    save_world(world, assets / "llava")
+    return world
 
 
 def _save_weights(module: torch.nn.Module, path: Path) -> None:
