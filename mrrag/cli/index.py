@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,7 +232,8 @@ def records_to_index(args: argparse.Namespace) -> Sequence[Record]:
         return [data.records[n] for n in knowledge_base_rows(data)]
     read = read_chosen(args)
     splits = Counter(record.split for record in read.records)
-    split = args.split or ("train" if splits["train"] else NO_TEST)
+    default = "train" if splits["train"] else NO_TEST if splits["test"] else "all"
+    split = args.split or default
     records = [record for record in read.records if _is_of(record.split, split)]
     print("\n".join(_chosen_lines(read, records, split)))
     if not records:
@@ -268,7 +270,7 @@ def _chosen_lines(read: Corpus, records: Sequence[Record], split: str) -> list[s
         lines.append("the data set has no splits: all cases are indexed, none is left for testing")
     if tests := sum(record.split == "test" for record in records):
         lines.append(f"{tests} test cases are among them, as asked by --split {split}")
-    lines += _skipped_lines(read)
+    lines += _skipped_lines(replace(read, skipped_questions={}))
     repeated, commonest = repeated_reports(records)
     if repeated:
         lines.append(

@@ -35,6 +35,7 @@ from mrrag.data.readers.vqa import (
     read_vqa_rad,
 )
 from mrrag.data.records import Corpus, Question
+from mrrag.data.splits import with_splits
 from mrrag.data.views import choose_views
 from mrrag.errors import CorpusError
 
@@ -55,13 +56,15 @@ class Layout(NamedTuple):
     """A reader of a layout, and how the layout is recognised.
 
     ``fits`` looks at a path quickly, and ``wanted`` says in words what it looks for. With
-    ``is_vqa`` the layout has questions of its own, and its reader takes ``images``.
+    ``is_vqa`` the layout has questions of its own, and its reader takes ``images``; with
+    ``takes_splits`` it has no splits of its own, and those of a ``splits.csv`` are used.
     """
 
     read: Callable[..., Corpus]
     fits: Callable[[Path], bool]
     wanted: str
     is_vqa: bool = False
+    takes_splits: bool = False
 
 
 def _has_file(name: str) -> Callable[[Path], bool]:
@@ -81,11 +84,14 @@ def _is_folder(path: Path) -> bool:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "indiana": Layout(read_indiana, _has_file("indiana_reports.csv"), "indiana_reports.csv"),
+    "indiana": Layout(
+        read_indiana, _has_file("indiana_reports.csv"), "indiana_reports.csv", takes_splits=True
+    ),
     "openi": Layout(
         read_openi,
         _has_match("*.xml", *(f"{name}/*.xml" for name in OPENI_REPORTS)),
         "ecgen-radiology/*.xml with NLMCXR_png/",
+        takes_splits=True,
     ),
     "r2gen": Layout(read_r2gen, _has_file("annotation.json"), "annotation.json with images/"),
     "mimic-cxr": Layout(
@@ -109,6 +115,7 @@ LAYOUTS: dict[str, Layout] = {
         read_folder,
         _is_folder,
         "a CSV, JSON Lines or Parquet table of image and report, or images with .txt beside them",
+        takes_splits=True,
     ),
 }
 
@@ -123,8 +130,8 @@ def read_corpus(
     """Read a data set in any layout, with the project's own files beside it.
 
     A ``source.json`` (``source``, ``licence``) in the folder gives the origin of the
-    data, and a ``questions.jsonl`` (see :func:`read_questions`) questions about its
-    records.
+    data, a ``splits.csv`` (see :mod:`mrrag.data.splits`) splits and patients, and a
+    ``questions.jsonl`` (see :func:`read_questions`) questions about its records.
 
     Parameters
     ----------
@@ -157,6 +164,8 @@ def read_corpus(
             f'A folder of images was given, but the layout "{name}" has its own. Leave it out; '
             f"it is for {', '.join(n for n, layout in LAYOUTS.items() if layout.is_vqa)}."
         )
+    if LAYOUTS[name].takes_splits and (path / "splits.csv").is_file():
+        corpus = with_splits(corpus, path / "splits.csv")
     if path.is_dir() and (path / "source.json").is_file():
         corpus = _with_origin(corpus, path / "source.json")
     if path.is_dir() and (path / "questions.jsonl").is_file() and not is_vqa:

@@ -115,39 +115,6 @@ def test_separators_that_only_unicode_calls_a_newline_do_not_end_a_row(tmp_path:
     assert read_indiana(tmp_path).records[0].document.report == "One two three.\nFour."
 
 
-def test_splits_give_patients_and_unlisted_records_are_skipped(tmp_path: Path) -> None:
-    write(tmp_path, splits="comment,uid,patient,split\nmine,1,p9,training\n,2,,test\n")
-    corpus = read_indiana(tmp_path)
-    assert {(c.document.patient, c.split) for c in corpus.records} == {("p9", "train")}
-    assert corpus.skipped["no patient and split in splits.csv"] == ("2",)
-    assert not corpus.notes
-
-
-def test_splits_without_patients_are_read_and_that_is_said(tmp_path: Path) -> None:
-    write(tmp_path, splits="uid,split\n1,train\n2,val\n")
-    corpus = read_corpus(tmp_path, views="all")
-    assert {(c.document.patient, c.split) for c in corpus.records} == {
-        ("1", "train"),
-        ("2", "validation"),
-    }
-    (note,) = corpus.notes
-    assert note.startswith("splits.csv has no column patient: each study counts as a patient")
-
-
-@pytest.mark.parametrize(
-    ("splits", "message"),
-    [
-        ("study,use\n1,train\n", r"columns study, use, but no uid and no split\. It needs"),
-        ("uid,split\n1,trian\n", r'line 2: the split is "trian"; it must be train, validation or'),
-        ("uid,split\n1,train\n1,test\n", r"line 3: the uid 1 came before with another"),
-        ("uid,split\n", "has no rows"),
-    ],
-)
-def test_unusable_splits_are_refused(tmp_path: Path, splits: str, message: str) -> None:
-    with pytest.raises(CorpusError, match=message):
-        read_indiana(write(tmp_path, splits=splits))
-
-
 def test_an_image_under_another_suffix_is_used_and_counted(tmp_path: Path) -> None:
     write(tmp_path)
     images = tmp_path / "images" / "images_normalized"

@@ -354,6 +354,23 @@ def test_an_update_adds_and_removes_and_encodes_nothing_else(
         build_knowledge_base(tmp_path / "nowhere", wanted, tower, update=True)
 
 
+def test_views_are_stored_and_an_update_changes_them_without_encoding(
+    tmp_path: Path, tower: BiTower
+) -> None:
+    cases = make_cases(tmp_path, 3)
+    build_knowledge_base(tmp_path / "kb", cases, tower)
+    views = ("frontal", "lateral", "")
+    viewed = [
+        replace(case, document=replace(case.document, view=view))
+        for case, view in zip(cases, views, strict=True)
+    ]
+    counting = Counting(tower)
+    build_knowledge_base(tmp_path / "kb", viewed, counting, update=True)
+    loaded = KnowledgeBase.load(tmp_path / "kb", tower)
+    assert tuple(document.view for document in loaded.documents) == views
+    assert counting.images_read == 0
+
+
 def test_a_killed_update_leaves_the_old_one_and_goes_on(tmp_path: Path) -> None:
     tower = make_loaded_tower(tmp_path / "tower")
     cases = make_cases(tmp_path / "images", 12)

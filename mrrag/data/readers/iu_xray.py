@@ -23,7 +23,7 @@ from mrrag.data.readers.rows import (
     read_json,
     split_name,
 )
-from mrrag.data.records import SPLITS, Corpus, Record
+from mrrag.data.records import Corpus, Record
 from mrrag.data.views import view_of
 from mrrag.errors import CorpusError
 from mrrag.types import Document
@@ -63,10 +63,8 @@ def read_indiana(
     which marks redacted words, is kept, so that a reader sees that words are missing. Each
     image on disk is a record; frontal ones come first, and the first one's ID is the uid.
 
-    IU-Xray does not identify patients, so each study counts as a patient of its own. If
-    there is a ``splits.csv`` (``uid``, ``split``, and ``patient`` if it is known), it is
-    used, and studies that it does not list are skipped, because their patient may be in
-    another split.
+    IU-Xray does not identify patients, so each study counts as a patient of its own, unless
+    there is a ``splits.csv`` (:mod:`mrrag.data.splits`).
 
     Raises
     ------
@@ -79,9 +77,6 @@ def read_indiana(
     projections: dict[str, list[tuple[str, str]]] = {}
     for row in csv_rows(directory / "indiana_projections.csv", ("uid", "filename", "projection")):
         projections.setdefault(row["uid"], []).append((row["filename"], row["projection"]))
-    notes: list[str] = []
-    splits = _indiana_splits(directory / "splits.csv", notes)
-
     found = Collector[Record]()
     renamed: list[str] = []
     reports = csv_rows(directory / "indiana_reports.csv", ("uid", "findings", "impression"))
@@ -90,7 +85,6 @@ def read_indiana(
         report = join_sections(row["findings"], row["impression"])
         listed = projections.get(uid, [])
         views = _views_on_disk(images, listed, renamed)
-        patient, split = (uid, "") if splits is None else splits.get(uid, ("", ""))
         faults = {
             "no uid": not uid,
             "uid given before": found.repeats(uid),
@@ -98,7 +92,6 @@ def read_indiana(
             "neither findings nor impression": not report,
             "no image listed": uid not in projections,
             ABSENT: not views,
-            "no patient and split in splits.csv": splits is not None and not (patient and split),
         }
         explain = {ABSENT: partial(_absent, images, [name for name, _ in listed])}
         if found.rejects(uid or f"row {number}", faults, explain):
@@ -106,56 +99,15 @@ def read_indiana(
         document = Document(
             id=uid,
             report=report,
-            patient=patient,
+            patient=uid,
             study=uid,
             source=source,
             licence=licence,
-            split=split,
         )
         problems = tuple(p for t in row.get("Problems", "").split(";") if (p := t.strip()))
         record = Record(document, images, problems, impression_only=not row["findings"])
         found.accepted += pictures_of(record, views)
-    return corpus_of(found, directory, renamed, notes)
-
-
-def _indiana_splits(path: Path, notes: list[str]) -> dict[str, tuple[str, str]] | None:
-    """Return patient and split by uid, or None if there is no such file.
-
-    Columns other than ``uid``, ``patient`` and ``split`` are ignored. Without ``patient``
-    each study counts as a patient of its own, and a note says so.
-    """
-    if not path.is_file():
-        return None
-    rows = list(csv_rows(path))
-    if not rows:
-        raise CorpusError(f"{path} has no rows. Give one for each uid, or remove the file.")
-    columns = list(rows[0])
-    absent = [name for name in ("uid", "split") if name not in columns]
-    if absent:
-        raise CorpusError(
-            f"{path} has the columns {', '.join(columns)}, but no {' and no '.join(absent)}. It "
-            'needs "uid", as in indiana_reports.csv, and "split" (train, validation or test), and '
-            'may have "patient". Rename or add them.'
-        )
-    if "patient" not in columns:
-        notes.append(
-            f"{path.name} has no column patient: each study counts as a patient of its own. If "
-            "a patient has several studies, add the column, or retrieval may find the same person."
-        )
-    splits: dict[str, tuple[str, str]] = {}
-    for number, row in enumerate(rows, start=2):
-        given = (row.get("patient", row["uid"]), split_name(row["split"]))
-        if splits.setdefault(row["uid"], given) != given:
-            raise CorpusError(
-                f"{path}, line {number}: the uid {row['uid']} came before with another patient or "
-                "split. Give each uid once."
-            )
-        if given[1] and given[1] not in SPLITS:
-            raise CorpusError(
-                f'{path}, line {number}: the split is "{row["split"]}"; it must be '
-                f"{', '.join(SPLITS[:-1])} or {SPLITS[-1]}."
-            )
-    return splits
+    return corpus_of(found, directory, renamed)
 
 
 def _image_folder(directory: Path) -> Path:
