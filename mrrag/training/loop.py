@@ -137,15 +137,12 @@ def fit(
             so_far.step = step + 1
             bar.set_postfix(loss=f"{so_far.loss:.3f}", refresh=False)
             bar.update()
-            is_last, is_best = so_far.step == steps, False
-            if evaluate is not None and (so_far.step % evaluate_every == 0 or is_last):
-                is_best = _evaluate(directory, module, evaluate, so_far, early_stop)
-            if is_best:
-                _write(directory / BEST, {"module": module.state_dict()})
+            is_last = so_far.step == steps
+            is_due = so_far.step % evaluate_every == 0 or is_last
+            is_best = is_due and _evaluate(directory, module, evaluate, so_far, early_stop)
             # With the best weights, so that the two never tell of different steps.
             if is_best or is_last or so_far.is_over or clock() - written >= checkpoint_seconds:
-                state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
-                _write(directory / CHECKPOINT, {**asdict(so_far), **state})
+                _checkpoint(directory, module, optimizer, so_far)
                 written = clock()
     if early_stop is not None and (directory / BEST).exists():
         best = torch.load(directory / BEST, map_location="cpu", weights_only=True)
@@ -187,11 +184,13 @@ def _take_step(
 def _evaluate(
     directory: Path,
     module: nn.Module,
-    evaluate: Callable[[], Mapping[str, float]],
+    evaluate: Callable[[], Mapping[str, float]] | None,
     so_far: _Progress,
     early_stop: EarlyStop | None,
 ) -> bool:
-    """Write the figures; return whether these weights are the best so far."""
+    """Write the figures; return whether these weights are the best so far, and keep them if so."""
+    if evaluate is None:
+        return False
     module.eval()
     with torch.inference_mode():
         figures = dict(evaluate())
@@ -200,7 +199,17 @@ def _evaluate(
         return False
     so_far.figures.append(figures[early_stop.figure])
     so_far.is_over = early_stop.is_over(so_far.figures)
-    return early_stop.is_best(so_far.figures)
+    is_best = early_stop.is_best(so_far.figures)
+    if is_best:
+        _write(directory / BEST, {"module": module.state_dict()})
+    return is_best
+
+
+def _checkpoint(
+    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, so_far: _Progress
+) -> None:
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+    _write(directory / CHECKPOINT, {**asdict(so_far), **state})
 
 
 def _write(path: Path, state: Mapping[str, object]) -> None:
