@@ -132,6 +132,22 @@ def choose_questions(
     return Questions(items, split, counts, json_sha256(rows))
 
 
+def one_each(cases: Sequence[Record], questions: Sequence[Question]) -> list[Question]:
+    """Return one yes/no question of each patient, drawn by a fixed seed, in their order.
+
+    Questions about one patient are not independent, as a test of risk takes them to be.
+    """
+    patient_of = {case.document.id: case.document.patient for case in cases}
+    by_patient: dict[str, list[int]] = {}
+    for n, question in enumerate(questions):
+        closed = question.answer_type == "closed" and parse_yes_no(question.answer) != UNPARSED
+        if closed and question.uid in patient_of:
+            by_patient.setdefault(patient_of[question.uid], []).append(n)
+    rng = np.random.default_rng(0)
+    chosen = sorted(int(rng.choice(numbers)) for numbers in by_patient.values())
+    return [questions[n] for n in chosen]
+
+
 def _unsuitable(question: Question, own_split: str, split: str) -> str:
     """Return why a question is not asked, or an empty string."""
     if split not in ("all", own_split):

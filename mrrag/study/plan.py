@@ -348,3 +348,22 @@ _ABLATIONS: dict[str, Callable[[Cell, Learnt, int, int], list[Cell]]] = {
     "cut": _cut,
 }
 ABLATIONS = tuple(_ABLATIONS)
+
+
+# Settings whose risk is tested
+
+
+def candidate_cells(learnt: Learnt, ks: Sequence[int]) -> list[Cell]:
+    """Return the settings of ``calibrate``: RAG off, and K × cut-off × steering."""
+    steerings = {"RAG": PLAIN, "MR-RAG": effective(learnt.steering)}
+    cells = [Cell("candidates", "RAG off", 0, ReadingPlan())]
+    for k in ks:
+        for cut, at in (("", None), *((c, ats[0]) for c, ats in CUT_TRIALS.items() if k > 1)):
+            reading = ReadingPlan(learnt.weights, k, cut=cut, cut_at=at)
+            name = f"K = {k}" + (f", {cut} {at:g}" if cut else "")
+            cells += [
+                Cell("candidates", f"{way}, {name}", k, reading, steering)
+                for way, steering in steerings.items()
+                if k > 1 or way == "RAG"
+            ]
+    return cells

@@ -19,7 +19,14 @@ from mrrag.errors import SettingsError
 from mrrag.pipeline import Pipeline
 from mrrag.study import experiment as module
 from mrrag.study.answer_file import read_answers
-from mrrag.study.experiment import ANSWERS, EvalItem, Experiment, Questions, choose_questions
+from mrrag.study.experiment import (
+    ANSWERS,
+    EvalItem,
+    Experiment,
+    Questions,
+    choose_questions,
+    one_each,
+)
 from mrrag.study.plan import Plan, ReadingPlan
 from mrrag.types import PLAIN, Document, Retrieved, Steering, Weights
 
@@ -233,3 +240,14 @@ def test_the_data_are_known_by_their_content(made: Made) -> None:
     first = choose_questions(made[1], questions).fingerprint
     assert choose_questions(made[1], list(questions)).fingerprint == first
     assert choose_questions(made[1], questions[1:]).fingerprint != first
+
+
+def test_one_question_of_each_patient_is_drawn_and_always_the_same(made: Made) -> None:
+    questions = make_questions(made[1])
+    drawn = one_each(made[1], questions)
+    patient_of = {case.document.id: case.document.patient for case in made[1]}
+    patients = [patient_of[q.uid] for q in drawn]
+    assert sorted(patients) == sorted(set(patient_of.values()))
+    assert all(q.answer_type == "closed" for q in drawn)
+    assert drawn == one_each(made[1], questions)
+    assert drawn != [next(q for q in questions if patient_of[q.uid] == p) for p in patients]

@@ -6,7 +6,14 @@ import pytest
 
 from mrrag.errors import SettingsError
 from mrrag.learnt import Learnt
-from mrrag.study.plan import ABLATIONS, Plan, cells_of, random_layers
+from mrrag.study.plan import (
+    ABLATIONS,
+    Plan,
+    ReadingPlan,
+    candidate_cells,
+    cells_of,
+    random_layers,
+)
 from mrrag.types import PLAIN, Steering, Weights
 
 LEARNT = Learnt(Weights(0.5, 0.2, 0.3), Steering(0.1, (0, 5), "question+cue"))
@@ -85,3 +92,10 @@ def test_no_seed_gives_fewer_random_sets_than_there_are() -> None:
 def test_a_plan_that_cannot_be_is_refused(plan: Plan) -> None:
     with pytest.raises(SettingsError):
         cells_of(plan, LEARNT, 6)
+
+
+def test_candidates_differ_by_reports_cut_off_or_steering_and_none_comes_twice() -> None:
+    cells = candidate_cells(LEARNT, (1, 8))
+    assert len({(c.reading, c.steering) for c in cells}) == len({c.name for c in cells}) == 10
+    assert cells[0].reading == ReadingPlan()
+    assert [c.name for c in cells if c.k == 1] == ["RAG, K = 1"]  # one report has nothing to steer
