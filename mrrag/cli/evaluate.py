@@ -90,7 +90,7 @@ def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
         f"(default: {' '.join(map(str, SHARES))})",
     )
     evaluate.add_argument(
-        "--noise-kinds",
+        "--irrelevant",
         nargs="+",
         default=["random"],
         choices=NOISE_KINDS,
@@ -193,7 +193,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     return Plan(
         ks=tuple(dict.fromkeys(args.k)),
         shares=tuple(dict.fromkeys(args.noise_shares)),
-        kinds=tuple(dict.fromkeys(args.noise_kinds)),
+        kinds=tuple(dict.fromkeys(args.irrelevant)),
         methods=tuple(dict.fromkeys(args.methods)),
         ablations=tuple(ablations),
         wrong_picture=not args.no_wrong_picture,
