@@ -19,6 +19,7 @@ __all__ = [
     "Flag",
     "Items",
     "Kind",
+    "Nullable",
     "Number",
     "Record",
     "Row",
@@ -188,6 +189,17 @@ class Number:
         if type(value) in (int, float) and self.least <= value <= self.most:  # type: ignore[operator]
             return float(value)  # type: ignore[arg-type]
         raise FieldError(_described(value), f"a number {_between(self.least, self.most)}")
+
+
+@dataclass(frozen=True)
+class Nullable:
+    """A value of a kind, or null."""
+
+    kind: Kind
+
+    def check(self, value: object) -> Any:
+        """Return the clean value or None, or raise :class:`FieldError`."""
+        return None if value is None else self.kind.check(value)
 
 
 @dataclass(frozen=True)

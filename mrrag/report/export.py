@@ -16,6 +16,8 @@ import numpy as np
 
 from mrrag.case import Case, Settings
 from mrrag.errors import SettingsError
+from mrrag.report.saved_case import SAVED_CASE
+from mrrag.schema import refusing_fields
 from mrrag.types import METHODS, AttentionTrace, Image, Weights
 
 PAIRS = ("image_report", "image_image", "question_report")
@@ -116,34 +118,23 @@ def read_case(exported: object) -> Saved:
         raise SettingsError(
             f"The case has format {version}, and this version reads up to {FORMAT}. Update MR-RAG."
         )
-    try:
-        given = {"form": "ifa"} | exported["settings"]  # the first cases had the paper's alone
-        given["weights"] = Weights(**{k: float(v) for k, v in given["weights"].items()})
-        for name in ("layers", "pinned", "excluded"):
-            given[name] = tuple(given[name])
-        _check_compared(exported)
-        if version == 2 and given["form"] == "balanced":
-            raise SettingsError(
-                "The case was steered in the balanced form as it was before format 3, by λ from "
-                "0 to 1 and not by the scores' differences. Ask the question again."
-            )
-        return Saved(
-            question=str(exported["question"]),
-            settings=Settings(**given),
-            frame=int((exported["input"] or {"frame": 0})["frame"]),
-            exported=exported,
+    with refusing_fields("the exported case", "Export it again.", SettingsError):
+        clean = SAVED_CASE.check(exported)
+    given = {"form": "ifa"} | clean["settings"]  # the first cases had the paper's alone
+    if version == 2 and given["form"] == "balanced":
+        raise SettingsError(
+            "The case was steered in the balanced form as it was before format 3, by λ from "
+            "0 to 1 and not by the scores' differences. Ask the question again."
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SettingsError(f"The exported case is damaged ({error!r}). Export it again.") from None
-
-
-def _check_compared(exported: Mapping[str, Any]) -> None:
-    """Raise where what :func:`differences` compares is missing or of another type."""
-    for method in METHODS:
-        if not isinstance(exported["answers"][method]["text"], str):
-            raise TypeError(f"the text of {method} is not of type str")
-    if not isinstance(exported["versions"], dict):
-        raise TypeError("versions is not of type dict")
+    given["weights"] = Weights(**given["weights"])
+    for name in ("layers", "pinned", "excluded"):
+        given[name] = tuple(given[name])
+    return Saved(
+        question=clean["question"],
+        settings=Settings(**given),
+        frame=(clean["input"] or {"frame": 0})["frame"],
+        exported=clean,
+    )
 
 
 def differences(saved: Saved, again: Mapping[str, Any]) -> tuple[list[str], list[str]]:
