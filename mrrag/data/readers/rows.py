@@ -206,8 +206,10 @@ def absent_image(folder: Path, name: str) -> str:
         place = max(0, bisect.bisect(names, path.name) - MOST_NAMES // 2)
         names = names[place : place + MOST_NAMES]
     near = difflib.get_close_matches(path.name, names, 1, 0.5)
-    there = f"the nearest name there is {near[0]}" if near else "no name there is like it"
-    return f"looked for {path}; {there if names else 'the folder is empty'}"
+    if near:
+        return f"looked for {path}; the nearest name there is {near[0]}"
+    there = f"no name there is like it, one is {names[0]}" if names else "the folder is empty"
+    return f"looked for {path}; {there}"
 
 
 def _split_suffix(name: str) -> tuple[str, str]:
