@@ -515,6 +515,15 @@ def test_r2gen_annotations_are_read_and_dirt_is_counted(tmp_path: Path) -> None:
     assert (iu.document.study, iu.split, iu.image_path.name) == ("38", "train", "1.png")
     assert (chest.document.patient, chest.document.study) == ("p10000032", "s50414267")
     assert chest.split == "validation"
+    assert len(corpus.notes) == 1
+    (tmp_path / "images" / "CXR38_IM-1911" / "0.png").write_bytes(b"")
+    every = read_corpus(tmp_path, views="all").records
+    assert [(r.document.id, r.image_path.name) for r in every] == [
+        ("CXR38_IM-1911", "0.png"),
+        ("CXR38_IM-1911-2", "1.png"),
+        ("a", "a.jpg"),
+    ]
+    assert [r.document.id for r in read_corpus(tmp_path).records] == ["CXR38_IM-1911", "a"]
     assert counts(corpus.skipped) == {
         "id given before": 1,
         "no report": 1,
@@ -672,6 +681,9 @@ def test_vqa_rad_questions_are_read_with_integers_and_absent_images(tmp_path: Pa
         "qid given before": 1,
     }
     assert corpus.skipped == {"image file absent": ("absent.jpg",)}
+    assert corpus.examples["image file absent"].startswith(
+        f"absent.jpg: looked for {tmp_path / 'images' / 'absent.jpg'}; "
+    )
     assert {c.document.patient for c in corpus.records} == {"48e1"}
     assert [c.document.study for c in corpus.records] == ["a", "b"]
     # Questions and answers as the searched text, without those of the test split.
