@@ -160,8 +160,8 @@ def _timm_vit(origin: str, vision: Mapping[str, Any], dimension: int, state: Sta
     match = VIT_NAME.fullmatch(str(vision["timm_model_name"]))
     if match is None:
         raise ModelError(
-            f"{origin} has the image tower {vision['timm_model_name']!r}; of timm's, MR-RAG "
-            "reads the plain ViTs (vit_base_patch16_224, for one)."
+            f"{origin} has the image tower {repr(vision['timm_model_name'])[:60]}; of timm's, "
+            "MR-RAG reads the plain ViTs (vit_base_patch16_224, for one)."
         )
     layers, patch = VIT_LAYERS[match[1]], int(match[2])
     head = "visual.head.proj.weight"

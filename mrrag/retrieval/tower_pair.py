@@ -159,7 +159,8 @@ def refusing(problem: str, remedy: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{problem} ({type(error).__name__}: {error}).{remedy}") from error
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ModelError(f"{problem} ({why}).{remedy}") from error
 
 
 def needed_file(source: str, names: Sequence[str], revision: str | None) -> Path:

@@ -127,11 +127,13 @@ def check_settings(
     """
     for key, value in settings.items():
         if key not in known:
-            raise ModelError(f"{origin} has {key} = {value!r}, which MR-RAG does not read.")
+            raise ModelError(
+                f"{origin} has {key[:60]} = {repr(value)[:60]}, which MR-RAG does not read."
+            )
         allowed = known[key]
         if allowed is not None and value not in allowed:
             raise ModelError(
-                f"{origin} has {key} = {value!r}; MR-RAG reads {' or '.join(map(repr, allowed))}."
+                f"{origin} has {came}; MR-RAG reads {' or '.join(map(repr, allowed))}."
             )
 
 
