@@ -5,6 +5,7 @@ Plain values that need no torch, so that a page can be laid out before the model
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 MAX_QUESTION_CHARACTERS = 1000
 MAX_STRENGTH = 10.0
 MAX_NEW_TOKENS = 512
+METHOD_NAMES = {"rag_off": "RAG off", "rag": "RAG", "mr_rag": "MR-RAG"}
+# Below this change of P(yes), an answer hardly depends on the picture.
+LEAST_CHANGE = 0.05
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,55 @@ class Influence:
 
 
 @dataclass(frozen=True)
+class PictureInfluence:
+    """What the picture does to each answer, measured by replacing it.
+
+    The question and the reports stay the same; only what the model sees is another picture.
+
+    Attributes
+    ----------
+    p_yes : dict
+        Method → P(yes) with the picture, without one, with one of the mean colour, and with
+        the least similar picture of the knowledge base (NaN where there is none).
+    other : str
+        The id of the document whose picture is the least similar; empty where there is none.
+    cosine : float
+        Its image-image cosine.
+    thumbnail : bytes
+        Its picture, as a JPEG file.
+    """
+
+    p_yes: dict[str, tuple[float, float, float, float]]
+    other: str
+    cosine: float
+    thumbnail: bytes = field(repr=False)
+
+    @property
+    def change(self) -> dict[str, float]:
+        """The largest change of P(yes) without the picture, for each method."""
+        return {
+            method: max(abs(p - seen) for p in others if not math.isnan(p))
+            for method, (seen, *others) in self.p_yes.items()
+        }
+
+    @property
+    def sentence(self) -> str:
+        """Whether the answers depend on the picture, in a sentence."""
+        change = self.change
+        hardly = [METHOD_NAMES[m] for m, largest in change.items() if largest < LEAST_CHANGE]
+        most = f"{max(change.values()):.2f}"
+        if len(hardly) == len(change):
+            return (
+                "The answers hardly depend on the picture: with another one, or none, P(yes) "
+                f"changes by at most {most}."
+            )
+        said = f"With another picture, or none, P(yes) changes by up to {most}."
+        if hardly:
+            said += f" The answer of {' and '.join(hardly)} hardly depends on the picture."
+        return said
+
+
+@dataclass(frozen=True)
 class Progress:
     """The text so far of each method's answer."""
 
@@ -178,7 +231,9 @@ class Case:
     percentiles, votes
         As in :class:`Evidence`.
     influence : Influence or None
-        What each report does to the answer; added by :func:`mrrag.pipeline.explain`.
+        What each report does to the answer; added by :func:`mrrag.explain.explain`.
+    picture : PictureInfluence or None
+        What the picture does to the answers; added with it.
     same_state : AttentionTrace or None
         IFA's transform applied to plain RAG's own states, a counterfactual; added with it.
     cache : CaseCache or None
@@ -199,4 +254,5 @@ class Case:
     influence: Influence | None = None
     same_state: AttentionTrace | None = None
     votes: tuple[Vote, ...] = ()
+    picture: PictureInfluence | None = None
     cache: CaseCache | None = field(default=None, repr=False, compare=False)

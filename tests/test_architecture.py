@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "model": GROUND,
     "case": GROUND,
     "pipeline": GROUND | {"case", "data", "retrieval", "model"},
-    "explain": GROUND | {"case", "model", "pipeline"},
+    "explain": GROUND | {"case", "data", "model", "pipeline", "retrieval"},
     "study": GROUND | {"case", "data", "retrieval", "model", "pipeline"},
     "api": GROUND | {"case", "data", "retrieval", "pipeline", "explain", "report"},
     "report": GROUND | {"case", "data", "retrieval", "study"},

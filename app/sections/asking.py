@@ -256,12 +256,20 @@ def _answered(run: Run, evidence: Evidence, case: Case, seconds: float) -> Itera
     }
     yield answered | present(about, state)
     if not run.superseded:
-        explained = explain(run.backend.pipeline(), run.query, state.result, cache=state.cache)
+        explained = explain(
+            run.backend.pipeline(),
+            run.query,
+            state.result,
+            cache=state.cache,
+            vectors=evidence.vectors,
+        )
         state = replace(state, result=explained)
     done: Update = {
         "case_state": state,
         "status": frame.status(f"Done in {seconds:.1f} s.", kind="done"),
     }
+    if state.result.picture and not (state.reading.waits_for or run.superseded):
+        done["answer_columns"] = present_answers(about, state)
     yield done | remember(state)
 
 
@@ -288,6 +296,13 @@ def present(about: About, state: CaseState) -> Update:
             "answer_columns": doubt + columns,
             "attention_note": frame.empty("Shown with the labelled answers."),
         }
+    labelled: Update = {"answer_columns": present_answers(about, state)}
+    return labelled | attention(state, about)
+
+
+def present_answers(about: About, state: CaseState) -> str:
+    """Return the labelled answers, with what the picture does to them once it is known."""
+    result, reading = state.result, state.reading
     columns = answer_cards.answer_columns(
         result.question,
         {},
@@ -295,13 +310,13 @@ def present(about: About, state: CaseState) -> Update:
         result.notes,
         settings_line(about, result),
         warnings=result.warnings,
+        picture=answer_cards.picture_table(result.picture) if result.picture else "",
     )
     letters = {METHODS[i]: answer_cards.LETTERS[n] for n, i in enumerate(reading.order)}
     read = answer_cards.reading_line(
         reading.impression, reading.vote, letters if reading.blind else {}
     )
-    labelled: Update = {"answer_columns": read + columns}
-    return labelled | attention(state, about)
+    return read + columns
 
 
 def impression(about: About, state: object, words: object) -> Update:

@@ -164,6 +164,12 @@ def print_case(case: Case) -> None:
             f"{NAMES[method]:20s} P(yes) {answered.p_yes:.3f}  P(no) {answered.p_no:.3f}  "
             f"{answered.text}{'  [means nothing for this picture]' if outside else ''}"
         )
+    if case.picture:
+        print(f"{'P(yes)':20s} as asked  without picture  mean colour  least similar picture")
+        for method, p in case.picture.p_yes.items():
+            shown = f"{p[0]:8.3f}  {p[1]:15.3f}  {p[2]:11.3f}  {p[3]:21.3f}"
+            print(f"{NAMES[method]:20s} {shown}")
+        print(case.picture.sentence)
     for kind, warning in case.warnings.items():
         if kind != "outside":
             print(f"warning: {warning}")

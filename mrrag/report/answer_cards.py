@@ -14,7 +14,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mrrag.case import PictureInfluence
 from mrrag.report.cards import DIRECTION, ROUTING, meaningless
+from mrrag.report.pictures import file_url
 from mrrag.report.templating import number, render
 from mrrag.types import METHODS, Answer
 
@@ -36,8 +38,12 @@ def answer_columns(
     *,
     stopped: bool = False,
     warnings: Mapping[str, str] | None = None,
+    picture: Markup | str = "",
 ) -> Markup:
-    """Return three equal columns: the texts so far, or the whole answers."""
+    """Return three equal columns: the texts so far, or the whole answers.
+
+    ``picture`` is from :func:`picture_table`.
+    """
     return render(
         "answers.html",
         question=question,
@@ -48,6 +54,7 @@ def answer_columns(
         doubts=meaningless(warnings or {}),
         outside="outside" in (warnings or {}),
         probability_label=PROBABILITY_LABEL,
+        picture=picture,
     )
 
 
@@ -72,6 +79,25 @@ def _column(
         "seconds": f"{answer.seconds:.2f}",
         "prompt": shown_prompt(answer.prompt),
     }
+
+
+def picture_table(found: PictureInfluence, thumbnails: bool = True) -> Markup:
+    """Return P(yes) with the case's picture, and with others in its place, as a small table.
+
+    ``thumbnails`` is whether the least similar picture is shown.
+    """
+    rows = [
+        (TITLES[method][0], values[0], [(p, p - values[0]) for p in values[1:]])
+        for method, values in found.p_yes.items()
+    ]
+    return render(
+        "picture_influence.html",
+        sentence=found.sentence,
+        rows=rows,
+        other=found.other,
+        cosine=found.cosine,
+        thumbnail=file_url(found.thumbnail) if thumbnails and found.thumbnail else "",
+    )
 
 
 def badge(method: str, answers: Mapping[str, Answer]) -> tuple[str, str]:

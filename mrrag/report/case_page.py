@@ -84,7 +84,14 @@ def _contents(case: Case, exported: Mapping[str, Any], pixels: Pixels | None) ->
         "picture": picture,
         "evidence": _evidence(case, pixels),
         "answers": answer_cards.answer_columns(
-            case.question, {}, case.answers, case.notes, warnings=case.warnings
+            case.question,
+            {},
+            case.answers,
+            case.notes,
+            warnings=case.warnings,
+            picture=answer_cards.picture_table(case.picture, pixels is not None)
+            if case.picture
+            else "",
         ),
         "intro": answer_cards.attention_intro(),
     }

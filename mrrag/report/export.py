@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mrrag.case import Case, Settings
+from mrrag.case import Case, PictureInfluence, Settings
 from mrrag.errors import SettingsError
 from mrrag.report.saved_case import SAVED_CASE
 from mrrag.schema import refusing_fields
@@ -81,6 +81,7 @@ def case_to_json(case: Case, image: Image | None = None) -> dict[str, Any]:
             for method, a in case.answers.items()
         },
         "influence": None if case.influence is None else asdict(case.influence),
+        "picture": _picture(case.picture),
         "trace": _trace(case.before, case.after, case.same_state),
         "settings": asdict(case.settings),
         "notes": list(case.notes),
@@ -171,6 +172,21 @@ def differences(saved: Saved, again: Mapping[str, Any]) -> tuple[list[str], list
             if (was is None) != (now is None) or abs((was or 0) - (now or 0)) > TOLERANCE:
                 found.append(f"{name} of {method} was {was} and is {now}.")
     return around, found
+
+
+def _picture(found: PictureInfluence | None) -> dict[str, Any] | None:
+    """P(yes) with the case's picture, and with others in its place."""
+    if found is None:
+        return None
+    shown = ("as_asked", "without", "mean_colour", "least_similar")
+    return {
+        "p_yes": {
+            method: dict(zip(shown, map(_number, values), strict=True))
+            for method, values in found.p_yes.items()
+        },
+        "least_similar": {"id": found.other, "image_image": _number(found.cosine)},
+        "sentence": found.sentence,
+    }
 
 
 def _trace(

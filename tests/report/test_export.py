@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mrrag.case import Case, Settings
@@ -84,6 +85,10 @@ def test_the_export_holds_all_that_was_shown(case: Case, exported: dict[str, Any
     assert all(0 <= r["usual_percentile"] <= 100 for r in exported["retrieved"])
     assert exported["warnings"] == case.warnings
     assert len(exported["influence"]["before"]) == 5
+    assert case.picture is not None
+    assert exported["picture"]["sentence"] == case.picture.sentence
+    assert exported["picture"]["p_yes"]["rag"]["as_asked"] == case.answers["rag"].p_yes
+    assert not exported["answers"]["rag"]["outside"]
     assert {"model", "encoder", "knowledge_base", "torch"} <= set(exported["versions"])
 
 
@@ -165,7 +170,18 @@ def test_pictures_are_in_the_page_only_where_asked_for(
     pipeline: Pipeline, case: Case, exported: dict[str, Any], image: Image
 ) -> None:
     own = case_to_html(case, exported, (image, pipeline.knowledge_base)).replace(plotly_own(), "")
-    assert own.count("<img") == 1 + len(case.retrieved)
+    assert own.count("<img") == 1 + len(case.retrieved) + 1  # and the least similar one
+
+
+def test_answers_about_a_picture_the_model_does_not_know_say_so(pipeline: Pipeline) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120)).astype(np.uint8)
+    unknown = case_of(pipeline, Image(noise), "Is there a nodule?", Settings(k=2))
+    exported = case_to_json(unknown, Image(noise))
+    assert next(iter(exported["warnings"])) == "outside"
+    assert all(answer["outside"] for answer in exported["answers"].values())
+    page = case_to_html(unknown, exported).replace(plotly_own(), "")
+    assert page.count("Means nothing for this picture") == 3
+    assert page.count("Its answers mean nothing for this picture.</p>") == 2  # evidence, answers
 
 
 def plotly_own() -> str:
