@@ -126,10 +126,9 @@ def check_settings(
         Setting → values that are read; None for any.
     """
     for key, value in settings.items():
+        came = f"{key[:60]} = {repr(value)[:60]}"
         if key not in known:
-            raise ModelError(
-                f"{origin} has {key[:60]} = {repr(value)[:60]}, which MR-RAG does not read."
-            )
+            raise ModelError(f"{origin} has {came}, which MR-RAG does not read.")
         allowed = known[key]
         if allowed is not None and value not in allowed:
             raise ModelError(
