@@ -103,6 +103,7 @@ def test_what_was_learnt_is_written_out(pipeline: Pipeline, image: Image) -> Non
 def test_a_case_of_the_first_format_was_steered_as_in_the_paper(exported: dict[str, Any]) -> None:
     old = copy.deepcopy(exported) | {"format": 1}
     old["settings"].pop("form")
+    old.pop("picture")
     assert read_case(old).settings.form == "ifa"
 
 
@@ -175,7 +176,12 @@ def test_pictures_are_in_the_page_only_where_asked_for(
 
 def test_answers_about_a_picture_the_model_does_not_know_say_so(pipeline: Pipeline) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (90, 120)).astype(np.uint8)
-    unknown = case_of(pipeline, Image(noise), "Is there a nodule?", Settings(k=2))
+    query = Query(Image(noise), "Is there a nodule?")
+    evidence = find_evidence(pipeline, query, Settings(k=2))
+    by_question = Settings(k=2, weights=Weights(0.0, 0.0, 1.0))
+    again = find_evidence(pipeline, query, by_question, known=evidence)
+    assert again.warnings["outside"] == evidence.warnings["outside"]
+    unknown = case_of(pipeline, Image(noise), query.question, Settings(k=2))
     exported = case_to_json(unknown, Image(noise))
     assert next(iter(exported["warnings"])) == "outside"
     assert all(answer["outside"] for answer in exported["answers"].values())
