@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -204,7 +204,7 @@ def _answer(run: Run) -> Iterator[Update]:
                 texts = {} if run.reading.waits_for else step.texts
                 if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES and not run.superseded:
                     last = time.perf_counter()
-                    yield {"answer_columns": _so_far(run, step.texts, evidence.warnings)}
+                    yield {"answer_columns": _so_far(run, step.texts, evidence)}
             elif not run.superseded:
                 yield from _answered(run, evidence, step, time.perf_counter() - start)
                 # Only another picture or knowledge base takes complete answers away.
@@ -218,7 +218,7 @@ def _answer(run: Run) -> Iterator[Update]:
         yield cleared() | gone
     else:
         columns = answer_cards.answer_columns(
-            run.question, texts, stopped=True, warnings=evidence.warnings
+            run.question, texts, stopped=True, warnings=evidence.warnings, votes=evidence.votes
         )
         yield {**ended, "answer_columns": columns}
 
@@ -231,7 +231,7 @@ def _retrieved(run: Run, evidence: Evidence) -> Update:
         "evidence_state": state,
         "evidence_cards": evidence_html(run.backend.pipeline(), state, None, TINT_OFF, 0),
         "compare": frame.compare(data_url(shrink(run.image.display, COMPARE_PX), lossless=False)),
-        "answer_columns": _so_far(run, {}, evidence.warnings),
+        "answer_columns": _so_far(run, {}, evidence),
         "status": frame.status("Answering, three ways at once", kind="busy"),
     }
     return cleared() | update
@@ -273,13 +273,15 @@ def _answered(run: Run, evidence: Evidence, case: Case, seconds: float) -> Itera
     yield done | remember(state)
 
 
-def _so_far(run: Run, texts: dict[str, str], warnings: Mapping[str, str]) -> str:
+def _so_far(run: Run, texts: dict[str, str], evidence: Evidence) -> str:
     """Return the answers while they come; none of them where the reader comes first."""
     if run.reading.waits_for == "impression":
         return answer_cards.waiting(run.question)
     if run.reading.waits_for:
         return frame.empty("The answers appear together, once all three are complete.")
-    return answer_cards.answer_columns(run.question, texts, warnings=warnings)
+    return answer_cards.answer_columns(
+        run.question, texts, warnings=evidence.warnings, votes=evidence.votes
+    )
 
 
 def present(about: About, state: CaseState) -> Update:
@@ -311,6 +313,7 @@ def present_answers(about: About, state: CaseState) -> str:
         settings_line(about, result),
         warnings=result.warnings,
         picture=answer_cards.picture_table(result.picture) if result.picture else "",
+        votes=result.votes,
     )
     letters = {METHODS[i]: answer_cards.LETTERS[n] for n, i in enumerate(reading.order)}
     read = answer_cards.reading_line(

@@ -139,6 +139,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 def print_case(case: Case) -> None:
     """Print a case as text."""
+    from mrrag.retrieval.votes import sentence
     from mrrag.study.text import NAMES
 
     outside = case.warnings.get("outside")
@@ -164,6 +165,8 @@ def print_case(case: Case) -> None:
             f"{NAMES[method]:20s} P(yes) {answered.p_yes:.3f}  P(no) {answered.p_no:.3f}  "
             f"{answered.text}{'  [means nothing for this picture]' if outside else ''}"
         )
+    for vote in case.votes:
+        print(f"vote of the reports: {sentence(vote)}")
     if case.picture:
         print(f"{'P(yes)':20s} as asked  without picture  mean colour  least similar picture")
         for method, p in case.picture.p_yes.items():

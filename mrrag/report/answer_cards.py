@@ -18,7 +18,8 @@ from mrrag.case import PictureInfluence
 from mrrag.report.cards import DIRECTION, ROUTING, meaningless
 from mrrag.report.pictures import file_url
 from mrrag.report.templating import number, render
-from mrrag.types import METHODS, Answer
+from mrrag.report.vote_card import vote_card
+from mrrag.types import METHODS, Answer, Vote
 
 PROBABILITY_LABEL = "model token probability, not clinical confidence"
 TITLES = {
@@ -39,10 +40,12 @@ def answer_columns(
     stopped: bool = False,
     warnings: Mapping[str, str] | None = None,
     picture: Markup | str = "",
+    votes: Sequence[Vote] = (),
 ) -> Markup:
     """Return three equal columns: the texts so far, or the whole answers.
 
-    ``picture`` is from :func:`picture_table`.
+    ``picture`` is from :func:`picture_table`. The reports' ``votes`` stand above the answers,
+    since they hold where the model's answers do not.
     """
     return render(
         "answers.html",
@@ -55,6 +58,7 @@ def answer_columns(
         outside="outside" in (warnings or {}),
         probability_label=PROBABILITY_LABEL,
         picture=picture,
+        votes=vote_card(votes),
     )
 
 

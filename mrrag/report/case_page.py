@@ -92,6 +92,7 @@ def _contents(case: Case, exported: Mapping[str, Any], pixels: Pixels | None) ->
             picture=answer_cards.picture_table(case.picture, pixels is not None)
             if case.picture
             else "",
+            votes=case.votes,
         ),
         "intro": answer_cards.attention_intro(),
     }

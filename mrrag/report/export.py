@@ -68,6 +68,7 @@ def case_to_json(case: Case, image: Image | None = None) -> dict[str, Any]:
             )
         ],
         "warnings": dict(case.warnings),
+        "votes": [asdict(vote) | {"base_rate": _number(vote.base_rate)} for vote in case.votes],
         "answers": {
             method: {
                 "text": a.text,

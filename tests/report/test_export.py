@@ -83,6 +83,9 @@ def test_the_export_holds_all_that_was_shown(case: Case, exported: dict[str, Any
     assert exported["settings"]["layers"] == [1]
     assert [r["drawn_at_random"] for r in exported["retrieved"]].count(True) == 1
     assert all(0 <= r["usual_percentile"] <= 100 for r in exported["retrieved"])
+    (vote,) = exported["votes"]
+    assert vote["affirm"] + vote["deny"] + vote["doubt"] <= vote["reports"] == len(case.retrieved)
+    assert 0 < vote["base_rate"] < 1
     assert exported["warnings"] == case.warnings
     assert len(exported["influence"]["before"]) == 5
     assert case.picture is not None
