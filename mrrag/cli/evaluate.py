@@ -220,6 +220,7 @@ def write_results(args: argparse.Namespace, pipeline: Pipeline, experiment: Expe
     from mrrag.pipeline import versions
     from mrrag.report.experiment_page import experiment_to_html
     from mrrag.study.answer_file import read_answers
+    from mrrag.study.evaluation import count_outside
     from mrrag.study.tables import metric_rows, tables, write_csv, write_json
     from mrrag.study.text import tables_text
 
@@ -230,6 +231,7 @@ def write_results(args: argparse.Namespace, pipeline: Pipeline, experiment: Expe
     if args.neutral:
         result["data"] += ", in neutral words"
     result["versions"] = versions(pipeline)
+    result["outside"] = count_outside(pipeline, [i.case for i in experiment.questions.items])
     config = {k: result[k] for k in ("data", "data_fingerprint", "split", "plan", "versions")}
     write_json(args.folder / "config.json", config | {"made_of": dict(experiment.made_of)})
     write_json(args.folder / "result.json", result)

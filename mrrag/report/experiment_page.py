@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from mrrag.report.templating import embedded, figure_html, plotly_script, render, style
-from mrrag.study.text import GROUPS, leakage_text, name_of, noise_name, steering_text
+from mrrag.study.text import GROUPS, leakage_text, name_of, noise_name, outside_text, steering_text
 
 # Accuracy and F1, %, with K = 15, of the paper's main table: LLaVA-Med-1.5 alone, MR-RAG.
 PAPER_MAIN = {
@@ -60,7 +60,7 @@ def experiment_to_html(result: Mapping[str, Any]) -> str:
         summary=(
             f"{result['n']} yes/no questions of {result['patients']} patients, split "
             f"{result['split']}, from {result.get('data', '')}. "
-            f"{leakage_text(result['leakage'])}. {steering_text(result)}."
+            f"{leakage_text(result['leakage'])}. {steering_text(result)}. {outside_text(result)}"
         ),
         skipped=list(result["skipped"].items()),
         sections=[section for section in sections if section],

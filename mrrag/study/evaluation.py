@@ -22,6 +22,7 @@ from mrrag.model.answering import answer_batch
 from mrrag.model.backbone import encode_images
 from mrrag.model.prefill import Branch, prefill_batch
 from mrrag.model.steering import lambdas
+from mrrag.model.world import is_outside
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.mcr import retrieve
 from mrrag.study.metrics import Answers
@@ -120,6 +121,23 @@ def encode_questions(
         gold = parse_yes_no(question.answer)
         items.append(EncodedItem(question, case, of_image, QueryVectors(v_D, t_D), gold))
     return items
+
+
+def count_outside(
+    pipeline: Pipeline, cases: Sequence[Record], sample: int = 100
+) -> tuple[int, int] | None:
+    """Return how many pictures of a sample are unlike those the model was trained on.
+
+    As (unlike, sampled); None where nothing is known of the model's training pictures. Answers
+    about such pictures mean nothing, however many of them are counted.
+    """
+    if pipeline.world is None:
+        return None
+    paths = list(dict.fromkeys(case.image_path for case in cases))
+    step = max(1, len(paths) // sample)
+    images = (load_image(path) for path in paths[::step][:sample])
+    unlike = [is_outside(pipeline.backbone, pipeline.world, image) for image in images]
+    return sum(unlike), len(unlike)
 
 
 def evidence_for(

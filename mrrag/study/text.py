@@ -45,6 +45,7 @@ def tables_text(result: Row) -> str:
         *(f"skipped {n:6d}  {reason}" for reason, n in result["skipped"].items()),
         leakage_text(result["leakage"]),
         steering_text(result),
+        *filter(None, [outside_text(result)]),
     ]
     for table in result["by_k"]:
         lines += ["", *_methods(table), *_tests(table), *_noise(table)]
@@ -65,6 +66,17 @@ def leakage_text(leakage: Row) -> str:
             "strength were learnt: these figures flatter MCR and IFA"
         )
     return text
+
+
+def outside_text(result: Row) -> str:
+    """Return a warning where the model was not trained on such pictures; else nothing."""
+    unlike, sampled = result.get("outside") or (0, 0)
+    if unlike <= sampled // 10:
+        return ""
+    return (
+        f"WARNING: {unlike} of {sampled} sampled pictures are unlike those that the model was "
+        "trained on. Its answers about them mean nothing, and so do these figures"
+    )
 
 
 def steering_text(result: Row) -> str:

@@ -155,9 +155,7 @@ def test_a_report_is_retrieved_once_by_its_best_document(
     copies = {" ".join(r.document.report.lower().strip(".").split()): r.copies for r in found}
     assert len(copies) == 7
     assert (copies["no effusion"], copies["two views of one study"]) == (20, 1)
-    best = max(
-        retrieve(base, vectors, EQUAL, 1, pinned_ids=[f"d{n}"])[0].score for n in range(20)
-    )
+    best = max(retrieve(base, vectors, EQUAL, 1, pinned_ids=[f"d{n}"])[0].score for n in range(20))
     assert best in [r.score for r in found]
     for seed in range(5):  # nor is a retrieved report drawn as an irrelevant one
         best = retrieve(base, vectors, EQUAL, 4)

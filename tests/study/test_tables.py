@@ -175,6 +175,15 @@ def test_how_mr_rag_was_steered_is_said_in_every_output(made: Any) -> None:
     assert html.escape(steering_text(result)) in experiment_to_html(result)
 
 
+def test_a_model_that_knows_no_such_pictures_makes_every_output_say_so(made: Any) -> None:
+    result, _, _ = made
+    told = result | {"outside": (98, 100)}
+    assert "WARNING: 98 of 100 sampled pictures are unlike" in tables_text(told)
+    assert "98 of 100 sampled pictures are unlike" in experiment_to_html(told)
+    for known in (result, result | {"outside": (3, 100)}, result | {"outside": None}):
+        assert "unlike" not in tables_text(known)
+
+
 def test_the_text_holds_every_table(made: Any) -> None:
     said = tables_text(made[0])
     for part in ("K = 4", "K = 2", "skipped", "McNemar", "2 of 4 (50%)", "hard, all layers"):
