@@ -27,7 +27,7 @@ from mrrag.retrieval.manifest import DOCUMENTS, MANIFEST, VECTORS, read_manifest
 COUNT, DIMENSION = 5, 12
 THUMBNAILS = "thumbnails-000.bin"
 DEEP = "[" * 100_000 + "]" * 100_000
-ABSENT = object()
+ABSENT = ...  # stands for a field that is taken out
 Damage = Callable[[Path], None]
 
 
