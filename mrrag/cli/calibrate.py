@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrrag.cli.evaluate import experiment_data, made_of
 from mrrag.cli.options import (
     RUNS,
     Commands,
@@ -14,13 +15,10 @@ from mrrag.cli.options import (
     add_data,
     add_json,
     add_pipeline,
-    bundled_world,
     load_chosen,
     print_json,
-    read_chosen,
     ticker,
 )
-from mrrag.errors import SettingsError
 
 if TYPE_CHECKING:
     from mrrag.study.experiment import Experiment, Questions
@@ -86,32 +84,18 @@ def add_commands(commands: Commands) -> None:
 
 def run_calibrate(args: argparse.Namespace) -> None:
     """Ask what is not answered yet, test every setting, and print what is certified."""
-    from mrrag.data.corpus import read_corpus
     from mrrag.study.experiment import Experiment, answer_all, choose_questions, one_each
     from mrrag.study.plan import Plan, candidate_cells
     from mrrag.study.risk import certify
 
     certify([0], 1, args.risk, args.delta)  # refuses before anything is asked
-    if args.data is None and args.split == "all":
-        raise SettingsError("The bundled world is drawn a split at a time. Name one with --split.")
-    read = (
-        read_corpus(bundled_world(args.assets, args.split))
-        if args.data is None
-        else read_chosen(args)
-    )
+    read = experiment_data(args)
     questions = choose_questions(
         read.records, one_each(read.records, read.questions), args.split, args.questions
     )
     pipeline = load_chosen(args)
-    made_of = {
-        "model": pipeline.backbone.fingerprint,
-        "encoder": pipeline.encoder.fingerprint,
-        "knowledge_base": pipeline.knowledge_base.fingerprint,
-        "tower": args.vision_tower,
-        "quantize": args.quantize or "",
-    }
     cells = candidate_cells(pipeline.learnt, sorted(set(args.k)))
-    experiment = Experiment(questions, Plan(), tuple(cells), made_of)
+    experiment = Experiment(questions, Plan(), tuple(cells), made_of(args, pipeline))
     answer_all(pipeline, experiment, args.folder, ticker=ticker)
     errors = wrong_answers(experiment, args.folder)
     found = certify(errors, len(questions.items), args.risk, args.delta)

@@ -154,15 +154,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         read.records, read.questions, args.split, args.questions, read.skipped_questions
     )
     pipeline = load_chosen(args, process.device)
-    made_of = {
-        "model": pipeline.backbone.fingerprint,
-        "encoder": pipeline.encoder.fingerprint,
-        "knowledge_base": pipeline.knowledge_base.fingerprint,
-        "tower": args.vision_tower,
-        "quantize": args.quantize or "",
-    }
     cells = cells_of(plan, pipeline.learnt, pipeline.backbone.layers)
-    experiment = Experiment(questions, plan, tuple(cells), made_of)
+    experiment = Experiment(questions, plan, tuple(cells), made_of(args, pipeline))
     answer_all(
         pipeline,
         experiment,
@@ -183,6 +176,17 @@ def in_neutral_words(read: Corpus) -> Corpus:
     questions, omitted = neutral(read.questions)
     skipped = {**read.skipped_questions, OMITTED: omitted}
     return replace(read, questions=questions, skipped_questions=skipped)
+
+
+def made_of(args: argparse.Namespace, pipeline: Pipeline) -> dict[str, str]:
+    """Return what tells the model, the encoder and the knowledge base of answers apart."""
+    return {
+        "model": pipeline.backbone.fingerprint,
+        "encoder": pipeline.encoder.fingerprint,
+        "knowledge_base": pipeline.knowledge_base.fingerprint,
+        "tower": args.vision_tower,
+        "quantize": args.quantize or "",
+    }
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
