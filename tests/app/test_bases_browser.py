@@ -49,7 +49,7 @@ def ask(page: Any) -> list[str]:
 def test_what_one_knowledge_base_gave_never_mixes_with_another(page: Any) -> None:
     page.click("button.sample >> nth=0")
     page.wait_for_selector(".film-frame img")
-    facts = page.inner_text("#base-facts")
+    facts = page.inner_text("#base-facts summary >> nth=0")
     assert facts == "Knowledge base: bundled, 2,400 reports"
     bundled = ask(page)
     choose(page, "my_reports")
