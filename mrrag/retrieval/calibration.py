@@ -28,6 +28,7 @@ from mrrag.types import FloatArray, Image, QueryVectors, Weights
 
 __all__ = [
     "AT_CHANCE",
+    "WEAK",
     "Calibration",
     "calibrate",
     "is_same_picture",
@@ -45,7 +46,8 @@ USUAL, SCORED = 128, 2**22
 AT_CHANCE = 60.0
 REFERENCE = 4096  # documents that the usual place of an image is learnt from, at most
 FEWEST = 100  # below this, one in a hundred cannot be measured
-RARE = 1.0  # per cent: as rare as this among the base's own images is called unusual
+RARE = 0.5  # per cent of the base's own images beyond each of the two limits
+WEAK = 1.0  # per cent: a best score below all but so many usual ones is called weak
 SIDE = 32  # px, of the small pictures that are compared
 RIDGE = 0.01  # of the mean variance, so that directions without any do not decide alone
 SAME_PICTURE = 0.995
@@ -68,12 +70,12 @@ class Calibration:
     center_D, whitening_DD : float64
         Mean and inverse square root of the covariance of its images' vectors.
     farthest : float
-        Distance from the centre, so whitened, that 99 of 100 images keep within; NaN
+        Distance from the centre, so whitened, that 199 of 200 images keep within; NaN
         where the base is too small to tell.
     small_MF : float32 [M, F]
         Small pictures of a sample, standardised.
     least_alike : float
-        Correlation with the nearest of them that 99 of 100 images of other patients
+        Correlation with the nearest of them that 199 of 200 images of other patients
         reach; NaN where the base is too small to tell.
     """
 
@@ -194,8 +196,8 @@ def percentiles(scores: Sequence[float], usual_MK: FloatArray) -> tuple[float, .
 def unlike(calibration: Calibration, image: Image, v_D: FloatArray) -> bool:
     """Return whether an image is unlike those of the knowledge base.
 
-    It is where its vector lies farther out, or its pixels are less like any, than for 99
-    of 100 of the base's own images. Of those, up to 2 in 100 would thus be called
+    It is where its vector lies farther out, or its pixels are less like any, than for 199
+    of 200 of the base's own images. Of those, up to 1 in 100 would thus be called
     unlike. The vector alone does not tell: an encoder places what it never saw anywhere.
     """
     distance = float(_distances(v_D[None], calibration.center_D, calibration.whitening_DD)[0])

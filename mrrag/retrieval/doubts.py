@@ -6,7 +6,7 @@ It knows scores, percentiles and the words of reports; it computes no score.
 from __future__ import annotations
 
 from mrrag.data.findings import contradictions
-from mrrag.retrieval.calibration import AT_CHANCE, RARE
+from mrrag.retrieval.calibration import AT_CHANCE, WEAK
 from mrrag.types import Familiarity, Retrieved
 
 
@@ -20,7 +20,7 @@ def warnings_of(
     """Return what a reader must know before trusting the evidence: kind → sentence.
 
     "unlike"
-        The image is unlike those of the knowledge base, so the answer means nothing.
+        The image is unlike those of the knowledge base, so the evidence may not apply to it.
     "known"
         The image is in the knowledge base, and its own report was retrieved.
     "weak"
@@ -33,7 +33,8 @@ def warnings_of(
     if familiarity is not None and familiarity.unlike:
         warnings["unlike"] = (
             "This picture is unlike those in the knowledge base; 99 in 100 of its own lie closer "
-            "to the rest. The evidence does not apply to it, and the answer means nothing."
+            "to the rest. The evidence may not apply to it, and then the answers with reports mean "
+            "nothing."
         )
     if familiarity is not None and familiarity.twin in {r.document.id for r in retrieved}:
         warnings["known"] = (
@@ -46,7 +47,7 @@ def warnings_of(
             f"to their reports. A picture is closer to its own report than to another one in "
             f"{own_report:.0f} % of pairs, and 50 % is chance."
         )
-    elif percentiles and percentiles[0] < RARE:
+    elif percentiles and percentiles[0] < WEAK:
         warnings["weak"] = (
             "The evidence is weak: even the best report is less similar than the best one for 99 "
             "of 100 other pictures."

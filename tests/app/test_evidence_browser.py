@@ -269,8 +269,8 @@ def test_a_picture_from_elsewhere_is_warned_about_at_the_answers(
     page.set_input_files("#upload input[type=file]", tmp_path / "noise.png")
     page.wait_for_function("/Read,/.test(document.querySelector('#status').innerText)")
     ask(page, "Is there a pleural effusion?")
-    assert "means nothing" in page.inner_text("#evidence .warning.unlike")
-    assert "means nothing" in page.inner_text("#answers .warning.unlike")
+    assert "mean nothing" in page.inner_text("#evidence .warning.unlike")
+    assert "mean nothing" in page.inner_text("#answers .warning.unlike")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
