@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from mrrag.case import Case, Settings
+from mrrag.cli.main import main
 from mrrag.data.images import load_image
 from mrrag.errors import SettingsError
 from mrrag.explain import explain
@@ -199,21 +199,19 @@ def plotly_own() -> str:
     return str(get_plotlyjs())
 
 
-def test_the_command_line_asks_an_exported_case_again(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "mrrag", "ask", *arguments],
-            cwd=ROOT, capture_output=True, text=True, timeout=280,
-        )  # fmt: skip
+def test_the_command_line_asks_an_exported_case_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["mrrag", "ask", *arguments])
+        assert main() == 0
+        said = capsys.readouterr()
+        return said.out, said.err
 
-    first = run(
-        str(SAMPLE), "Is there a nodule?", "--k", "4", "--noise", "1", "--json",
-        "--html", str(tmp_path / "case.html"),
-    )  # fmt: skip
-    assert first.returncode == 0, first.stderr
-    (tmp_path / "case.json").write_text(first.stdout)
+    options = ("--k", "4", "--noise", "1", "--json", "--html", str(tmp_path / "case.html"))
+    first, _ = run(str(SAMPLE), "Is there a nodule?", *options)
+    (tmp_path / "case.json").write_text(first)
     assert "Is there a nodule?" in (tmp_path / "case.html").read_text(encoding="utf-8")
-    again = run(str(SAMPLE), "--from", str(tmp_path / "case.json"))
-    assert again.returncode == 0, again.stderr
-    assert "The answers are those of the exported case." in again.stderr
-    assert "differs" not in again.stderr
+    _, said = run(str(SAMPLE), "--from", str(tmp_path / "case.json"))
+    assert "The answers are those of the exported case." in said
+    assert "differs" not in said
