@@ -112,7 +112,7 @@ def test_a_file_that_is_no_picture_is_refused_and_the_page_goes_on(
 def test_a_question_that_waits_says_how_many_are_ahead(page: Any, server: Server) -> None:
     page.click("button.sample >> nth=0")
     page.wait_for_selector(".film-frame img")
-    others = [Visitor(server.address) for _ in range(10)]
+    others = [Visitor(server.address) for _ in range(5)]
     for n, other in enumerate(others):
         other.upload(picture(n))
     for n, other in enumerate(others):
