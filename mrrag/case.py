@@ -89,7 +89,7 @@ class Evidence:
         lower score (:func:`mrrag.retrieval.calibration.usual_scores`); NaN without an image.
     warnings : dict
         Kind → sentence: "outside" (:attr:`mrrag.model.world.World.warning`), "unlike", "known",
-        "weak", "contradiction" (:func:`mrrag.retrieval.doubts.warnings_of`).
+        "lateral", "weak", "contradiction" (:func:`mrrag.retrieval.doubts.warnings_of`).
     familiarity : Familiarity or None
         What is known of the image, whatever the settings.
     votes : tuple of Vote

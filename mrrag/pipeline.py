@@ -29,6 +29,7 @@ from mrrag.case import (
     Progress,
     Settings,
 )
+from mrrag.data.views import view_of
 from mrrag.errors import ModelError, SettingsError
 from mrrag.files import ASSETS
 from mrrag.learnt import Learnt, learnt_for
@@ -277,7 +278,14 @@ def find_evidence(
         time.perf_counter() - start,
         stand,
         _outside_warning(pipeline, familiarity)
-        | warnings_of(query.question, retrieved, stand, calibration.own_report, familiarity),
+        | warnings_of(
+            query.question,
+            retrieved,
+            stand,
+            calibration.own_report,
+            familiarity,
+            view_of(query.image.tags.get("view position", "")) if query.image else "",
+        ),
         familiarity,
         votes_of(pipeline.knowledge_base, query.question, retrieved, known.votes if known else ()),
     )

@@ -291,6 +291,17 @@ def test_reports_that_contradict_each_other_are_pointed_out(pipeline: Pipeline) 
     assert set(weak) == {"weak"}
 
 
+def test_a_lateral_view_among_frontal_ones_is_pointed_out(pipeline: Pipeline) -> None:
+    film = load_image(SAMPLES / "case-1.dcm")
+    assert film.tags["view position"] == "PA"
+    assert "lateral" not in find_evidence(pipeline, Query(film, QUESTION), Settings()).warnings
+    turned = replace(film, tags={**film.tags, "view position": "LL"})
+    evidence = find_evidence(pipeline, Query(turned, QUESTION), Settings())
+    assert "This is a lateral view" in evidence.warnings["lateral"]
+    own = [replace(r, document=replace(r.document, view="lateral")) for r in evidence.retrieved]
+    assert "lateral" not in warnings_of("", tuple(own), (), 90.0, None, "lateral")
+
+
 def test_a_picture_from_elsewhere_is_pointed_out(pipeline: Pipeline) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 200)).astype(np.uint8)
     evidence = find_evidence(pipeline, Query(Image(noise), QUESTION), Settings())

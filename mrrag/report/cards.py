@@ -26,6 +26,7 @@ LONGEST_REPORT = 4000
 WARNINGS = {
     "outside": "Outside what the model knows",
     "unlike": "Unknown kind of picture",
+    "lateral": "Lateral view",
     "known": "Picture in the knowledge base",
     "weak": "Weak evidence",
     "contradiction": "Contradiction",

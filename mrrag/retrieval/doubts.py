@@ -16,11 +16,14 @@ def warnings_of(
     percentiles: tuple[float, ...],
     own_report: float,
     familiarity: Familiarity | None,
+    view: str = "",
 ) -> dict[str, str]:
     """Return what a reader must know before trusting the evidence: kind → sentence.
 
     "unlike"
         The image is unlike those of the knowledge base, so the evidence may not apply to it.
+    "lateral"
+        The image is a lateral view (``view``), and none of the retrieved ones is.
     "known"
         The image is in the knowledge base, and its own report was retrieved.
     "weak"
@@ -35,6 +38,11 @@ def warnings_of(
             "This picture is unlike those in the knowledge base; 99 in 100 of its own lie closer "
             "to the rest. The evidence may not apply to it, and then the answers with reports mean "
             "nothing."
+        )
+    if view == "lateral" and retrieved and "lateral" not in {r.document.view for r in retrieved}:
+        warnings["lateral"] = (
+            "This is a lateral view, and the retrieved reports are not of lateral ones. Across "
+            "views, retrieval says little."
         )
     if familiarity is not None and familiarity.twin in {r.document.id for r in retrieved}:
         warnings["known"] = (
