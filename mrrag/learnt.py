@@ -33,7 +33,7 @@ ALIKE = Weights(1 / 3, 1 / 3, 1 / 3)
 # What α, β and γ count for by default, in units of each similarity's spread. A question says
 # less about a patient than a picture does, and so counts half.
 SHARES = Weights(0.4, 0.4, 0.2)
-LEAST_SPREAD = 1e-4  # of cosines; below it is rounding
+LEAST_SPREAD = 1e-4  # of cosines of float16 vectors; below it is rounding
 # For a model without a search for layers: the paper's form and strength, in no layer.
 UNKNOWN = Steering(strength=1.0, rows="question", form="ifa")
 
@@ -219,19 +219,25 @@ def default_weights(knowledge_base: Path) -> Weights:
     try:
         stored = read_json(knowledge_base / "manifest.json", ValueError)
         spread = Weights(**stored["spread"])
-        if not all(0 <= w <= 2 for w in astuple(spread)):  # false for NaN too
-            return ALIKE
-        # A similarity that is the same for all documents decides nothing.
-        shares = [
-            s / w if w >= LEAST_SPREAD else 0.0
-            for s, w in zip(astuple(SHARES), astuple(spread), strict=True)
-        ]
-        whole = math.fsum(shares)
+        known = all(0 <= width <= 2 for width in astuple(spread))  # false for NaN too
+        spreads = known and max(astuple(spread)) >= LEAST_SPREAD
     except (KeyError, TypeError, ValueError):
         return ALIKE
-    if not whole:
-        return ALIKE
-    return Weights(*(share / whole for share in shares))
+    return per_spread(SHARES, spread) if spreads else ALIKE
+
+
+def per_spread(shares: Weights, spread: Weights) -> Weights:
+    """Return weights that give each standardised term its share, with a sum of 1.
+
+    A similarity that is the same for all documents gets none, unless there is no other: divided
+    by its spread, rounding alone would decide.
+    """
+    parts = [
+        share / width if width >= LEAST_SPREAD else 0.0
+        for share, width in zip(astuple(shares), astuple(spread), strict=True)
+    ]
+    whole = math.fsum(parts)
+    return Weights(*(part / whole for part in parts)) if whole else shares
 
 
 def _own(knowledge_base: Path | None, assets: Path) -> Path | None:

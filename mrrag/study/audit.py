@@ -10,7 +10,7 @@ Shape suffixes: as in :mod:`mrrag.study.agreement`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mrrag.data.records import Record
 from mrrag.errors import SettingsError
+from mrrag.learnt import per_spread
 from mrrag.retrieval.encoders import Encoder
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.retrieval.votes import base_rates
@@ -42,7 +43,6 @@ MAX_DOCUMENTS = 20_000  # a larger base is sampled; five matrices of 500 queries
 QUERIES = 500
 FEWEST = 8  # queries with a finding, and without it, for figures about it
 RESAMPLES = 2000
-NO_SPREAD = 1e-4  # of cosines of vectors that are stored as float16: rounding
 STEPS = 5  # parts that the weights are shared out in, when they are chosen
 
 # Shares of α, β and γ on standardised terms, for the similarities alone and in pairs.
@@ -219,7 +219,7 @@ def _measure(case: Compared, weights: Weights, count_BQ: FloatArray) -> dict[str
     scored = {
         "random": (similar.random_QN,),
         "pixels": (similar.pixels_QN,),
-        **{name: similar.fused(_per_spread(shares, spread)) for name, shares in SHARES.items()},
+        **{name: similar.fused(per_spread(shares, spread)) for name, shares in SHARES.items()},
         "mcr": similar.fused(weights),
         "own_report": (similar.own_report_QN,),
     }
@@ -231,20 +231,6 @@ def _figures(case: Compared, scores: Sequence[FloatArray], count_BQ: FloatArray)
     chosen = found[0] if len(found) == 1 else np.stack(found)
     has_QL, holds_NL = case.labels.has_QL, case.labels.holds_NL
     return agreement(chosen, has_QL, holds_NL, case.asked_F, count_BQ)
-
-
-def _per_spread(shares: Weights, spread: Weights) -> Weights:
-    """Return weights that give each standardised term its share, with a sum of 1.
-
-    A similarity that is the same for all documents (:data:`NO_SPREAD`) gets none, unless
-    there is no other: divided by its spread, rounding alone would decide.
-    """
-    parts = [
-        share / width if width > NO_SPREAD else 0.0
-        for share, width in zip(astuple(shares), astuple(spread), strict=True)
-    ]
-    whole = sum(parts)
-    return Weights(*(part / whole for part in parts)) if whole else shares
 
 
 def choose_weights(case: Compared, weights: Weights, *, seed: int = 0) -> dict[str, Any]:
@@ -278,10 +264,10 @@ def choose_weights(case: Compared, weights: Weights, *, seed: int = 0) -> dict[s
     half = _half(case, first_Q)
     one_BQ = np.ones((1, int(first_Q.sum())), np.float32)
     trials = {
-        shares: _auroc(half, _per_spread(shares, spread), one_BQ)[0] for shares in _grid(STEPS)
+        shares: _auroc(half, per_spread(shares, spread), one_BQ)[0] for shares in _grid(STEPS)
     }
     shares = max(trials, key=lambda each: float(np.nan_to_num(trials[each])))
-    chosen = _per_spread(shares, spread)
+    chosen = per_spread(shares, spread)
     other = _half(case, ~first_Q)
     count_BQ = resamples(other.patient_Q, RESAMPLES, seed)
     chosen_B, in_use_B = (_auroc(other, each, count_BQ) for each in (chosen, weights))

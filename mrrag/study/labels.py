@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,14 @@ import numpy.typing as npt
 from mrrag.data.findings import FINDINGS, asked, stance
 from mrrag.data.records import Question, Record
 
-__all__ = ["Labels", "finding_of", "labels_of_problems", "labels_of_reports", "neutral_question"]
+__all__ = [
+    "Labels",
+    "cached_stance",
+    "finding_of",
+    "labels_of_problems",
+    "labels_of_reports",
+    "neutral_question",
+]
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -49,6 +57,10 @@ class Labels:
     has_QL: BoolArray
     holds_NL: BoolArray
     origin: str
+
+
+# Of a report on a finding; experiments ask the same of the same reports again and again.
+cached_stance = lru_cache(maxsize=1 << 18)(stance)
 
 
 def neutral_question(finding: str) -> str:

@@ -10,25 +10,21 @@ It knows questions, gold answers and the finding rules, but no model.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from mrrag.data.findings import stance
 from mrrag.errors import SettingsError
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.retrieval.mcr import fused_query, retrieve
 from mrrag.study.evaluation import EncodedItem
-from mrrag.study.labels import finding_of
+from mrrag.study.labels import cached_stance, finding_of
 from mrrag.study.plan import NOISE_KINDS
 from mrrag.types import Retrieved, Weights
 
 __all__ = ["hard_noise"]
 
 NEAREST, FARTHEST = 50, 400  # ranks
-
-_stance = lru_cache(maxsize=1 << 18)(stance)
 
 
 def hard_noise(
@@ -101,7 +97,7 @@ def _chosen(
     for i in others.tolist():
         if len(suitable) == noise or not finding:
             break
-        if _stance(base.document(i).report, finding) == wanted:
+        if cached_stance(base.document(i).report, finding) == wanted:
             suitable.append(i)
     rest = [i for i in others.tolist() if i not in suitable]
     return {*[*suitable, *rest][:noise]}

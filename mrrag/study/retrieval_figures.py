@@ -6,25 +6,21 @@ It knows the finding rules and the kept answers, and asks no model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mrrag.data.findings import stance
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.study.answer_file import StoredAnswer
 from mrrag.study.experiment import EvalItem
-from mrrag.study.labels import finding_of
+from mrrag.study.labels import cached_stance, finding_of
 from mrrag.study.metrics import Answers
 from mrrag.study.plan import Cell, ReadingPlan
 
 __all__ = ["auroc_within_findings", "retrieval_table"]
 
 Row = dict[str, Any]
-
-_stance = lru_cache(maxsize=1 << 18)(stance)
 
 
 def retrieval_table(
@@ -71,7 +67,7 @@ def _agreement(
         finding, presence = finding_of(item.question)
         if not finding:
             continue
-        stances = [_stance(reports[i], finding) for i in answer.documents]
+        stances = [cached_stance(reports[i], finding) for i in answer.documents]
         yes, no = (stances.count(s) / len(stances) for s in ("affirmed", "denied"))
         present = bool(item.gold) == presence
         of_finding = shares.setdefault(finding, {})
