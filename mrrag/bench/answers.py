@@ -5,6 +5,9 @@ naive
     ``output_attentions``.
 plain
     One ``generate()`` call under SDPA: one answer, no trace. The floor.
+batched
+    The second way that one would write: the three prompts as one batch of one
+    ``generate()`` call under SDPA; no steering, no trace.
 ours
     Three answers, streamed, and the trace.
 
@@ -39,8 +42,9 @@ from mrrag.model.backbone import Backbone, encode_images, load_backbone, pixel_v
 from mrrag.model.checkpoint import (
     published_config,
 )
-from mrrag.model.prefill import Branch
+from mrrag.model.prefill import Branch, right_aligned
 from mrrag.model.prompt import Prompt
+from mrrag.model.steering import align
 from mrrag.types import BUNDLED, Image, Steering
 
 logger = logging.getLogger(__name__)
@@ -51,8 +55,10 @@ REPORT = (
 ) * 3
 REPORT_TOKENS = 60
 QUESTION = "Is there a pleural effusion?"
-WAYS = ("naive", "plain", "ours")
-ANSWERS = {"naive": 3, "plain": 1, "ours": 3}
+WAYS = ("naive", "plain", "batched", "ours")
+ANSWERS = {"naive": 3, "plain": 1, "batched": 3, "ours": 3}
+# naive decodes its three answers one by one.
+ROWS = {"naive": 1, "plain": 1, "batched": 3, "ours": 3}
 COPIED_BYTES = 2**28
 
 
@@ -91,12 +97,12 @@ class Run:
 
 
 def bench(options: Bench) -> dict[str, Any]:
-    """Measure the three ways.
+    """Measure the four ways.
 
     Returns
     -------
     dict
-        ``naive``, ``plain`` and ``ours``, each with seconds (median over the repeats after
+        ``naive``, ``plain``, ``batched`` and ``ours``, each with seconds (median over the repeats after
         one warm-up), tokens per second, peak bytes, trace bytes, and the share of the
         memory-bandwidth roofline that a decoding step reaches: the bytes that the step must
         read (the text model's weights and its rows of the cache), over the measured copy
@@ -116,8 +122,7 @@ def bench(options: Bench) -> dict[str, Any]:
         "new_tokens": options.new_tokens,
         "repeats": options.repeats,
         "copy_bytes_per_second": bandwidth,
-        # naive decodes its three answers one by one.
-        "step_bytes": {way: step_bytes(case, 3 if way == "ours" else 1) for way in WAYS},
+        "step_bytes": {way: step_bytes(case, ROWS[way]) for way in WAYS},
         "torch": torch.__version__,
     }
     if device.type != "cuda":
@@ -126,7 +131,7 @@ def bench(options: Bench) -> dict[str, Any]:
     for way in WAYS:
         roofline = result["step_bytes"][way] / bandwidth
         result[way] = _row(runs[way], peaks[way], ANSWERS[way], options.new_tokens, roofline)
-    for way in ("naive", "plain"):
+    for way in WAYS[:-1]:
         # Turn by turn, since a machine's speed changes more over a run than within a turn.
         pairs = zip(runs["ours"], runs[way], strict=True)
         result[f"ours_over_{way}"] = statistics.median(a / b for (a, _), (b, _) in pairs)
@@ -219,7 +224,7 @@ def load_inputs(options: Bench) -> BenchInputs:
     )
 
 
-# The three ways
+# The four ways
 
 
 class Ticks(BaseStreamer):  # type: ignore[misc,unused-ignore]
@@ -236,13 +241,19 @@ class Ticks(BaseStreamer):  # type: ignore[misc,unused-ignore]
         """Called by ``generate()`` at the end; nothing to do."""
 
 
-def _generate(case: BenchInputs, prompt: Prompt, attentions: bool) -> tuple[Run, Any]:
+def _generate(
+    case: BenchInputs, prompts: Sequence[Prompt], attentions: bool = False
+) -> tuple[Run, Any]:
     ticks = Ticks()
-    ids = torch.tensor([prompt.ids], device=case.backbone.device)
+    mask_BX = right_aligned([len(prompt.ids) for prompt in prompts])
+    ids_BX = align([torch.tensor(prompt.ids) for prompt in prompts], mask_BX)
+    # Any token but the image's, of which generate() counts every place.
+    ids_BX.masked_fill_(~mask_BX, case.backbone.tokenizer.eos_token_id)
+    device = case.backbone.device
     out = case.backbone.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values=pixel_values(case.backbone, [case.image]),
+        input_ids=ids_BX.to(device),
+        attention_mask=mask_BX.long().to(device),
+        pixel_values=pixel_values(case.backbone, [case.image] * len(prompts)),
         max_new_tokens=case.new_tokens,
         min_new_tokens=case.new_tokens,
         do_sample=False,
@@ -269,7 +280,7 @@ def naive(case: BenchInputs) -> Run:
     def run() -> Run:
         first, held = None, 0
         for prompt in (case.off, case.rag, case.rag):
-            answer, out = _generate(case, prompt, attentions=True)
+            answer, out = _generate(case, [prompt], attentions=True)
             held += sum(a.nbytes for step in out.attentions for a in step)
             first = first or answer
         assert first is not None
@@ -280,7 +291,13 @@ def naive(case: BenchInputs) -> Run:
 
 def plain(case: BenchInputs) -> Run:
     """Answer once."""
-    return _with_attention(case, "sdpa", lambda: _generate(case, case.rag, attentions=False)[0])
+    return _with_attention(case, "sdpa", lambda: _generate(case, [case.rag])[0])
+
+
+def batched(case: BenchInputs) -> Run:
+    """Answer three times as one batch, padded on the left."""
+    prompts = (case.off, case.rag, case.rag)
+    return _with_attention(case, "sdpa", lambda: _generate(case, prompts)[0])
 
 
 def ours(case: BenchInputs) -> Run:
@@ -308,7 +325,12 @@ def ours(case: BenchInputs) -> Run:
     return Run(tuple(ticks[1:-1]), sum(t.mass_LHS.nbytes + t.keys_LX.nbytes for t in step.traces))
 
 
-RUN: dict[str, Callable[[BenchInputs], Run]] = {"naive": naive, "plain": plain, "ours": ours}
+RUN: dict[str, Callable[[BenchInputs], Run]] = {
+    "naive": naive,
+    "plain": plain,
+    "batched": batched,
+    "ours": ours,
+}
 
 
 # References
@@ -389,7 +411,7 @@ def bench_text(result: dict[str, Any]) -> str:
         f"{result['model']}, {result['dtype']}{quantized}, {result['device']}",
         f"{result['reports']} reports of {REPORT_TOKENS} tokens, {result['prompt_tokens']} prompt "
         f"tokens, {result['new_tokens']} new tokens, median of {result['repeats']}",
-        f"{'':6s}{'answers':>8s}{'seconds':>9s}{'first':>8s}{'tokens/s':>10s}{'each':>7s}"
+        f"{'':7s}{'answers':>8s}{'seconds':>9s}{'first':>8s}{'tokens/s':>10s}{'each':>7s}"
         f"{'peak':>11s}{'trace':>11s}{'roofline':>10s}",
     ]
     for way in WAYS:
@@ -397,13 +419,13 @@ def bench_text(result: dict[str, Any]) -> str:
         roofline = "" if row["roofline"] is None else f"{row['roofline']:.0%}"
         peak = "?" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f} MB"
         lines.append(
-            f"{way:6s}{row['answers']:8d}{row['seconds']:9.3f}{row['first_token_seconds']:8.3f}"
+            f"{way:7s}{row['answers']:8d}{row['seconds']:9.3f}{row['first_token_seconds']:8.3f}"
             f"{row['tokens_per_second']:10.3g}{row['tokens_per_second_per_answer']:7.3g}"
             f"{peak:>11s}{row['trace_bytes'] / 2**20:8.2f} MB"
             f"{roofline:>10s}"
         )
-    said = f"ours is {result['ours_over_plain']:.2f} x plain and "
-    said += f"{result['ours_over_naive']:.2f} x naive"
+    said = ", ".join(f"{result[f'ours_over_{way}']:.2f} x {way}" for way in WAYS[1:-1])
+    said = f"ours is {said} and {result['ours_over_naive']:.2f} x naive"
     if result["ours_peak_over_plain"] is not None:
         said += f", in {result['ours_peak_over_plain']:.2f} x plain's memory"
     lines.append(said)

@@ -1,4 +1,4 @@
-"""The three ways are measured on the same work; the figures' values are not tested."""
+"""The four ways are measured on the same work; the figures' values are not tested."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from mrrag.bench.answers import (
     WAYS,
     Bench,
     BenchInputs,
+    batched,
     bench,
     bench_text,
     load_inputs,
@@ -56,7 +57,7 @@ def case(tiny_llava: Backbone) -> BenchInputs:
 def test_every_way_writes_as_many_tokens_and_leaves_the_attention_as_it_was(
     case: BenchInputs,
 ) -> None:
-    for way in (naive, plain, ours):
+    for way in (naive, plain, batched, ours):
         run = way(case)
         assert len(run.ticks) == 5
         assert list(run.ticks) == sorted(run.ticks)
@@ -164,7 +165,7 @@ def test_reports_are_of_the_length_that_is_said() -> None:
 
 
 @pytest.mark.timeout(900)  # three processes that each import torch
-def test_the_result_is_json_with_all_three_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_is_json_with_all_four_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COPIED_BYTES", 2**20)
     result = json.loads(json.dumps(bench(Bench(ASSETS, reports=2, new_tokens=3, repeats=1))))
     for way in WAYS:
