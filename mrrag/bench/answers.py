@@ -102,8 +102,8 @@ def bench(options: Bench) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``naive``, ``plain``, ``batched`` and ``ours``, each with seconds (median over the repeats after
-        one warm-up), tokens per second, peak bytes, trace bytes, and the share of the
+        ``naive``, ``plain``, ``batched`` and ``ours``, each with seconds (median over the
+        repeats after one warm-up), tokens per second, peak bytes, trace bytes, and the share of the
         memory-bandwidth roofline that a decoding step reaches: the bytes that the step must
         read (the text model's weights and its rows of the cache), over the measured copy
         bandwidth, over the seconds that the step takes.
