@@ -25,6 +25,7 @@ from torch import Tensor
 from mrrag.errors import ModelError, SettingsError
 from mrrag.model import attention
 from mrrag.model.checkpoint import find_checkpoint, image_tokens, load_model, read_config
+from mrrag.model.norms import use_native_norms
 from mrrag.model.processors import load_image_processor, load_template, load_tokenizer
 from mrrag.model.prompt import (
     MAX_REPORT_TOKENS,
@@ -172,6 +173,8 @@ def make_backbone(
 ) -> Backbone:
     """Set our attention in a model's text part, and collect the facts that its files state."""
     model.set_attn_implementation({"text_config": attention.NAME})
+    if capture:
+        use_native_norms(model.model.language_model)
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
     return Backbone(

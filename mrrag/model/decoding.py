@@ -10,7 +10,7 @@ Shape suffixes: B batch row, X key column, E embedding, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -97,29 +97,43 @@ def token_step(
 
     if not (backbone.capture and device.type == "cuda"):
         return step
-    return captured(step, (ids_B1, mask_B11X, positions_B1, column))
+    return captured(step)
 
 
-def captured(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:
-    """Return a step as a CUDA graph; the effects of the trial run are undone."""
-    before = [tensor.clone() for tensor in state]
-    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        step()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    run: Callable[[], None] = graph.replay
-    try:
-        # Other threads may use the device meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            step()
-    except RuntimeError as error:
-        logger.warning("Decoding without a CUDA graph, so slower: %s", error)
-        run = step
-    for tensor, value in zip(state, before, strict=True):
-        tensor.copy_(value)
-    return run
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """Return a step that is a CUDA graph from its second call on.
+
+    The first call runs as it is, on a stream of its own: the trial run that capture needs,
+    and a step like any other. Capturing runs nothing, so where it fails nothing has changed.
+    """
+    run: Callable[[], None] | None = None
+
+    def call() -> None:
+        nonlocal run
+        if run is None:
+            beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                step()
+            torch.cuda.current_stream().wait_stream(beside)
+            run = record
+        else:
+            run()
+
+    def record() -> None:
+        nonlocal run
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                step()
+            run = graph.replay
+        except RuntimeError as error:
+            logger.warning("Decoding without a CUDA graph, so slower: %s", error)
+            run = step
+        run()
+
+    return call
 
 
 @torch.inference_mode()

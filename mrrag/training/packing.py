@@ -144,12 +144,13 @@ def packed_logits(
         Number of image placeholders in each prompt.
     """
     length = max(len(p.ids) for p in batch)
+    device = model.lm_head.weight.device
 
     def padded(rows: Sequence[npt.NDArray[np.int64]], value: int) -> Tensor:
         out = np.full((len(rows), length), value, dtype=np.int64)
         for i, row in enumerate(rows):
             out[i, : len(row)] = row
-        return torch.from_numpy(out)
+        return torch.from_numpy(out).to(device)
 
     ids_BX = padded([p.ids for p in batch], 0)
     positions_BX = padded([p.positions for p in batch], 0)
@@ -166,7 +167,7 @@ def packed_logits(
         )
     # A position attends to the prefix and its own question, never to another question.
     query, key = block_BX[:, :, None], block_BX[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     mask_BQX = causal & ((key == 0) | (key == query))
     states_BXD = inner.language_model(
         inputs_embeds=embeds_BXD,
