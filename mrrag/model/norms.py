@@ -6,6 +6,8 @@ runs so fast that these small kernels take a twelfth of it.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from torch import nn
 
 
@@ -23,7 +25,8 @@ def use_native_norms(text: nn.Module) -> int:
         if type(child).__name__.endswith("RMSNorm") and hasattr(child, "variance_epsilon")
     ]
     for parent, name, norm in found:
-        native = nn.RMSNorm(norm.weight.shape[0], eps=norm.variance_epsilon, device="meta")
-        native.weight = norm.weight
+        weight: Any = norm.weight
+        native = nn.RMSNorm(weight.shape[0], eps=cast(float, norm.variance_epsilon), device="meta")
+        native.weight = weight
         setattr(parent, name, native)
     return len(found)
