@@ -10,10 +10,11 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
     EntryNotFoundError,
@@ -116,6 +117,33 @@ def download(
         return Path(snapshot_download(name, **wanted))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelError(refusal(error, name, revision)) from None
+
+
+def downloaded(name: str, patterns: Sequence[str]) -> Path | None:
+    """Return the directory of a repository's files that were downloaded before, or None."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def repository_bytes(name: str, patterns: Sequence[str], *, timeout_s: float) -> int:
+    """Return the size of a repository's files, asked of the hub without an account.
+
+    Raises
+    ------
+    ModelError
+        Where the hub cannot be reached or does not answer in ``timeout_s`` seconds.
+    """
+    try:
+        listed = HfApi().model_info(name, files_metadata=True, timeout=timeout_s, token=False)
+    except Exception as error:  # of the hub's client, which has changed its library twice
+        raise ModelError(f"The hub cannot be reached ({type(error).__name__}).") from error
+    return sum(
+        file.size or 0
+        for file in listed.siblings or ()
+        if any(fnmatch(file.rfilename, pattern) for pattern in patterns)
+    )
 
 
 def refusal(error: Exception, name: str, revision: str | None) -> str:

@@ -6,7 +6,17 @@ import argparse
 import logging
 import sys
 
-from mrrag.cli import ask, audit, bench, calibrate, evaluate, index, questions, train
+from mrrag.cli import (
+    ask,
+    audit,
+    bench,
+    calibrate,
+    doctor,
+    evaluate,
+    index,
+    questions,
+    train,
+)
 from mrrag.errors import MRRAGError
 
 DESCRIPTION = """\
@@ -28,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for group in (ask, evaluate, calibrate, audit, index, questions, train, bench):
+    for group in (ask, evaluate, calibrate, audit, index, questions, train, bench, doctor):
         group.add_commands(commands)
     return top
 
