@@ -63,12 +63,15 @@ def launch_options(
     port: int | None,
     names: Sequence[str] = (),
     login: tuple[str, str] | None = None,
+    *,
+    root_path: str = "",
 ) -> dict[str, Any]:
     """Return gradio's options: served to this machine only by default, and private.
 
     Nothing is shared, counted, recorded or documented as an API; no file of this machine is
     served but gradio's own; errors never show their cause. ``names`` are further host names;
-    ``login`` is the one user and password, if any.
+    ``login`` is the one user and password, if any. ``root_path`` is where a proxy serves the
+    page, such as ``/xray``.
     """
     hosts = Middleware(
         TrustedHostMiddleware, allowed_hosts=allowed_hosts(host, names), www_redirect=False
@@ -78,6 +81,7 @@ def launch_options(
     return {
         "server_name": host,
         "server_port": port,
+        "root_path": root_path,
         "share": False,
         "inbrowser": False,
         "debug": False,

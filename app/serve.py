@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -65,6 +66,31 @@ def add_address(parser: argparse.ArgumentParser) -> None:
         "repeatable",
     )
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    parser.add_argument(
+        "--root-path",
+        type=root_path,
+        default=os.environ.get("GRADIO_ROOT_PATH", ""),
+        metavar="PATH",
+        help="path under which a proxy serves the page, such as /xray (default: GRADIO_ROOT_PATH, "
+        "else none)",
+    )
+
+
+def root_path(text: str) -> str:
+    """Return the path under which a proxy serves the page, without a slash at its end.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If it is no path; gradio would then serve a page that does not work.
+    """
+    path = text.rstrip("/")
+    if path and not re.fullmatch(r"(https?://[\w.:\[\]-]+)?(/[\w.~-]+)*", path, re.ASCII):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a path. It begins with / and has letters, digits and - . _ ~ only, "
+            "such as /xray; or it is a whole address, such as https://example.org/xray."
+        )
+    return path
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +209,13 @@ def serve(
         load(backends, choice, arguments)
         backends = borrowing(backends, choice)
     page = build_page(backends, load_samples(SAMPLES))
-    options = launch_options(arguments.host, arguments.port, arguments.allow_host, arguments.login)
+    options = launch_options(
+        arguments.host,
+        arguments.port,
+        arguments.allow_host,
+        arguments.login,
+        root_path=arguments.root_path,
+    )
     log_error_types_only()
     _, address, _ = page.launch(**options, prevent_thread_lock=True)
     try:

@@ -25,6 +25,7 @@ from app.launch import STYLES, allowed_hosts, launch_options
 from app.layout import components, lay_out
 from app.page import build_page
 from app.sections.visit import Update
+from app.serve import parse_arguments
 from app.theme import theme
 from mrrag.errors import ModelError
 from mrrag.report import cards
@@ -162,3 +163,15 @@ def test_every_component_that_an_update_may_name_is_on_the_page_once() -> None:
     named = asyncio.run(build())  # in a loop, as above
     assert list(named) == list(Update.__annotations__)
     assert len(set(map(id, named.values()))) == len(named)
+
+
+def test_a_sub_path_is_a_path_or_a_whole_address(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, path in (("/xray/", "/xray"), ("", ""), ("/", "")):
+        assert parse_arguments(["--root-path", given]).root_path == path
+    whole = "https://example.org:8443/a/b"
+    assert parse_arguments(["--root-path", whole]).root_path == whole
+    for bad in ("xray", "/x y", "javascript:alert(1)", "//evil.example", "https://", "/a?b"):
+        with pytest.raises(SystemExit):
+            parse_arguments(["--root-path", bad])
+        assert "is not a path" in capsys.readouterr().err
+    assert launch_options("127.0.0.1", None, root_path="/xray")["root_path"] == "/xray"
