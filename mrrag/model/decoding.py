@@ -10,6 +10,7 @@ Shape suffixes: B batch row, X key column, E embedding, V vocabulary.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,10 @@ from mrrag.model.backbone import Backbone
 from mrrag.model.prefill import CACHE
 
 logger = logging.getLogger(__name__)
+
+# PyTorch registers a graph with the device's one random generator while it is captured: two
+# captures at once, of two visitors, end the process.
+_CAPTURING = threading.Lock()
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -124,8 +129,8 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
         nonlocal run
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may use the device meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # Other threads may use the device meanwhile, but none may capture.
+            with _CAPTURING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 step()
             run = graph.replay
         except RuntimeError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -85,3 +87,32 @@ def test_a_captured_step_takes_every_step_once(
             step()
             again()
             assert plain.tolist() == replayed.tolist()
+
+
+def test_two_threads_never_capture_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: torch.cuda.Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    active: list[int] = []
+    most = 0
+
+    @contextlib.contextmanager
+    def capture(*_: object, **__: object) -> Any:
+        nonlocal most
+        active.append(1)
+        most = max(most, len(active))
+        time.sleep(0.05)
+        yield
+        active.pop()
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+
+    def visit(_: int) -> None:
+        step = captured(lambda: None)
+        step()
+        step()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(visit, range(3)))
+    assert most == 1
