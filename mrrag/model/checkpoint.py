@@ -1,10 +1,10 @@
 """A checkpoint by its name: find its files, read its shape, load its weights.
 
-A name is a directory, or ``owner/name`` on the Hugging Face hub. Three layouts are read, all
-into :class:`transformers.LlavaForConditionalGeneration`: the one in which LLaVA-Med 1.5 was
-published (``llava_mistral``, which transformers does not know), and the two that
-transformers has written since. A missing, unexpected or differently shaped parameter is
-refused.
+A name is a directory, or ``owner/name`` on the Hugging Face hub. Four layouts are read, all
+into :class:`transformers.LlavaForConditionalGeneration`: those in which LLaVA-Med 1.5
+(``llava_mistral``) and HuatuoGPT-Vision (``llava_qwen2``) were published, which transformers
+does not know, and the two that transformers has written since. A missing, unexpected or
+differently shaped parameter is refused.
 
 It does not know prompts, questions or caches.
 """
@@ -26,6 +26,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
+    Qwen2Config,
 )
 
 from mrrag.errors import ModelError, SettingsError
@@ -49,16 +50,24 @@ STOCK_TOWER = "openai/clip-vit-large-patch14-336"
 FILES = ["*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja"]
 TOWER_FILES = ["config.json", "model.safetensors", "pytorch_model.bin"]
 
+# How LLaVA's own code names its parameters → how transformers does.
+_PUBLISHED_NAMES = {
+    r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
+    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+}
 # model_type in config.json → how its parameter names become LlavaForConditionalGeneration's.
 # (transformers renames its own older layouts itself.)
 KEY_MAPPINGS: dict[str, dict[str, str]] = {
     "llava": {},
-    "llava_mistral": {
-        r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
-        r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
-        r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
-        r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
-    },
+    "llava_mistral": _PUBLISHED_NAMES,
+    "llava_qwen2": _PUBLISHED_NAMES,
+}
+# Kinds in the layout of LLaVA's own code → the text model's configuration in transformers.
+PUBLISHED_TEXTS: dict[str, Callable[..., Any]] = {
+    "llava_mistral": MistralConfig,
+    "llava_qwen2": Qwen2Config,
 }
 # Settings of the published code, each with the one value that is supported.
 PUBLISHED = {
@@ -85,11 +94,17 @@ TEXT_FIELDS = (
     "bos_token_id",
     "eos_token_id",
 )
+# A text model's further fields, which the others do not have.
+MORE_TEXT_FIELDS = {"llava_qwen2": ("use_sliding_window",)}
 # Supported vision towers, and the number of tokens that each puts before its patches.
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
-# <unk>: the published vocabulary has no <image>. SentencePiece never produces <unk>, and it
-# is removed from what a person types.
-PUBLISHED_PLACEHOLDER = 0
+# The published vocabularies have no <image>. A control token stands in its place, which is
+# removed from what a person types: <unk>, which SentencePiece never produces; and Qwen2's
+# <|endoftext|>.
+PUBLISHED_PLACEHOLDERS: dict[str, Callable[[Mapping[str, Any]], int]] = {
+    "llava_mistral": lambda _: 0,
+    "llava_qwen2": lambda stored: int(stored["bos_token_id"]),
+}
 # Finding
 
 
@@ -142,7 +157,7 @@ def read_config(folder: Path) -> LlavaConfig:
     """
     stored = stored_config(folder)
     kind = stored.get("model_type")
-    if kind == "llava_mistral":
+    if kind in PUBLISHED_TEXTS:
         return published_config(folder.name, stored)
     if kind not in KEY_MAPPINGS:
         raise ModelError(
@@ -188,18 +203,30 @@ def published_config(name: str, stored: Mapping[str, Any]) -> LlavaConfig:
                 f"{name} has {field} = {stored[field]!r}; only {value!r} is read. Choose another "
                 f"checkpoint. {OTHERWISE}"
             )
-    absent = [f for f in (*TEXT_FIELDS, "mm_vision_select_layer") if f not in stored]
+    kind = str(stored["model_type"])
+    fields = (*TEXT_FIELDS, *MORE_TEXT_FIELDS.get(kind, ()))
+    absent = [f for f in (*fields, "mm_vision_select_layer") if f not in stored]
     if absent:
         raise ModelError(f"{name}/config.json lacks {', '.join(absent)}. Download it again.")
     return LlavaConfig(
-        text_config=MistralConfig(**{field: stored[field] for field in TEXT_FIELDS}),
-        vision_config=_tower_config(stored.get("mm_vision_tower") or STOCK_TOWER),
-        image_token_index=PUBLISHED_PLACEHOLDER,
+        text_config=PUBLISHED_TEXTS[kind](**{field: stored[field] for field in fields}),
+        vision_config=_tower_config(_named_tower(stored)),
+        image_token_index=PUBLISHED_PLACEHOLDERS[kind](stored),
         vision_feature_layer=stored["mm_vision_select_layer"],
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
         tie_word_embeddings=bool(stored.get("tie_word_embeddings", False)),
     )
+
+
+def _named_tower(stored: Mapping[str, Any]) -> str:
+    """Return the vision tower that a published config names.
+
+    HuatuoGPT-Vision names a folder beside it that holds a copy of the stock tower.
+    """
+    name = str(stored.get("mm_vision_tower") or STOCK_TOWER)
+    copy = Path(name).name.replace("_", "-") == Path(STOCK_TOWER).name
+    return STOCK_TOWER if copy and not Path(name).is_dir() else name
 
 
 def _tower_config(name: str) -> CLIPVisionConfig:
@@ -291,7 +318,8 @@ def load_model(
         ) from error
     _check_names(name, info, own_tower=vision_tower == "checkpoint")
     if vision_tower != "checkpoint":
-        _replace_tower(model, _stock_tower(folder) if vision_tower == "stock" else vision_tower)
+        stock = vision_tower == "stock"
+        _replace_tower(model, _named_tower(stored_config(folder)) if stock else vision_tower)
     model.eval().requires_grad_(False)
     return model
 
@@ -341,10 +369,6 @@ def _check_names(name: str, info: Mapping[str, Any], own_tower: bool) -> None:
             else "Its files and its config.json do not belong together. Download it again."
         )
         raise ModelError(f"{name} has {found}. {advice}")
-
-
-def _stock_tower(folder: Path) -> str:
-    return str(stored_config(folder).get("mm_vision_tower") or STOCK_TOWER)
 
 
 def _replace_tower(model: Any, name: str) -> None:

@@ -15,8 +15,12 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from mrrag.errors import ModelError
 from mrrag.hub import one_line
-from mrrag.model.prompt import IMAGE, MISTRAL_INSTRUCT, Template
+from mrrag.model.prompt import HUATUO, IMAGE, MISTRAL_INSTRUCT, Template
 from mrrag.model.weights import OTHERWISE, stored_config
+
+# Kinds in the layout of LLaVA's own code → the template that their own code writes, whatever
+# the text model's tokenizer brings along.
+PUBLISHED_TEMPLATES = {"llava_mistral": MISTRAL_INSTRUCT, "llava_qwen2": HUATUO}
 
 
 def load_tokenizer(folder: Path, config: Any) -> Any:
@@ -40,24 +44,34 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
             f"{folder.name}'s tokenizer knows {len(tokenizer)} tokens and its model "
             f"{config.text_config.vocab_size}. They do not belong together. Download it again."
         )
+    # Every control token is then one of all_special_tokens, which nobody can type.
+    control = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+    unnamed = [token for token in control if str(token) not in tokenizer.all_special_tokens]
+    if unnamed:
+        tokenizer.add_special_tokens(
+            {"extra_special_tokens": unnamed}, replace_extra_special_tokens=False
+        )
     return tokenizer
 
 
 def load_template(folder: Path, tokenizer: Any) -> Template:
     """Return the text that the checkpoint's chat template puts around an image and a question.
 
-    Without a template, and always in the published layout, it is ``mistral_instruct``, which
-    LLaVA-Med's own code writes.
+    In a published layout it is what the model's own code writes (:data:`PUBLISHED_TEMPLATES`),
+    and without a template ``mistral_instruct``.
 
     Raises
     ------
     ModelError
         Where there is one that cannot be followed.
     """
+    kind = stored_config(folder).get("model_type")
+    if kind in PUBLISHED_TEMPLATES:
+        return PUBLISHED_TEMPLATES[kind]
     stored = tokenizer.chat_template or _processor_template(folder)
     if isinstance(stored, dict):  # several, by name
         stored = stored.get("default")
-    if not stored or stored_config(folder).get("model_type") == "llava_mistral":
+    if not stored:
         return MISTRAL_INSTRUCT
     text = "\u2016"  # in no template, and never cut or escaped by one
     parts = [{"type": "image"}, {"type": "text", "text": text}]

@@ -43,6 +43,8 @@ class Template:
 
 
 MISTRAL_INSTRUCT = Template()
+# As HuatuoGPT-Vision's own code writes it (github.com/FreedomIntelligence/HuatuoGPT-Vision).
+HUATUO = Template("<|user|>\n", "\n", "\n<|assistant|>\n")
 
 
 class Tokenizer(Protocol):

@@ -195,6 +195,46 @@ def test_the_published_shape_is_read_and_not_the_class_default() -> None:
     assert config.vision_feature_layer == -2
 
 
+HUATUO_7B = FULL_SIZE | {
+    "model_type": "llava_qwen2",
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "mm_vision_tower": "./vit/clip_vit_large_patch14_336",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "sliding_window": 131072,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+
+
+def test_huatuogpt_vision_is_the_same_layout_over_qwen2() -> None:
+    config = checkpoint.published_config("7b", HUATUO_7B)
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    names = set(model.state_dict())
+    mapped = set()
+    for name in (published_name(name) for name in names):
+        for pattern, replacement in KEY_MAPPINGS["llava_qwen2"].items():
+            name = re.sub(pattern, replacement, name)
+        mapped.add(name)
+    assert mapped == names
+    assert "model.language_model.layers.27.self_attn.q_proj.bias" in names
+    # Qwen2-7B's 7,615,616,512, CLIP's tower and the projector.
+    parts = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in (("text", model.model.language_model), ("head", model.lm_head))
+    }
+    assert parts["text"] + parts["head"] == 7_615_616_512
+    assert config.text_config.sliding_window is None
+    assert config.image_token_id == 151643
+    assert (config.vision_config.image_size, config.vision_config.num_hidden_layers) == (336, 24)
+
+
 # Tokens and the template
 
 

@@ -1,0 +1,241 @@
+"""Every family of models has every property, measured against transformers' own model."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_families import TINY, Tiny
+from tiny_llava import LAMBDAS, QUESTION, REPORTS, last, make, picture, three
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from mrrag.model.answering import answer_batch
+from mrrag.model.backbone import Backbone, encode_images, load_backbone, model_input
+from mrrag.model.prefill import Branch
+from mrrag.model.prompt import prompt_text
+from mrrag.report.pictures import patch_box, patches_on_picture
+from mrrag.types import Image, Steering
+
+STEERED = Steering(1.0, (0, 1, 2))
+# Not square, and in neither direction.
+SHAPES = [(56, 28), (30, 61)]
+
+
+@pytest.fixture(scope="module", params=list(TINY))
+def family(request: pytest.FixtureRequest) -> Tiny:
+    return TINY[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(family: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("family") / "tiny"
+    folder.mkdir()
+    family.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> Backbone:
+    return load_backbone(folder)
+
+
+@pytest.fixture(scope="module")
+def stock(family: Tiny, folder: Path) -> Any:
+    return family.stock(folder)
+
+
+@pytest.fixture(scope="module")
+def features(backbone: Backbone) -> Tensor:
+    return encode_images(backbone, [picture()])
+
+
+@torch.inference_mode()
+def reference(
+    stock: Any, family: Tiny, backbone: Backbone, branch: Branch, steering: Steering
+) -> Tensor:
+    """The next token's logits by transformers' own pass over the whole prompt; [V].
+
+    The attention is by definition, dense and without a cache, with λ for every row.
+    """
+    prompt = branch.prompt
+    lam_QX = torch.zeros(len(prompt.ids), len(prompt.ids))
+    question = slice(prompt.span("question").start, len(prompt.ids))
+    for span, lam in zip(prompt.reports, branch.relevance, strict=False):
+        lam_QX[question, span.start : span.stop] = lam * steering.strength
+
+    def dense(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any):
+        heads = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(heads, dim=1).double() for t in (key, value))
+        logits = query.double() @ key.mT * options["scaling"]
+        if module.layer_idx in steering.layers:
+            logits = logits + lam_QX * logits.abs()
+        future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+        weights = logits.masked_fill(future, -torch.inf).softmax(-1)
+        return (weights @ value).transpose(1, 2).float(), None
+
+    AttentionInterface.register("dense-reference", dense)
+    AttentionMaskInterface.register("dense-reference", sdpa_mask)
+    stock.set_attn_implementation({"text_config": "dense-reference"})
+    try:
+        ids = torch.tensor([prompt.ids])
+        output = stock(input_ids=ids, **family.inputs(backbone, picture()))
+    finally:
+        stock.set_attn_implementation({"text_config": "sdpa"})
+    logits: Tensor = output.logits[0, -1]
+    return logits
+
+
+def test_greedy_tokens_are_generate_s(
+    family: Tiny, backbone: Backbone, stock: Any, features: Tensor
+) -> None:
+    prompts = [make(backbone), make(backbone, ()), make(backbone, REPORTS[:1], "Is it clear?")]
+    step = last(backbone, [Branch(p, features) for p in prompts], max_new_tokens=8, trace=False)
+    for prompt, text in zip(prompts, step.texts, strict=True):
+        ids = torch.tensor([prompt.ids])
+        generated = stock.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=8,
+            pad_token_id=0,
+            **family.inputs(backbone, picture()),
+        )
+        expected = backbone.tokenizer.decode(
+            generated[0, len(prompt.ids) :], skip_special_tokens=True
+        )
+        assert text == expected.strip()
+        assert text
+
+
+def test_strength_zero_is_plain_bit_for_bit(backbone: Backbone, features: Tensor) -> None:
+    prompt = make(backbone)
+    for form in ("ifa", "balanced"):
+        none = replace(STEERED, strength=0.0, form=form)
+        plain = last(backbone, [Branch(prompt, features)], none)
+        steered = last(backbone, [Branch(prompt, features, LAMBDAS)], none)
+        assert plain.p_yes == steered.p_yes
+        assert plain.texts == steered.texts
+        assert np.array_equal(plain.traces[0].keys_LX, steered.traces[0].keys_LX)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, 3.0])
+def test_steered_rows_equal_a_dense_reference(
+    family: Tiny, backbone: Backbone, stock: Any, features: Tensor, strength: float
+) -> None:
+    steering = replace(STEERED, strength=strength, layers=(0, 2))
+    branch = Branch(make(backbone), features, LAMBDAS)
+    p_V = reference(stock, family, backbone, branch, steering).softmax(-1)
+    # Alone, and as a row of a batch beside a shorter prompt, after a prefix in a cache.
+    for branches in ([branch], [Branch(make(backbone, ()), features), branch]):
+        step = last(backbone, branches, steering, max_new_tokens=1)
+        assert step.p_yes[-1] == pytest.approx(p_V[list(backbone.yes_ids)].sum().item(), abs=1e-5)
+        assert step.p_no[-1] == pytest.approx(p_V[list(backbone.no_ids)].sum().item(), abs=1e-5)
+    if strength:
+        plain = reference(stock, family, backbone, branch, replace(steering, strength=0.0))
+        assert (p_V - plain.softmax(-1)).abs().max() > 1e-3
+
+
+def test_a_shared_prefix_is_a_full_recomputation(backbone: Backbone, features: Tensor) -> None:
+    branches = three(backbone, features)
+    first = last(backbone, branches, STEERED)
+    # Its prefix serves another question, which begins with the same reports.
+    other = [replace(b, prompt=make(backbone, REPORTS[:2], "Is it?")) for b in branches[:1]]
+    shared = last(backbone, other, STEERED, known=first.prefix)
+    alone = last(backbone, other, STEERED)
+    assert shared.texts == alone.texts
+    assert shared.p_yes == pytest.approx(alone.p_yes, abs=1e-5)
+    assert np.abs(shared.traces[0].keys_LX - alone.traces[0].keys_LX).max() < 1e-5
+
+
+def test_a_batch_is_its_rows_alone(backbone: Backbone) -> None:
+    pictures = [encode_images(backbone, [picture(n, shape)]) for n, shape in enumerate(SHAPES)]
+    branches = [
+        Branch(backbone.prompt(QUESTION, REPORTS), pictures[0], LAMBDAS),
+        Branch(backbone.prompt("Is it?", REPORTS[:1]), pictures[1], (1.0,)),
+        Branch(backbone.prompt(QUESTION, ()), pictures[1]),
+        Branch(backbone.prompt(QUESTION, REPORTS, image=False), None, LAMBDAS),
+    ]
+    together = answer_batch(backbone, branches, STEERED, max_new_tokens=5)
+    for b, branch in enumerate(branches):
+        apart = answer_batch(backbone, [branch], STEERED, max_new_tokens=5)
+        streamed = last(backbone, [branch], STEERED, max_new_tokens=5)
+        assert together.p_yes[b] == pytest.approx(apart.p_yes[0], abs=1e-5)
+        assert together.p_yes[b] == pytest.approx(streamed.p_yes[0], abs=1e-5)
+        assert together.texts[b] == apart.texts[0] == streamed.texts[0]
+
+
+def test_spans_tile_the_ids_and_decode_to_their_text(family: Tiny, backbone: Backbone) -> None:
+    prompt = make(backbone)
+    assert prompt.spans[0].start == 0
+    assert prompt.spans[-1].stop == len(prompt.ids)
+    for left, right in itertools.pairwise(prompt.spans):
+        assert left.stop == right.start > left.start
+
+    def text(name: str) -> str:
+        span = prompt.span(name)
+        return str(backbone.tokenizer.decode(list(prompt.ids[span.start : span.stop])))
+
+    assert text("question") == QUESTION
+    assert [text(span.name) for span in prompt.reports] == list(REPORTS)
+    image = prompt.span("image")
+    assert set(prompt.ids[image.start : image.stop]) == {backbone.image_token_id}
+    assert prompt.ids.count(backbone.image_token_id) == image.stop - image.start
+    reports = "".join(f"{k}. {report}\n" for k, report in enumerate(REPORTS, 1))
+    assert prompt_text(backbone.tokenizer.decode, prompt) == family.prompt.format(
+        image="<image>" * (image.stop - image.start),
+        text=f"Reports of similar cases:\n{reports}{QUESTION}",
+    )
+
+
+def test_no_text_can_type_a_control_token(backbone: Backbone) -> None:
+    control = [str(t) for t in backbone.tokenizer.added_tokens_decoder.values()]
+    prompt = make(backbone, (f"The {' '.join(control)} heart.",), f"Is it{control[0]} so?")
+    clean = make(backbone, ("The heart.",), "Is it so?")
+    assert prompt.ids == clean.ids
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_patch_of_attention_lies_where_the_model_read_it(
+    backbone: Backbone, shape: tuple[int, int]
+) -> None:
+    rows, columns = shape
+    grey = Image(np.full(shape, 90, np.uint8))
+    plain = encode_images(backbone, [grey])[0]
+    grid = backbone.grid
+    assert plain.shape[0] == grid[0] * grid[1]
+    seen = patches_on_picture(grid, rows, columns)
+    found = 0
+    for row, column in zip(*np.nonzero(seen), strict=True):
+        box = patch_box(int(row), int(column), grid, rows, columns)
+        assert box is not None
+        top, left, bottom, right = (round(edge) for edge in box)
+        display = grey.display.copy()
+        display[top:bottom, left:right] = 250
+        change = (encode_images(backbone, [Image(display)])[0] - plain).norm(dim=-1)
+        if bottom - top >= 3 and right - left >= 3:
+            assert int(change.argmax()) == row * grid[1] + column
+            found += 1
+    assert found >= 6
+
+
+def test_the_shown_input_is_the_picture(backbone: Backbone) -> None:
+    display = np.full((60, 30), 40, np.uint8)
+    display[:20] = 220
+    shown = model_input(backbone, Image(display)).astype(int)
+    assert shown.ndim == 3
+    middle = shown[:, shown.shape[1] // 2, 0]
+    assert abs(middle[len(middle) // 6] - 220) < 12
+    assert abs(middle[-len(middle) // 6] - 40) < 12
+
+
+def test_answers_end_where_the_checkpoint_says(backbone: Backbone, folder: Path) -> None:
+    assert backbone.tokenizer.eos_token_id in backbone.eos_ids
+    assert backbone.layers == 3
+    assert {backbone.tokenizer.decode([i]).strip().lower() for i in backbone.yes_ids} == {"yes"}

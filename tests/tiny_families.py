@@ -1,0 +1,212 @@
+"""Tiny random checkpoints of every family, each in the layout in which it is published.
+
+Trained on nothing: what matters is that every wrong mask, position or patch shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from published import published_name, write_weights
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from mrrag.model.backbone import Backbone, pixel_values
+from mrrag.types import Image
+
+SENTENCES = (
+    "Yes yes YES No no NO 1. 2. 3. 4. 5. system user assistant User: Assistant: You help.",
+    "Reports of similar cases:\n1. The heart is enlarged.\n2. The lungs are clear.\n",
+    "Is there a pleural effusion on the left? There is no pneumothorax. The heart is normal.",
+)
+SEED = 3
+# Qwen2's, whose content is one string.
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One family: how its folder is written, and how transformers itself reads it.
+
+    Attributes
+    ----------
+    write
+        Writes a checkpoint into an empty folder.
+    stock
+        Returns transformers' own model of such a folder, without anything of ours.
+    inputs
+        Returns what transformers' ``generate()`` takes beside the ids, for one picture.
+    prompt
+        The text around the image and the question, with ``{image}`` and ``{text}``.
+    """
+
+    write: Callable[[Path], None]
+    stock: Callable[[Path], Any]
+    inputs: Callable[[Backbone, Image], Mapping[str, Any]]
+    prompt: str
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def seeded(build: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        return build().eval()
+
+
+def write_tokenizer(folder: Path, controls: list[str], eos: str, **more: Any) -> int:
+    """A byte-level BPE with these control tokens and no BOS, as Qwen's; return its length."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in controls])
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, **more)
+    whole.save_pretrained(folder)
+    return len(whole)
+
+
+def plain_inputs(backbone: Backbone, image: Image) -> Mapping[str, Any]:
+    return {"pixel_values": pixel_values(backbone, [image])}
+
+
+# HuatuoGPT-Vision: LLaVA over Qwen2, in transformers' layout and in its own
+
+
+def huatuo(vocabulary: int, image_token: int, eos: int) -> LlavaForConditionalGeneration:
+    config = LlavaConfig(
+        text_config=Qwen2Config(
+            vocab_size=vocabulary,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            use_sliding_window=False,
+            bos_token_id=vocabulary - 1,
+            eos_token_id=eos,
+            initializer_range=0.3,
+        ),
+        vision_config=CLIPVisionConfig(
+            hidden_size=24,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=7,
+            projection_dim=16,
+            initializer_range=0.3,
+        ),
+        image_token_index=image_token,
+        vision_feature_layer=-2,
+    )
+    model = LlavaForConditionalGeneration(config)
+    for name, weight in model.named_parameters():
+        if name.endswith("_proj.bias"):  # zero in a fresh model, and not in a trained one
+            torch.nn.init.normal_(weight, std=0.3)
+    model.generation_config.eos_token_id = eos
+    return model
+
+
+HUATUO_CONTROLS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+
+
+def write_huatuo_hf(folder: Path) -> None:
+    controls = ["<image>", *HUATUO_CONTROLS]
+    n = write_tokenizer(folder, controls, "<|im_end|>", chat_template=CHATML)
+    seeded(lambda: huatuo(n, n - 4, n - 2)).save_pretrained(folder)
+
+
+def write_huatuo(folder: Path) -> None:
+    """The fields of its config.json, and the parameter names of LLaVA's own code."""
+    n = write_tokenizer(folder, HUATUO_CONTROLS, "<|endoftext|>", chat_template=CHATML)
+    model = seeded(lambda: huatuo(n, n - 1, n - 1))
+    tower = folder / "vit"
+    tower.mkdir()
+    write_json(tower / "config.json", model.config.vision_config.to_dict())
+    text = model.config.text_config
+    write_json(
+        folder / "config.json",
+        {
+            "architectures": ["LlavaQwen2ForCausalLM"],
+            "bos_token_id": n - 1,
+            "eos_token_id": n - 1,
+            "hidden_act": "silu",
+            "hidden_size": text.hidden_size,
+            "image_aspect_ratio": "pad",
+            "intermediate_size": text.intermediate_size,
+            "max_position_embeddings": text.max_position_embeddings,
+            "max_window_layers": 28,
+            "mm_hidden_size": 24,
+            "mm_patch_merge_type": "flat",
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_use_im_patch_token": False,
+            "mm_use_im_start_end": False,
+            "mm_vision_select_feature": "patch",
+            "mm_vision_select_layer": -2,
+            "mm_vision_tower": str(tower),
+            "model_type": "llava_qwen2",
+            "num_attention_heads": text.num_attention_heads,
+            "num_hidden_layers": text.num_hidden_layers,
+            "num_key_value_heads": text.num_key_value_heads,
+            "rms_norm_eps": text.rms_norm_eps,
+            "rope_theta": 1e6,
+            "sliding_window": 131072,
+            "tie_word_embeddings": False,
+            "use_sliding_window": False,
+            "vocab_size": n,
+        },
+    )
+    write_weights(folder, {published_name(k): w for k, w in model.state_dict().items()}, 2)
+
+
+def stock_huatuo(folder: Path) -> LlavaForConditionalGeneration:
+    n = json.loads((folder / "config.json").read_text())["vocab_size"]
+    return seeded(lambda: huatuo(n, n - 1, n - 1))
+
+
+def stock_llava(folder: Path) -> Any:
+    return LlavaForConditionalGeneration.from_pretrained(folder).eval()
+
+
+TINY: dict[str, Tiny] = {
+    "huatuo-hf": Tiny(
+        write_huatuo_hf,
+        stock_llava,
+        plain_inputs,
+        "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n{image}\n{text}<|im_end|>\n"
+        "<|im_start|>assistant\n",
+    ),
+    "huatuo": Tiny(
+        write_huatuo,
+        stock_huatuo,
+        plain_inputs,
+        "<|user|>\n{image}\n{text}\n<|assistant|>\n",
+    ),
+}
