@@ -133,8 +133,8 @@ def watch(
     Q, X = lam_BQX.shape[1:]
     causal_QX = torch.ones(Q, X, dtype=torch.bool).tril(X - Q)
     watched_pass = Watched(
-        plan.question_BQ,
-        plan.edits,
+        question_BQ=plan.question_BQ,
+        edits=plan.edits,
         attend=ALL_ATTENTION_FUNCTIONS[backbone.model.config.text_config._attn_implementation],
         form=steering.form,
         lam_BQX=lam_BQX,

@@ -32,13 +32,19 @@ def add_commands(commands: Commands) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> None:
-    """Print what was found; MRRAGError where a check failed."""
+    """Print what was found; MRRAGError where a check failed or a package cannot be loaded."""
     from dataclasses import asdict
 
     spare_the_cores()
     from mrrag import __version__
-    from mrrag.bench.doctor import doctor_text, examine
 
+    try:
+        from mrrag.bench.doctor import doctor_text, examine
+    except (ImportError, OSError) as error:  # OSError: a library that a package is linked to
+        raise MRRAGError(
+            f"A package cannot be loaded here ({type(error).__name__}: {error}). Install MR-RAG "
+            "again in a fresh environment; docs/troubleshooting.md says more."
+        ) from error
     found = examine(args.assets, release=__version__, model=args.model, quantize=args.quantize)
     if args.json:
         print_json(asdict(found))

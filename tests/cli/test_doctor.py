@@ -52,3 +52,14 @@ def test_a_failed_check_is_printed_and_is_the_exit_status(
         }
     else:
         assert "| steered rows  | FAILED     | Largest error 0.2. |" in said.out
+
+
+def test_a_package_that_cannot_be_loaded_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mrrag.bench.doctor", None)
+    monkeypatch.setattr(sys, "argv", ["mrrag", "doctor"])
+    assert main() == 1
+    assert (
+        "error: A package cannot be loaded here (ModuleNotFoundError: " in capsys.readouterr().err
+    )
