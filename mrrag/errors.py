@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ArchiveError",
     "CorpusError",
     "FetchError",
     "ImageError",
@@ -19,6 +20,10 @@ class MRRAGError(Exception):
 
 class ImageError(MRRAGError):
     """An upload that is not a picture we read, or is too large, or is damaged."""
+
+
+class ArchiveError(MRRAGError):
+    """A picture archive that cannot be reached, refuses, or sends what cannot be read."""
 
 
 class CorpusError(MRRAGError):

@@ -25,6 +25,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 # Module → distribution, where the names differ.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "dicomweb_client": "dicomweb-client",
     "faiss": "faiss-cpu",
     "gdcm": "python-gdcm",
     "huggingface_hub": "huggingface-hub",
@@ -34,7 +35,10 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # Imported only where they are there: by an extra, on a Space, or to drive the page's bench.
-OPTIONAL = {"bitsandbytes", "pyarrow", "python-gdcm", "spaces", "playwright"}
+OPTIONAL = {
+    *("bitsandbytes", "pyarrow", "python-gdcm", "spaces", "playwright"),
+    *("dicomweb-client", "requests"),
+}
 # Not imported: transformers needs them to read SentencePiece models.
 INDIRECT = {"protobuf", "sentencepiece"}
 
