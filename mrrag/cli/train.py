@@ -211,11 +211,11 @@ def _add_train_model(commands: Commands) -> None:
         "train-model",
         run_train_model,
         "Train the bundled vision-language model, in three stages.\n\n"
-        "The stages are its vision tower, reading reports, and weighing reports against the\n"
-        "picture. Training that was stopped is resumed.",
+        "The stages are its vision tower, reading a report, and describing a picture with\n"
+        "reports of its own study. Training that was stopped is resumed.",
         "mrrag train-model --data runs/phantoms",
     )
-    for stage, steps in (("vision", 1000), ("reading", 1000), ("weighing", 700)):
+    for stage, steps in (("vision", 1000), ("reading", 600), ("describing", 1450)):
         train.add_argument(
             f"--{stage}-steps",
             type=int,
@@ -223,6 +223,13 @@ def _add_train_model(commands: Commands) -> None:
             metavar="N",
             help=f"steps of the {stage} stage (default: %(default)s)",
         )
+    train.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of weights and batches; each seed needs its own --runs (default: %(default)s)",
+    )
 
 
 def _add_train_adapter(commands: Commands) -> None:
@@ -355,12 +362,14 @@ def _make_bundled_retriever(args: argparse.Namespace, given: dict[str, object]) 
 def run_train_model(args: argparse.Namespace) -> None:
     """Train the bundled model."""
     from mrrag.training.data import read_data_set
-    from mrrag.training.recipe import make_model, make_reader, make_tower
+    from mrrag.training.recipe import make_model, make_reader, make_tower, written_anew
 
     data = read_data_set(args.data)
-    make_tower(data, args.runs, args.vision_steps)
-    make_reader(data, args.runs, args.reading_steps)
-    make_model(data, args.runs, args.assets, args.weighing_steps)
+    world = world_recipe(args.assets)
+    anew = written_anew(data, world["patients"], world["seed"])
+    make_tower(data, args.runs, args.vision_steps, args.seed)
+    make_reader(data, args.runs, args.reading_steps, args.seed)
+    make_model(data, args.runs, args.assets, anew, args.describing_steps, args.seed)
     run_measure_world(args)
 
 

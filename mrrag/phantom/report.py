@@ -270,9 +270,13 @@ class Report:
     denied: tuple[str, ...]
 
 
-def write_report(study: Study) -> Report:
-    """Write the study's report, which depends on nothing but the study."""
-    rng = np.random.default_rng((study.seed, 1))
+def write_report(study: Study, copy: int = 0) -> Report:
+    """Write the study's report, which depends on nothing but the study and ``copy``.
+
+    Copy 0 is the report of the data set. Any other copy says of the same study the same truth
+    in other words, with other findings left out.
+    """
+    rng = np.random.default_rng((study.seed, 1, copy) if copy else (study.seed, 1))
 
     def pick(choices: tuple[str, ...]) -> str:
         return choices[int(rng.integers(len(choices)))]

@@ -1,6 +1,6 @@
 """The recipe of the bundled model, step by step. Each step is one command, and resumes.
 
-tokenizer → retriever → (knowledge base) → model: vision tower, reading, weighing; then what is
+tokenizer → retriever → (knowledge base) → model: vision tower, reading, describing; then what is
 learnt for any model on any knowledge base (:mod:`mrrag.training.learn`). Finished training is
 not repeated; delete a run folder to train again.
 """
@@ -22,21 +22,21 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from mrrag.data.images import read_image
+from mrrag.data.readers.rows import join_sections
 from mrrag.errors import CorpusError
 from mrrag.files import write_atomic
 from mrrag.learnt import ALIKE, Learnt, write_learnt
 from mrrag.model.backbone import load_backbone
 from mrrag.model.prompt import REPORTS_HEADING
 from mrrag.model.world import World, measure_world, save_world
-from mrrag.phantom.report import TOPICS
+from mrrag.phantom.report import TOPICS, write_report
+from mrrag.phantom.world import draw_studies
 from mrrag.pipeline import Pipeline, load_pipeline
-from mrrag.retrieval.bi_tower import BiTower, pixels_of
-from mrrag.retrieval.encoders import load_bitower
+from mrrag.retrieval.bi_tower import pixels_of
 from mrrag.retrieval.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.training.data import DataSet, cached_pixels
-from mrrag.training.decoder import Vectors, train_reading, train_weighing
+from mrrag.training.decoder import train_describing, train_reading
 from mrrag.training.llava import build_llava
-from mrrag.training.loop import cached
 from mrrag.training.retriever import check_options, record_stages, train_retriever
 from mrrag.training.starts import BUNDLED_RECIPE, build_tower
 from mrrag.training.tokenizer import train_tokenizer
@@ -99,28 +99,6 @@ def make_retriever(
     record_stages(runs / "retriever", data, {**asdict(options), "tower": tower.fingerprint})
 
 
-def vectors_of(data: DataSet, tower: BiTower, runs: Path) -> Vectors:
-    """Return the vectors of all images, reports and questions, cached in the run folder."""
-    path = runs / "cache" / f"vectors-{tower.fingerprint[:12]}.safetensors"
-    arrays = cached(path, partial(_encode_all, data, tower, runs))
-    counts = [len(questions) for questions in data.questions]
-    first = np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.int64)
-    return Vectors(arrays["images"], arrays["reports"], arrays["questions"], first)
-
-
-def _encode_all(data: DataSet, tower: BiTower, runs: Path) -> dict[str, npt.NDArray[np.float32]]:
-    cache = runs / "cache" / f"retriever-{tower.image_size}.npy"
-    pixels = np.load(cache, mmap_mode="r", allow_pickle=False)
-    with torch.inference_mode():
-        images = [tower.encode_pixels(batch).numpy() for batch in _batches(pixels)]
-    questions = [question.question for row in data.questions for question in row]
-    return {
-        "images": np.concatenate(images),
-        "reports": tower.texts(data.reports),
-        "questions": tower.texts(questions),
-    }
-
-
 def _batches(pixels: npt.NDArray[np.float16]) -> Iterator[Tensor]:
     """Yield the images in batches of 64, in float32."""
     for start in range(0, len(pixels), 64):
@@ -162,9 +140,34 @@ def _pixels(
     return pixels
 
 
-def make_tower(data: DataSet, runs: Path, steps: int) -> None:
+def written_anew(data: DataSet, patients: int, seed: int) -> Callable[[int, int], str]:
+    """Return how a case's report is written anew: the row of a case, a copy's number → a report.
+
+    The studies are drawn again from the world's seed.
+
+    Raises
+    ------
+    CorpusError
+        If the data set is of another world.
+    """
+    studies = draw_studies(patients, seed)
+
+    def report(n: int, copy: int) -> str:
+        written = write_report(studies[int(data.records[n].document.study)], copy)
+        return join_sections(written.findings, written.impression)
+
+    if len(studies) != len(data.records) or report(0, 0) != data.reports[0]:
+        raise CorpusError(
+            f"{data.directory} is another world than that of the included model, whose reports are "
+            f"written anew for training. Draw it by `python -m mrrag phantom DIR --patients "
+            f"{patients} --seed {seed}`."
+        )
+    return report
+
+
+def make_tower(data: DataSet, runs: Path, steps: int, seed: int = 0) -> None:
     """Train the vision tower of the small LLaVA."""
-    model = build_llava(tokenizer_of(data))
+    model = build_llava(tokenizer_of(data), seed)
     labels, _ = labels_of([record.problems for record in data.records])
     pixels = _model_pixels(data, model, runs)
     train_vision(
@@ -175,36 +178,56 @@ def make_tower(data: DataSet, runs: Path, steps: int) -> None:
         data.rows("train"),
         data.rows("validation"),
         steps=steps,
+        seed=seed,
     )
     _save_weights(model.model.vision_tower, runs / "vision" / "tower.safetensors")
 
 
-def make_reader(data: DataSet, runs: Path, steps: int) -> None:
+def make_reader(data: DataSet, runs: Path, steps: int, seed: int = 0) -> None:
     """Train stage 1 of the decoder: reading one report."""
     tokenizer = tokenizer_of(data)
-    model = build_llava(tokenizer)
-    train_reading(runs / "read", model, tokenizer, data, steps=steps)
+    model = build_llava(tokenizer, seed)
+    _to_device(model)
+    train_reading(runs / "read", model, tokenizer, data, steps=steps, seed=seed)
     _save_weights(model, runs / "read" / "model.safetensors")
 
 
-def make_model(data: DataSet, runs: Path, assets: Path, steps: int) -> None:
-    """Train stage 2 of the decoder, and save the whole model to ``assets/llava``."""
+def make_model(
+    data: DataSet,
+    runs: Path,
+    assets: Path,
+    anew: Callable[[int, int], str],
+    steps: int,
+    seed: int = 0,
+) -> None:
+    """Train stage 2 of the decoder, and save the whole model to ``assets/llava``.
+
+    ``anew`` is what :func:`written_anew` returned.
+    """
     tokenizer = tokenizer_of(data)
-    model = build_llava(tokenizer)
+    model = build_llava(tokenizer, seed)
     model.load_state_dict(load_file(runs / "read" / "model.safetensors"))
     model.model.vision_tower.load_state_dict(load_file(runs / "vision" / "tower.safetensors"))
-    tower = load_bitower(assets / "encoder")
-    train_weighing(
-        runs / "weigh",
+    features_NPD = features_of(data, model, runs)
+    device = _to_device(model)
+    train_describing(
+        runs / "describe",
         model,
         tokenizer,
         data,
-        features_of(data, model, runs),
-        vectors_of(data, tower, runs),
-        knowledge_base_rows(data),
+        features_NPD.to(device),
+        anew,
         steps=steps,
+        seed=seed,
     )
     save_model(model, tokenizer, assets / "llava")
+
+
+def _to_device(module: torch.nn.Module) -> str:
+    """Move a module in place to a GPU, where there is one; return where it is."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module.to(device)
+    return device
 
 
 def save_model(
@@ -212,7 +235,7 @@ def save_model(
 ) -> None:
     """Save the checkpoint in float16, in files below 10 MB, with the scope of its knowledge."""
     halved: torch.nn.Module = model
-    halved.half()
+    halved.cpu().half()
     model.save_pretrained(directory, max_shard_size="9MB")
     halved.float()
     tokenizer.save_pretrained(directory)
@@ -235,7 +258,9 @@ def make_world(assets: Path) -> World:
 
 
 def _save_weights(module: torch.nn.Module, path: Path) -> None:
-    tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
+    }
     write_atomic(path, save(tensors))
 
 
