@@ -9,15 +9,17 @@ batch and single
 memory
     What is held after many cases, against what was held after a few.
 
-Shape suffixes: B batch row, X key column, V vocabulary.
+Shape suffixes: B batch row, X key column, V vocabulary, T generated token.
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from logging.handlers import BufferingHandler
 
 import numpy as np
 import psutil
@@ -27,6 +29,7 @@ from transformers import DynamicCache
 
 from mrrag.bench.watched import REFERENCES, watch
 from mrrag.case import Case, Settings
+from mrrag.model import decoding
 from mrrag.model.attention import plan_pass
 from mrrag.model.backbone import Backbone, embed, encode_images
 from mrrag.model.decoding import decode, token_step
@@ -156,7 +159,7 @@ def captured_step(backbone: Backbone) -> Check:
         return Check(name, None, f"Not on a {backbone.device.type.upper()}.")
     if not backbone.capture:
         return Check(name, None, "This model's steps are not captured: it is spread or int8.")
-    return same_tokens(_written(backbone), _written(replace(backbone, capture=False)))
+    return same_tokens(written(backbone), written(replace(backbone, capture=False)))
 
 
 def same_tokens(captured: Written, uncaptured: Written) -> Check:
@@ -174,16 +177,23 @@ def same_tokens(captured: Written, uncaptured: Written) -> Check:
 
 
 @torch.inference_mode()
-def _written(backbone: Backbone) -> Written:
+def written(backbone: Backbone) -> Written:
+    """Write the tokens of three branches, each token by one call of the decoding step."""
     logits_BV, cache, mask_BX = _read(backbone, branches_of(backbone))
     ids_B1 = logits_BV.argmax(-1, keepdim=True)
     step = token_step(backbone, cache, mask_BX, ids_B1, TOKENS)
     columns = [ids_B1.flatten().tolist()]
-    for _ in range(TOKENS):
-        step()
-        columns.append(ids_B1.flatten().tolist())
-    graph = isinstance(getattr(step, "__self__", None), torch.cuda.CUDAGraph)
-    return Written(tuple(zip(*columns, strict=True)), graph)
+    refusals = BufferingHandler(10**6)  # a step that cannot be captured says so in the log
+    refusals.setLevel(logging.WARNING)
+    decoding.logger.addHandler(refusals)
+    try:
+        for _ in range(TOKENS):
+            step()
+            columns.append(ids_B1.flatten().tolist())
+    finally:
+        decoding.logger.removeHandler(refusals)
+    ids_BT = tuple(zip(*columns, strict=True))
+    return Written(ids_BT, captured=backbone.capture and not refusals.buffer)
 
 
 @torch.inference_mode()

@@ -22,10 +22,13 @@ from mrrag.bench.self_test import (
     same_tokens,
     self_test,
     steered_rows,
+    written,
 )
 from mrrag.bench.watched import REFERENCES
+from mrrag.model import decoding
 from mrrag.model.attention import attention
 from mrrag.model.backbone import Backbone, load_backbone
+from mrrag.model.decoding import token_step
 from mrrag.model.steering import FORMS
 from mrrag.pipeline import Pipeline, load_pipeline
 
@@ -160,6 +163,27 @@ def test_a_captured_step_must_be_captured_and_write_the_same() -> None:
     differs = same_tokens(Written(other, True), Written(one, False))
     assert (differs.passed, differs.detail) == (False, "1 of 4 tokens differ.")
     assert same_tokens(Written(one, False), Written(one, False)).passed is False
+
+
+def test_a_step_that_says_that_it_is_not_captured_is_heard(
+    tiny_llava: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capturing = replace(tiny_llava, capture=True)  # which a CPU does not heed, nor say so
+    before = written(capturing)
+    assert before.captured
+
+    def refusing(*args: Any) -> Any:
+        step = token_step(*args)
+
+        def run() -> None:
+            decoding.logger.warning("Decoding without a CUDA graph, so slower: no.")
+            step()
+
+        return run
+
+    monkeypatch.setattr(module, "token_step", refusing)
+    assert written(capturing) == Written(before.ids, captured=False)
+    assert not decoding.logger.handlers
 
 
 def test_memory_that_cases_keep_is_noticed() -> None:
