@@ -220,6 +220,65 @@ PLAIN = Steering()  # stock attention
 
 
 @dataclass(frozen=True)
+class Emphasis:
+    """A change of attention by a rival of IFA, in the prompt's last tokens.
+
+    Attributes
+    ----------
+    transform : str
+        What happens to the logits, a key of :data:`mrrag.model.emphasis.TRANSFORMS`.
+    columns : str
+        The tokens that are looked at, a key of :data:`mrrag.model.emphasis.COLUMNS`.
+    amount : float
+        How much; it may be negative, and 0 changes nothing.
+    rows : str
+        The tokens that look, a key of :data:`mrrag.model.emphasis.LOOKING`.
+    first_layer : int
+        It acts in this layer, counted from 0, and in all that follow.
+    heads : tuple of (int, int)
+        The (layer, head) pairs in which it acts; empty for all heads.
+    """
+
+    transform: str
+    columns: str
+    amount: float
+    rows: str = "last"
+    first_layer: int = 0
+    heads: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """One answer from the next-token probabilities of several prompts.
+
+    Attributes
+    ----------
+    prompts : str
+        "no reports" or "no image": the prompt, and the same without them. "each report": one
+        prompt for each report.
+    rule : str
+        How they become one distribution, a key of :data:`mrrag.model.mixing.RULES`.
+    amount : float
+        The rule's one number.
+    """
+
+    prompts: str
+    rule: str
+    amount: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A rival of IFA: changes of attention, a mixture of prompts, or both."""
+
+    emphases: tuple[Emphasis, ...] = ()
+    mixture: Mixture | None = None
+
+
+Way = Steering | Rival  # how one answer is made of what is read
+
+
+@dataclass(frozen=True)
 class Span:
     """A named run of prompt tokens, ``start`` included and ``stop`` excluded.
 

@@ -23,6 +23,7 @@ from mrrag.errors import SettingsError
 from mrrag.model.attention import plan_pass, traces
 from mrrag.model.backbone import Backbone, embed
 from mrrag.model.decoding import decode
+from mrrag.model.emphasis import plan_emphasis
 from mrrag.model.prefill import (
     Branch,
     PrefixCache,
@@ -34,7 +35,7 @@ from mrrag.model.prefill import (
     stack,
 )
 from mrrag.model.steering import Block
-from mrrag.types import PLAIN, AttentionTrace, Steering
+from mrrag.types import PLAIN, AttentionTrace, Emphasis, Steering
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,14 @@ def answer_branches(
     steered = plan_pass(prompts, relevance, mask_BX, steering, trace=trace, device=backbone.device)
     suffixes = [branch.suffix(rows) for branch, rows in zip(branches, embeds, strict=True)]
     logits_BV = run_batch(backbone, suffixes, cache, mask_BX, steered)
-    p_yes, p_no = (tuple(p_B.tolist()) for p_B in _yes_no(backbone, logits_BV))
+    p_yes, p_no = (tuple(p_B.tolist()) for p_B in yes_no(backbone, logits_BV))
     seen = traces(steered, prompts, mask_BX, backbone.grid) if trace and steered else ()
 
     ids: list[list[int]] = [[] for _ in branches]
     seconds = [time.perf_counter() - started] * len(branches)
 
     def step(done: bool) -> Step:
-        texts = tuple(_text(backbone, row, done) for row in ids)
+        texts = tuple(text_of(backbone, row, done) for row in ids)
         tokens = tuple(map(len, ids))
         return Step(p_yes, p_no, seen, texts, tokens, tuple(seconds), done, longest)
 
@@ -158,6 +159,7 @@ def answer_batch(
     steering: Steering = PLAIN,
     *,
     block: Block | None = None,
+    emphases: Sequence[Emphasis] = (),
     cache: DynamicCache | None = None,
     max_new_tokens: int = 0,
 ) -> AnswerBatch:
@@ -168,6 +170,8 @@ def answer_batch(
     block
         Reports whose flow to the question is cut: for the choice of critical layers, and
         to measure what a report changes.
+    emphases
+        What a rival of IFA changes, in place of ``steering`` and ``block``.
     cache
         From :func:`mrrag.model.prefill.prefill_batch` on the same branches, where several
         settings are compared; it stays as it is.
@@ -178,12 +182,23 @@ def answer_batch(
     prompts = [branch.prompt for branch in branches]
     mask_BX = layout(prompts)
     relevance = [branch.relevance for branch in branches]
-    steered = plan_pass(
-        prompts, relevance, mask_BX, steering, blocked=block, device=backbone.device
-    )
+    if emphases:
+        steered = plan_emphasis(
+            prompts,
+            relevance,
+            mask_BX,
+            emphases,
+            backbone.layers,
+            heads_of(backbone),
+            device=backbone.device,
+        )
+    else:
+        steered = plan_pass(
+            prompts, relevance, mask_BX, steering, blocked=block, device=backbone.device
+        )
     read = prefill_batch(backbone, branches) if cache is None else fork(cache)
     logits_BV = run_batch(backbone, _suffixes(backbone, branches), read, mask_BX, steered)
-    p_yes, p_no = _yes_no(backbone, logits_BV)
+    p_yes, p_no = yes_no(backbone, logits_BV)
     ids: list[list[int]] = [[] for _ in branches]
     if max_new_tokens:
         for tokens in decode(backbone, read, mask_BX, logits_BV, max_new_tokens=max_new_tokens):
@@ -194,7 +209,7 @@ def answer_batch(
         p_yes.cpu().numpy(),
         p_no.cpu().numpy(),
         logits_BV.argmax(-1).cpu().numpy(),
-        tuple(_text(backbone, row, done=True) for row in ids),
+        tuple(text_of(backbone, row, done=True) for row in ids),
     )
 
 
@@ -237,12 +252,19 @@ def _suffixes(backbone: Backbone, branches: Sequence[Branch]) -> list[Tensor]:
     return [b.suffix(embed(backbone, b.prompt, b.features)) for b in branches]
 
 
-def _yes_no(backbone: Backbone, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+def heads_of(backbone: Backbone) -> int:
+    """Return the number of attention heads of each layer of the text model."""
+    return int(backbone.model.config.text_config.num_attention_heads)
+
+
+def yes_no(backbone: Backbone, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return P(yes) and P(no) over the whole vocabulary; [B] twice."""
     p_BV = logits_BV.softmax(-1)
     return p_BV[:, list(backbone.yes_ids)].sum(-1), p_BV[:, list(backbone.no_ids)].sum(-1)
 
 
-def _text(backbone: Backbone, ids: Sequence[int], done: bool) -> str:
+def text_of(backbone: Backbone, ids: Sequence[int], done: bool) -> str:
+    """Return the text of an answer's tokens; ``done`` says whether more may follow."""
     text = str(backbone.tokenizer.decode(list(ids), skip_special_tokens=True))
     # A character of several tokens decodes to a replacement character until it is complete.
     return text.strip() if done else text.rstrip("\ufffd").strip()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class SteeredPass:
     Attributes
     ----------
     question_BQ : bool [B, Q]
-        The question rows among the last Q query rows of the pass.
+        Which of the last Q query rows the probe looks at: those of the question.
     edits : tuple of Edit
         The transforms of the logits, in order.
     probe : Probe or None
@@ -124,15 +125,15 @@ def attention(
     logits_BHQX = row_logits(query[:, :, -rows:], key, scaling)
     # A layer may live on another device than the one the pass began on.
     device = query.device
+    touched = []
     for edit in edits:
-        logits_BHQX = edit.apply(logits_BHQX)
+        logits_BHQX, touched_BHQ = edit.apply(logits_BHQX)
+        touched.append(touched_BHQ)
     weights_BHQX = masked_softmax(logits_BHQX, attention_mask)
-    if edits and steered.acts:
-        lam_BQ = torch.stack([edit.lam_BQX.amax((1, 3)) for edit in edits]).amax(0).to(device)
+    if touched and steered.acts:
+        touched_BQH1 = reduce(torch.logical_or, touched).transpose(1, 2)[..., None]
         edited_BQHD = row_values(weights_BHQX, value).to(output.dtype)
-        output[:, -rows:] = torch.where(
-            (lam_BQ > 0)[:, :, None, None], edited_BQHD, output[:, -rows:]
-        )
+        output[:, -rows:] = torch.where(touched_BQH1, edited_BQHD, output[:, -rows:])
     if steered.probe is not None:
         steered.probe.record(weights_BHQX, steered.question_BQ.to(device))
     return output, None

@@ -3,7 +3,7 @@
 A transform takes the logits, λ (zero or more, broadcast onto them) and the mask of the
 places where question rows meet report columns. In a causal decoder that is the only place
 where Reports→Question exists, so λ is zero everywhere else. Where λ is zero throughout, a
-transform changes nothing.
+transform changes nothing. IFA's rivals act elsewhere, too: :mod:`mrrag.model.emphasis`.
 
 This module knows prompts and tensors. It does not know models, layers or caches.
 Shape suffixes: B batch row, H head, Q question row, X key column.
@@ -12,7 +12,7 @@ Shape suffixes: B batch row, H head, Q question row, X key column.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -130,25 +130,32 @@ class Edit:
     Attributes
     ----------
     lam_BQX : float32 [B, 1, Q, X]
-        λ times the strength. The Q rows are the last of the pass.
-    reports_BQX : bool [B, 1, Q, X]
-        True where a question row meets a report column.
+        The amount: λ times the strength. The Q rows are the last of the pass.
+    region_BQX : bool [B, 1, Q, X]
+        The third argument of the transform; for IFA, where question rows meet report columns.
+    heads : tuple of int
+        The heads in which it acts; empty for all.
     """
 
     transform: Transform
     lam_BQX: Tensor
-    reports_BQX: Tensor
+    region_BQX: Tensor
     layers: frozenset[int]
+    heads: tuple[int, ...] = ()
 
     def to(self, device: torch.device | str) -> Edit:
         """Return the same edit on a device."""
-        lam, reports = self.lam_BQX.to(device), self.reports_BQX.to(device)
-        return Edit(self.transform, lam, reports, self.layers)
+        return replace(self, lam_BQX=self.lam_BQX.to(device), region_BQX=self.region_BQX.to(device))
 
-    def apply(self, logits_BHQX: Tensor) -> Tensor:
-        """Return the transformed logits."""
+    def apply(self, logits_BHQX: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the transformed logits, and which rows it acts on: bool [B, 1 or H, Q]."""
         moved = self.to(logits_BHQX.device)  # no copy where they are on one device
-        return self.transform(logits_BHQX, moved.lam_BQX, moved.reports_BQX)
+        lam = moved.lam_BQX
+        if self.heads:
+            chosen_H = torch.zeros(logits_BHQX.shape[1], device=lam.device)
+            chosen_H[list(self.heads)] = 1
+            lam = lam * chosen_H[:, None, None]
+        return self.transform(logits_BHQX, lam, moved.region_BQX), (lam != 0).any(-1)
 
 
 def align(values: Sequence[Tensor], mask_BX: Tensor) -> Tensor:

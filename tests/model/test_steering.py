@@ -127,7 +127,7 @@ def test_lambda_is_on_question_rows_and_report_columns_only(rows: str) -> None:
         expected[0, 0, row, 2 + 3 : 2 + 5] = 0.5
         expected[0, 0, row, 2 + 6] = 1.0
     assert torch.equal(edit.lam_BQX, expected)
-    assert torch.equal(edit.reports_BQX, expected > 0)
+    assert torch.equal(edit.region_BQX, expected > 0)
 
 
 def test_nothing_to_do_is_no_edit() -> None:

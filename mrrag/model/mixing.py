@@ -1,0 +1,257 @@
+"""Rivals of IFA at the output: one answer from the probabilities of several prompts.
+
+Contrasts hold a prompt against the same one without reports or without the image (CAD,
+AdaCAD, PAI, ALFAR). Fusions average prompts with one report each (REPLUG and its kin).
+A rule is a function of logits; to add one, write it and add it to :data:`RULES`.
+
+It does not know where reports come from, nor which prompts belong together.
+Shape suffixes: B batch row, G group of prompts with one answer, R prompt of a group,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot, pad
+
+from mrrag.errors import SettingsError
+from mrrag.model.answering import AnswerBatch, heads_of, text_of, yes_no
+from mrrag.model.backbone import Backbone, embed
+from mrrag.model.emphasis import plan_emphasis
+from mrrag.model.prefill import Branch, layout, prefill_batch, run_batch
+from mrrag.types import Rival
+
+PLAUSIBLE = 0.1  # PAI: a token is cut below this part of the most probable one's probability
+ALFAR_PLAUSIBLE = 0.7  # ALFAR's β
+SMALLEST_RATIO = 1e-3  # of image to report attention, which ALFAR divides by
+MAX_ROWS = 64  # prompts that are run together
+TIE = 1e-6  # what the probabilities count beside votes, so that they decide where votes are even
+
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+# Contrasts: the first prompt of a group against the second
+
+
+def contrast(logits_GRV: Tensor, _scores: Tensor, alpha_G1: Tensor) -> Tensor:
+    """Return (1 + α)·ℓ_with − α·ℓ_without (context-aware decoding, CAD)."""
+    return (1 + alpha_G1) * logits_GRV[:, 0] - alpha_G1 * logits_GRV[:, 1]
+
+
+def adaptive_contrast(logits_GRV: Tensor, scores: Tensor, _amount: Tensor) -> Tensor:
+    """Contrast with α = the Jensen-Shannon divergence of the two, in bits (AdaCAD)."""
+    return contrast(logits_GRV, scores, divergence(logits_GRV[:, 0], logits_GRV[:, 1])[:, None])
+
+
+def divergence(first_GV: Tensor, second_GV: Tensor) -> Tensor:
+    """Return the Jensen-Shannon divergence of two softmaxes, in bits; [G], 0 to 1."""
+    first, second = (x.log_softmax(-1).exp() for x in (first_GV, second_GV))
+    middle = (first + second) / 2
+    # xlogy and not a product of logarithms: 0·ln 0 is 0.
+    parts = [torch.xlogy(p, p) - torch.xlogy(p, middle) for p in (first, second)]
+    return (parts[0] + parts[1]).sum(-1) / (2 * math.log(2))
+
+
+def plausible_contrast(logits_GRV: Tensor, _scores: Tensor, gamma_G1: Tensor) -> Tensor:
+    """Return γ·c − (γ − 1)·u of log-softmaxes, −∞ where c < max c + ln 0.1 (PAI)."""
+    c, u = (logits_GRV[:, i].log_softmax(-1) for i in (0, 1))
+    implausible = c < c.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
+    return (gamma_G1 * c - (gamma_G1 - 1) * u).masked_fill(implausible, -torch.inf)
+
+
+def ratio_contrast(logits_GRV: Tensor, _scores: Tensor, ratio_G1: Tensor) -> Tensor:
+    """Return (1 + 1/a)·ℓ_with − (1 − a)·ℓ_without, cut below max + ln β (ALFAR).
+
+    a is the last row's attention on the image divided by that on the reports, in the last layer.
+    """
+    a, with_GV = ratio_G1.clamp(min=SMALLEST_RATIO), logits_GRV[:, 0]
+    implausible = with_GV < with_GV.amax(-1, keepdim=True) + math.log(ALFAR_PLAUSIBLE)
+    mixed = (1 + 1 / a) * with_GV - (1 - a) * logits_GRV[:, 1]
+    return mixed.masked_fill(implausible, -torch.inf)
+
+
+# Fusions: all prompts of a group, each with a weight; a score of −∞ stands for no prompt
+
+
+def uniform(logits_GRV: Tensor, scores_GR: Tensor, _amount: Tensor) -> Tensor:
+    """Return ln of the mean probability."""
+    return _fused(logits_GRV, torch.zeros_like(scores_GR).where(scores_GR > -torch.inf, scores_GR))
+
+
+def by_score(logits_GRV: Tensor, scores_GR: Tensor, temperature_G1: Tensor) -> Tensor:
+    """Return ln Σ_k w_k·p_k with w = softmax(score / τ) (REPLUG)."""
+    return _fused(logits_GRV, scores_GR / temperature_G1)
+
+
+def by_entropy(logits_GRV: Tensor, scores_GR: Tensor, temperature_G1: Tensor) -> Tensor:
+    """Return ln Σ_k w_k·p_k with w = softmax(−H_k / τ), H_k the entropy in nats (LeEns)."""
+    log_p = logits_GRV.log_softmax(-1)
+    negative_GR = torch.xlogy(log_p.exp(), log_p.exp()).sum(-1) / temperature_G1
+    return _fused(logits_GRV, negative_GR.where(scores_GR > -torch.inf, scores_GR))
+
+
+def vote(logits_GRV: Tensor, scores_GR: Tensor, amount: Tensor) -> Tensor:
+    """Return ln of each token's share of the votes; of even ones, the more probable leads."""
+    counted_GR = scores_GR > -torch.inf
+    votes_GRV = one_hot(logits_GRV.argmax(-1), logits_GRV.shape[-1])
+    share_GV = (votes_GRV * counted_GR[..., None]).sum(1) / counted_GR.sum(1, keepdim=True)
+    return torch.log(share_GV + TIE * uniform(logits_GRV, scores_GR, amount).exp())
+
+
+def _fused(logits_GRV: Tensor, weights_GR: Tensor) -> Tensor:
+    log_w_GR = weights_GR.log_softmax(-1)
+    return (logits_GRV.log_softmax(-1) + log_w_GR[..., None]).logsumexp(1)
+
+
+# Each returns the mixture's logits [G, V] from those of its prompts [G, R, V], the prompts' scores
+# [G, R] and its one number [G, 1].
+RULES: dict[str, Rule] = {
+    "contrast": contrast,
+    "adaptive contrast": adaptive_contrast,
+    "plausible contrast": plausible_contrast,
+    "ratio contrast": ratio_contrast,
+    "uniform": uniform,
+    "score": by_score,
+    "entropy": by_entropy,
+    "vote": vote,
+}
+TEMPERED = ("score", "entropy")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The prompts of one answer.
+
+    Attributes
+    ----------
+    branches : sequence of Branch
+        In a contrast, the full prompt and the one it is held against.
+    scores : sequence of float
+        What retrieval thinks of each, in cosine; a fusion weighs by them.
+    """
+
+    branches: Sequence[Branch]
+    scores: Sequence[float]
+
+
+@torch.inference_mode()
+def answer_mixtures(
+    backbone: Backbone, groups: Sequence[Group], rival: Rival, *, max_new_tokens: int = 0
+) -> AnswerBatch:
+    """Give one answer for each group of prompts; each next token is fed to all of a group.
+
+    Changes of attention act in the first prompt of a contrast, and in every prompt of a fusion.
+
+    Raises
+    ------
+    SettingsError
+        Where the rule is unknown, or its number is not allowed.
+    """
+    mixture = rival.mixture
+    if mixture is None or mixture.rule not in RULES:
+        raise SettingsError(f"A mixture's rule can be: {', '.join(RULES)}.")
+    if not math.isfinite(mixture.amount) or (mixture.rule in TEMPERED and mixture.amount <= 0):
+        raise SettingsError(
+            f"The mixture {mixture.rule!r} has the number {mixture.amount}. It must be finite, and "
+            "a temperature above 0."
+        )
+    parts: list[AnswerBatch] = []
+    for chunk in _chunks(groups):
+        parts.append(_answer_chunk(backbone, chunk, rival, max_new_tokens))
+    return AnswerBatch(
+        np.concatenate([part.p_yes for part in parts]),
+        np.concatenate([part.p_no for part in parts]),
+        np.concatenate([part.next_id for part in parts]),
+        tuple(text for part in parts for text in part.texts),
+    )
+
+
+def _chunks(groups: Sequence[Group]) -> list[Sequence[Group]]:
+    """Split groups so that at most :data:`MAX_ROWS` prompts are run together, or one group."""
+    chunks: list[list[Group]] = [[]]
+    for group in groups:
+        rows = sum(len(g.branches) for g in chunks[-1])
+        if chunks[-1] and rows + len(group.branches) > MAX_ROWS:
+            chunks.append([])
+        chunks[-1].append(group)
+    return [*chunks]
+
+
+def _answer_chunk(
+    backbone: Backbone, groups: Sequence[Group], rival: Rival, max_new_tokens: int
+) -> AnswerBatch:
+    mixture = rival.mixture
+    assert mixture is not None  # for the type checker: answer_mixtures has looked
+    device = backbone.device
+    branches = [branch for group in groups for branch in group.branches]
+    prompts = [branch.prompt for branch in branches]
+    mask_BX = layout(prompts)
+    fuses = mixture.prompts == "each report"
+    firsts = list(accumulate((len(g.branches) for g in groups), initial=0))
+    rows_GR, scores_GR = _members(groups, firsts)
+    watched = mixture.rule == "ratio contrast"
+    steered = plan_emphasis(
+        prompts,
+        [branch.relevance for branch in branches],
+        mask_BX,
+        rival.emphases,
+        backbone.layers,
+        heads_of(backbone),
+        plain=() if fuses else [b for b in range(len(branches)) if b not in firsts],
+        watched=watched,
+        device=device,
+    )
+    cache = prefill_batch(backbone, branches)
+    suffixes = [b.suffix(embed(backbone, b.prompt, b.features)) for b in branches]
+    logits_BV = run_batch(backbone, suffixes, cache, mask_BX, steered)
+    amount_G1 = torch.full((len(groups), 1), mixture.amount, device=device)
+    if watched and steered is not None and steered.probe is not None:
+        mass_BS = steered.probe.mass_BHS[-1].mean(1)[firsts[:-1]]
+        amount_G1 = (mass_BS[:, :1] / mass_BS[:, 1:].clamp(min=SMALLEST_RATIO)).to(device)
+    rule, scores_GR = RULES[mixture.rule], scores_GR.to(device)
+
+    def mixed(logits_BV: Tensor) -> Tensor:
+        return rule(logits_BV[rows_GR], scores_GR, amount_G1)
+
+    first_GV = mixed(logits_BV)
+    p_yes, p_no = yes_no(backbone, first_GV)
+    ids_G = first_GV.argmax(-1)
+    next_id = ids_G.cpu().numpy()
+    written: list[list[int]] = [[] for _ in groups]
+    ended = [False] * len(groups)
+    table = backbone.model.get_input_embeddings()
+    group_of_B = torch.tensor([g for g, group in enumerate(groups) for _ in group.branches])
+    for count in range(1, max_new_tokens + 1):
+        for g, token in enumerate(ids_G.tolist()):
+            ended[g] = ended[g] or token in backbone.eos_ids
+            if not ended[g]:
+                written[g].append(token)
+        if all(ended) or count == max_new_tokens:
+            break
+        mask_BX = pad(mask_BX, (0, 1), value=True)
+        embeds = table(ids_G[group_of_B.to(device)][:, None])
+        ids_G = mixed(run_batch(backbone, [*embeds], cache, mask_BX)).argmax(-1)
+    return AnswerBatch(
+        p_yes.float().cpu().numpy(),
+        p_no.float().cpu().numpy(),
+        next_id,
+        tuple(text_of(backbone, row, done=True) for row in written),
+    )
+
+
+def _members(groups: Sequence[Group], firsts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the batch rows [G, R] of each group and their scores; −∞ where it has fewer."""
+    longest = max(len(group.branches) for group in groups)
+    rows_GR = torch.zeros(len(groups), longest, dtype=torch.long)
+    scores_GR = torch.full((len(groups), longest), -torch.inf)
+    for g, (start, stop) in enumerate(pairwise(firsts)):
+        rows_GR[g, : stop - start] = torch.arange(start, stop)
+        scores_GR[g, : stop - start] = torch.tensor([*groups[g].scores])
+    return rows_GR, scores_GR

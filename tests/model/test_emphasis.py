@@ -1,0 +1,284 @@
+"""Rivals' changes of attention are their published equations, where they say and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny_llava import LAMBDAS, REPORTS, make
+from torch import Tensor
+from transformers import AttentionInterface, LlavaForConditionalGeneration
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from mrrag.errors import SettingsError
+from mrrag.model.answering import answer_batch, heads_of
+from mrrag.model.attention import attention
+from mrrag.model.backbone import Backbone, embed
+from mrrag.model.emphasis import (
+    COLUMNS,
+    TRANSFORMS,
+    add,
+    floor,
+    plan_emphasis,
+    scale,
+    scale_by_question,
+)
+from mrrag.model.prefill import Branch, layout
+from mrrag.model.prompt import Prompt
+from mrrag.model.steering import Transform
+from mrrag.types import Emphasis, Span
+
+# other, image ×2, report 1 ×2, other, report 2 ×1, question ×2, cue ×1
+PROMPT = Prompt(
+    ids=tuple(range(10)),
+    spans=(
+        Span("other", 0, 1),
+        Span("image", 1, 3),
+        Span("report 1", 3, 5),
+        Span("other", 5, 6),
+        Span("report 2", 6, 7),
+        Span("question", 7, 9),
+        Span("cue", 9, 10),
+    ),
+    suffix_start=7,
+)
+REFERENCE = "reference of the tests"
+
+
+def at(*values: float) -> Tensor:
+    """Return values as the columns of one row: [1, 1, 1, X]."""
+    return torch.tensor(values)[None, None, None]
+
+
+def test_pai_s_equation() -> None:
+    raised = TRANSFORMS["raise"](at(2, 1, 0, -1), torch.tensor(0.2), at(1))
+    assert raised.flatten().tolist() == pytest.approx([2.4, 1.2, 0, -0.8])
+
+
+def test_pasta_s_equation() -> None:
+    logits, outside = at(1, 0, 0.5, -1, 2), at(1, 1, 0, 0, 1)
+    after = add(logits, math.log(0.01) * outside, outside).softmax(-1).flatten()
+    expected = [0.012776, 0.004700, 0.774894, 0.172902, 0.034728]
+    assert after.tolist() == pytest.approx(expected, abs=1e-6)
+    # The same as the published other way: probabilities scaled by 0.01 and normalised.
+    scaled = logits.softmax(-1).flatten() * torch.tensor([0.01, 0.01, 1, 1, 0.01])
+    torch.testing.assert_close(after, scaled / scaled.sum())
+
+
+@pytest.mark.parametrize(("share", "bias"), [(0.02, 2.5055), (0.05, 1.5581), (0.1, 0.8109)])
+def test_spotlight_s_floor_is_reached_exactly(share: float, bias: float) -> None:
+    logits = at(math.log(share), math.log(1 - share))
+    target = at(0.2, 0)
+    raised = floor(logits, target, torch.ones(1, 1, 1, 2, dtype=torch.bool))
+    assert (raised - logits).flatten().tolist() == pytest.approx([bias, 0], abs=1e-4)
+    assert raised.softmax(-1)[..., 0].item() == pytest.approx(0.2)
+
+
+def test_spotlight_lowers_nothing_and_does_not_count_what_cannot_be_seen() -> None:
+    logits, target = at(0.0, 0.0, 50.0), at(0.2, 0, 0)
+    visible = torch.tensor([True, True, False])[None, None, None]
+    assert torch.equal(floor(logits, target, visible), logits)  # the share is one half
+
+
+def test_spotlight_s_bias_is_one_for_all_heads_and_rows() -> None:
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 2
+    target = torch.zeros(2, 1, 4, 5)
+    target[:, :, 1:, 2] = 0.9
+    visible = torch.ones(2, 1, 4, 5, dtype=torch.bool)
+    change = floor(logits, target, visible) - logits
+    shares = logits.softmax(-1)[:, :, 1:, 2].mean((1, 2))
+    expected = torch.logit(torch.tensor(0.9)) - torch.logit(shares)
+    for b in range(2):
+        torch.testing.assert_close(change[b, :, 1:, 2], expected[b].expand(3, 3))
+        assert not change[b, :, 0].any()
+
+
+def test_alfar_s_equations_with_either_sign() -> None:
+    logits = torch.tensor([[1.0, -2.0, 0.5, -1.0], [0.3, 1.0, -0.4, 2.0]])[None, None]
+    image, reports = torch.tensor([1.0, 1, 0, 0]), torch.tensor([0.0, 0, 1, 1])
+    last = torch.tensor([0.0, 1.0])[:, None]
+    lowered = scale(logits, -0.4 * last * image, reports)
+    assert lowered[0, 0, 1].tolist() == pytest.approx([0.3 * 0.6, 0.6, -0.4, 2.0])
+    meet = (torch.tensor([1.0, 0.0])[:, None] * reports)[None, None].bool()  # row 0 asks
+    raised = scale_by_question(logits, 0.4 * last * reports, meet)
+    weight = 1 / (1 + math.exp(-1.5))  # softmax of 0.5 and −1
+    expected = [0.3, 1.0, -0.4 * (1 + 0.4 * weight), 2.0 * (1 + 0.4 * (1 - weight))]
+    assert raised[0, 0, 1].tolist() == pytest.approx(expected)
+    assert torch.equal(raised[0, 0, 0], logits[0, 0, 0])
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values())
+def test_every_transform_is_the_identity_at_zero(transform: Transform) -> None:
+    logits = torch.randn(2, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    region = torch.ones(2, 1, 2, 4, dtype=torch.bool)
+    assert torch.equal(transform(logits, torch.zeros(2, 1, 2, 4), region), logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("image", [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]),
+        ("reports", [0, 0, 0, 1, 1, 0, 1, 0, 0, 0]),
+        ("relevance", [0, 0, 0, 1, 1, 0, 0.5, 0, 0, 0]),
+        ("all but relevant reports", [0, 1, 1, 0, 0, 1, 1, 1, 1, 1]),
+        ("all but image and relevant reports", [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_columns_are_the_named_spans(name: str, expected: list[float]) -> None:
+    assert COLUMNS[name](PROMPT, (1.0, 0.5)).tolist() == expected
+
+
+def dense(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention by definition: all logits, changed after the mask, and a softmax."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
+    logits = query @ key.mT * options["scaling"]
+    Q = logits.shape[2]
+    future = ~torch.ones(Q, Q, dtype=torch.bool).tril()
+    logits = logits.masked_fill(future, torch.finfo(torch.float32).min)
+    if (change := options.get("change")) is not None:
+        logits = change(module.layer_idx, logits)
+    return (logits.softmax(-1) @ value).transpose(1, 2), None
+
+
+@pytest.fixture(scope="module")
+def reference(stock: LlavaForConditionalGeneration) -> Iterator[LlavaForConditionalGeneration]:
+    AttentionInterface.register(REFERENCE, dense)
+    AttentionMaskInterface.register(REFERENCE, sdpa_mask)
+    stock.set_attn_implementation({"text_config": REFERENCE})
+    yield stock
+    stock.set_attn_implementation({"text_config": "sdpa"})
+
+
+Change = Callable[[int, Tensor], Tensor]
+
+
+def pai(image: slice, _reports: slice, _rows: slice) -> Change:
+    def change(layer: int, logits: Tensor) -> Tensor:
+        if layer >= 1:
+            of_image = logits[:, :, -1, image]
+            logits[:, :, -1, image] = of_image + 0.7 * of_image.abs()
+        return logits
+
+    return change
+
+
+def pasta(_image: slice, reports: slice, rows: slice) -> Change:
+    def change(layer: int, logits: Tensor) -> Tensor:
+        if layer == 1:  # of the two query heads of a key head one alone
+            kept = logits[:, 1, rows, reports].clone(), logits[:, 1, rows, 0].clone()
+            logits[:, 1, rows] += math.log(0.1)
+            logits[:, 1, rows, reports], logits[:, 1, rows, 0] = kept
+        return logits
+
+    return change
+
+
+def spotlight(image: slice, _reports: slice, rows: slice) -> Change:
+    def change(layer: int, logits: Tensor) -> Tensor:
+        share = logits.softmax(-1)[:, :, rows, image].sum(-1).mean()
+        bias = torch.logit(torch.tensor(0.9)) - torch.logit(share)
+        logits[:, :, rows, image] += bias.clamp(min=0)
+        return logits
+
+    return change
+
+
+RIVALS = {
+    pai: Emphasis("raise", "image", 0.7, "last", 1),
+    pasta: Emphasis("add", "all but relevant reports", math.log(0.1), "question+cue", 0, ((1, 1),)),
+    spotlight: Emphasis("floor", "image", 0.9, "question+cue"),
+}
+
+
+@pytest.mark.parametrize(("published", "emphasis"), RIVALS.items())
+def test_a_rival_equals_a_dense_reference(
+    tiny_llava: Backbone,
+    reference: LlavaForConditionalGeneration,
+    features: Tensor,
+    published: Callable[[slice, slice, slice], Change],
+    emphasis: Emphasis,
+) -> None:
+    prompt = make(tiny_llava, REPORTS[:1])
+    branch = Branch(prompt, features, (1.0,))
+    image, report = prompt.span("image"), prompt.span("report 1")
+    change = published(
+        slice(image.start, image.stop),
+        slice(report.start, report.stop),
+        slice(prompt.suffix_start, None),
+    )
+    options = {"inputs_embeds": embed(tiny_llava, prompt, features)[None]}
+    with torch.inference_mode():
+        after = reference(**options, change=change).logits[0, -1].softmax(-1)
+        before = reference(**options).logits[0, -1].softmax(-1)
+    yes = list(tiny_llava.yes_ids)
+    # Beside a longer prompt, so that it is padded on the left.
+    beside = Branch(make(tiny_llava), features, LAMBDAS)
+    ours = answer_batch(tiny_llava, [branch, beside], emphases=(emphasis,))
+    assert ours.p_yes[0] == pytest.approx(after[yes].sum().item(), abs=1e-5)
+    assert abs((after - before)[yes].sum().item()) > 1e-4
+
+
+def test_only_the_named_head_changes() -> None:
+    def rand(*shape: int, seed: int) -> Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+    module: Any = type("Layer", (), {"layer_idx": 1, "num_key_value_groups": 2, "is_causal": True})
+    tensors = {
+        "query": rand(1, 4, 10, 6, seed=1),
+        "key": rand(1, 2, 10, 6, seed=2),
+        "value": rand(1, 2, 10, 6, seed=3),
+    }
+    emphasis = Emphasis("add", "image", -3.0, "question+cue", 0, ((1, 2),))
+    mask = torch.ones(1, 10, dtype=torch.bool)
+    steered = plan_emphasis([PROMPT], [(1.0, 0.0)], mask, [emphasis], 3, 4)
+    plain, after = (
+        attention(module, **tensors, attention_mask=None, scaling=0.4, steered=s)[0]
+        for s in (None, steered)
+    )
+    changed = (plain != after).any(-1)[0]
+    assert changed.nonzero().tolist() == [[row, 2] for row in (7, 8, 9)]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_an_amount_of_zero_is_plain_bit_for_bit(
+    tiny_llava: Backbone, features: Tensor, transform: str
+) -> None:
+    branch = Branch(make(tiny_llava), features, LAMBDAS)
+    plain = answer_batch(tiny_llava, [branch])
+    zero = answer_batch(tiny_llava, [branch], emphases=(Emphasis(transform, "image", 0.0),))
+    assert (plain.p_yes, plain.p_no) == (zero.p_yes, zero.p_no)
+
+
+def test_prompts_that_are_left_plain_are_untouched(tiny_llava: Backbone, features: Tensor) -> None:
+    prompts = [make(tiny_llava), make(tiny_llava)]
+    mask_BX = layout(prompts)
+    emphasis = Emphasis("raise", "image", 1.0)
+    steered = plan_emphasis(
+        prompts, [LAMBDAS] * 2, mask_BX, [emphasis], 3, heads_of(tiny_llava), plain=(1,)
+    )
+    assert steered is not None
+    assert steered.edits[0].lam_BQX[0].any()
+    assert not steered.edits[0].lam_BQX[1].any()
+
+
+@pytest.mark.parametrize(
+    ("emphasis", "says"),
+    [
+        (Emphasis("shout", "image", 1.0), "'shout'"),
+        (Emphasis("add", "heading", 1.0), "'heading'"),
+        (Emphasis("add", "image", 1.0, "first"), "'first'"),
+        (Emphasis("add", "image", math.nan), "finite"),
+        (Emphasis("floor", "image", 1.5), "below 1"),
+        (Emphasis("add", "image", 1.0, heads=((0, 4),)), "heads 0 to 3"),
+    ],
+)
+def test_what_is_not_allowed_is_refused(emphasis: Emphasis, says: str) -> None:
+    mask = torch.ones(1, 10, dtype=torch.bool)
+    with pytest.raises(SettingsError, match=says):
+        plan_emphasis([PROMPT], [(1.0, 0.0)], mask, [emphasis], 3, 4)
