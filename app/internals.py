@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from gradio_client import Client
+
+from mrrag.errors import ModelError
 
 
 class Page(gr.Blocks):
@@ -36,3 +39,20 @@ def questions_ahead(page: gr.Blocks, session: str | None, concurrency_id: str) -
     queue = page._queue.event_queue_per_concurrency_id.get(concurrency_id)
     waiting = [event.session_hash for event in queue.queue] if queue else []
     return max((n for n, who in enumerate(waiting, 1) if who == session), default=0)
+
+
+def log_tools_in(page: gr.Blocks, address: str, login: tuple[str, str] | None) -> None:
+    """Give the assistants' tools a client of their own that is logged in.
+
+    They reach the queue by a client to this same page, which gradio makes without a login.
+
+    Raises
+    ------
+    ModelError
+        If gradio could not set the tools up.
+    """
+    if page.mcp_server_obj is None or page.mcp_error:
+        raise ModelError(f"The tools for assistants (--mcp) could not be set up. {page.mcp_error}")
+    page.mcp_server_obj._client_instance = Client(
+        address, auth=login, download_files=False, verbose=False, analytics_enabled=False
+    )

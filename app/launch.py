@@ -14,9 +14,10 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from app.programs import ReadableCalls, ToolLogin
 from app.sections.case import MAX_UPLOAD_BYTES
 from app.theme import theme
-from app.uploads import WholeUploads
+from app.uploads import BoundedBodies, WholeUploads
 from mrrag.report.templating import STATIC
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 STYLES = [STATIC / "base.css", Path(__file__).parent / "static" / "page.css", STATIC / "case.css"]
 
 MAX_VISITS = 64
+MAX_BODY_BYTES = 2**24
 
 
 def log_error_types_only() -> None:
@@ -65,19 +67,22 @@ def launch_options(
     login: tuple[str, str] | None = None,
     *,
     root_path: str = "",
+    mcp: bool = False,
 ) -> dict[str, Any]:
     """Return gradio's options: served to this machine only by default, and private.
 
     Nothing is shared, counted, recorded or documented as an API; no file of this machine is
     served but gradio's own; errors never show their cause. ``names`` are further host names;
     ``login`` is the one user and password, if any. ``root_path`` is where a proxy serves the
-    page, such as ``/xray``.
+    page, such as ``/xray``. With ``mcp``, what programs may do is offered to assistants, too.
     """
     hosts = Middleware(
         TrustedHostMiddleware, allowed_hosts=allowed_hosts(host, names), www_redirect=False
     )
     # A form adds less than a kilobyte to its file.
     uploads = Middleware(WholeUploads, max_bytes=MAX_UPLOAD_BYTES + 2**16)
+    bodies = Middleware(BoundedBodies, max_bytes=MAX_BODY_BYTES)
+    tools = [Middleware(ToolLogin, login=login)] if mcp and login else []
     return {
         "server_name": host,
         "server_port": port,
@@ -90,7 +95,7 @@ def launch_options(
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,
-        "mcp_server": False,
+        "mcp_server": mcp,
         "ssr_mode": False,
         "pwa": False,
         "strict_cors": True,
@@ -101,7 +106,7 @@ def launch_options(
         "auth": login,
         "app_kwargs": {
             "openapi_url": None,  # and so no pages of documentation
-            "middleware": [hosts, uploads],
+            "middleware": [hosts, uploads, bodies, *tools, Middleware(ReadableCalls)],
         },
         "theme": theme(),
         "css_paths": STYLES,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from app import frame
+from app import frame, programs
 from app.about import About
 from app.backend import Backend, select
 from app.internals import Page, questions_ahead
@@ -54,8 +54,13 @@ Contents = dict[gr.blocks.Block, Any]
 Event = tuple[Callable[..., Contents], list[gr.blocks.Block], list[gr.blocks.Block]]
 
 
-def build_page(backends: Sequence[Backend], samples: Sequence[Sample]) -> gr.Blocks:
-    """Lay the page out and wire it; the pipelines of the backends may still be loading."""
+def build_page(
+    backends: Sequence[Backend], samples: Sequence[Sample], *, api: bool = False
+) -> gr.Blocks:
+    """Lay the page out and wire it; the pipelines of the backends may still be loading.
+
+    With ``api``, programs may ask, too (:mod:`app.programs`).
+    """
     page = Page(
         title="MR-RAG",
         analytics_enabled=False,
@@ -89,6 +94,8 @@ def build_page(backends: Sequence[Backend], samples: Sequence[Sample]) -> gr.Blo
         wire_answers(parts, backends, redrawing)
         wire_attention(parts)
         wire_saving(parts, backends)
+        if api:
+            programs.offer(backends, ONE_AT_A_TIME)
     page.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
     return page
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import signal
@@ -42,11 +43,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add_address(parser)
     add_model(parser)
+    add_programs(parser)
     parsed = parser.parse_args(arguments)
     login = (os.environ.get("MRRAG_USER", ""), os.environ.get("MRRAG_PASSWORD", ""))
     if any(login) and not all(login):
         parser.error("MRRAG_USER and MRRAG_PASSWORD go together: set both, or neither.")
     parsed.login = login if all(login) else None
+    if parsed.mcp and importlib.util.find_spec("mcp") is None:
+        parser.error('--mcp needs the package mcp. Install it: pip install "mcp>=1.21,<2"')
+    parsed.api = parsed.api or parsed.mcp
     return parsed
 
 
@@ -128,6 +133,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_programs(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what programs may do."""
+    parser.add_argument(
+        "--api",
+        action="store_true",
+        help="let programs ask and retrieve, through gradio's API (default: only the page)",
+    )
+    parser.add_argument(
+        "--mcp",
+        action="store_true",
+        help="--api, and the same as tools for assistants (needs the package mcp)",
+    )
+
+
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """Make a folder for uploads that only this user can read; delete it at the end.
@@ -187,6 +206,7 @@ def serve(
 ) -> None:
     """Serve the page at once, then load the model; on ZeroGPU the other way round."""
     from app.backend import Backend
+    from app.internals import log_tools_in
     from app.launch import launch_options, log_error_types_only
     from app.page import build_page
     from app.sections.case import load_samples
@@ -208,17 +228,20 @@ def serve(
     if zero_gpu:
         load(backends, choice, arguments)
         backends = borrowing(backends, choice)
-    page = build_page(backends, load_samples(SAMPLES))
+    page = build_page(backends, load_samples(SAMPLES), api=arguments.api)
     options = launch_options(
         arguments.host,
         arguments.port,
         arguments.allow_host,
         arguments.login,
         root_path=arguments.root_path,
+        mcp=arguments.mcp,
     )
     log_error_types_only()
     _, address, _ = page.launch(**options, prevent_thread_lock=True)
     try:
+        if arguments.mcp:
+            log_tools_in(page, address, arguments.login)
         if not zero_gpu:
             print(f"MR-RAG is at {address} (loading the model; stop with Ctrl-C)", flush=True)
             load(backends, choice, arguments)

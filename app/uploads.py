@@ -1,4 +1,4 @@
-"""Uploaded files: received whole or not at all, read once, and deleted.
+"""Uploaded files: received whole or not at all, read once, and deleted; other requests: small.
 
 Gradio writes an upload to a folder and passes its path to the page's handler. It leaves aborted
 and malformed uploads there; see :class:`WholeUploads` and :func:`sweep`.
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from gradio.utils import get_upload_folder
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -62,6 +63,32 @@ def remove(file: Path, folder: Path) -> None:
         file.unlink(missing_ok=True)
         if file.parent != folder:
             file.parent.rmdir()
+
+
+class BoundedBodies:
+    """Middleware that refuses a request of more than ``max_bytes``, but for uploads.
+
+    What waits in gradio's queue is held in memory.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        taken = 0
+
+        async def receive_counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self.max_bytes:
+                raise HTTPException(413, "The request is too large. Upload the picture first.")
+            return message
+
+        free = scope["type"] != "http" or scope["path"].endswith("/upload")
+        await self.app(scope, receive if free else receive_counted, send)
 
 
 class WholeUploads:

@@ -42,6 +42,7 @@ from mrrag.types import METHODS, Image, Query
 SECONDS_BETWEEN_UPDATES = 0.04
 # Seven billion parameters take minutes to read from a slow disk.
 LOADING_SECONDS = 600.0
+STILL_LOADING = "The model is still loading. Ask again in a minute."
 COMPARE_PX = 768
 
 
@@ -138,9 +139,20 @@ def _image_and_question(inputs: AskInputs) -> tuple[Image, str]:
     SettingsError, ImageError
         If there is no picture or question, or the picture cannot be read through the window.
     """
-    question = inputs.question
     if not isinstance(inputs.image, Image):
         raise SettingsError("There is no picture yet. Upload one, or choose a sample case.")
+    question = checked_question(inputs.question)
+    return viewer.through_window(inputs.image, inputs.window), question
+
+
+def checked_question(question: object) -> str:
+    """Return the question if it is one.
+
+    Raises
+    ------
+    SettingsError
+        If it is empty, too long, or no text.
+    """
     if not isinstance(question, str) or not question.strip():
         raise SettingsError("The question is empty. Type a question about the picture.")
     if len(question) > MAX_QUESTION_CHARACTERS:
@@ -148,7 +160,7 @@ def _image_and_question(inputs: AskInputs) -> tuple[Image, str]:
             f"The question has {len(question)} characters; {MAX_QUESTION_CHARACTERS} are "
             "allowed. Shorten it."
         )
-    return viewer.through_window(inputs.image, inputs.window), question
+    return question
 
 
 def _wait_for_model(backend: Backend, visit: Visit, moment: float) -> None:
@@ -162,7 +174,7 @@ def _wait_for_model(backend: Backend, visit: Visit, moment: float) -> None:
     start = time.monotonic()
     while not backend.loading.done() and visit.newest <= moment:
         if time.monotonic() - start > LOADING_SECONDS:
-            raise SettingsError("The model is still loading. Ask again in a minute.")
+            raise SettingsError(STILL_LOADING)
         time.sleep(0.05)
 
 

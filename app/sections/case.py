@@ -25,6 +25,7 @@ from mrrag.types import Image
 MAX_UPLOAD_BYTES = MAX_BYTES
 THUMBNAIL_PX = 96
 UPLOADED = "Uploaded picture"
+NO_FILE = f"No file was received. {FORMATS} Choose one of these."
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def read_upload(samples: Sequence[Sample], data: object) -> Update:
     """
     try:
         if not isinstance(data, bytes) or not data:
-            raise ImageError(f"No file was received. {FORMATS} Choose one of these.")
+            raise ImageError(NO_FILE)
         image = read_image(data)
         multiframe = payload.other_frames(data, image)
         read: Update = {

@@ -184,14 +184,16 @@ def of_base(about: About, state: object, kind: type[State]) -> State | None:
 
 
 def refuse(error: Exception | str) -> Update:
-    """Return the status line with the reason; only errors meant for a person are quoted."""
-    if isinstance(error, str):
-        sentence = error
-    elif isinstance(error, MRRAGError):
-        sentence = str(error)
-    else:
-        # The frames say where it broke; the message might hold something of the case.
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("Unexpected %s\n%s", type(error).__name__, frames)
-        sentence = UNEXPECTED
+    """Return the status line with the reason; see :func:`sentence_of`."""
+    sentence = error if isinstance(error, str) else sentence_of(error)
     return {"status": frame.status(sentence, kind="problem")}
+
+
+def sentence_of(error: Exception) -> str:
+    """Return the reason in a sentence; only errors meant for a person are quoted."""
+    if isinstance(error, MRRAGError):
+        return str(error)
+    # The frames say where it broke; the message might hold something of the case.
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("Unexpected %s\n%s", type(error).__name__, frames)
+    return UNEXPECTED

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from mrrag.case import Case, PictureInfluence, Settings
+from mrrag.case import Case, Evidence, PictureInfluence, Settings
 from mrrag.errors import SettingsError
 from mrrag.report.saved_case import SAVED_CASE
 from mrrag.schema import refusing_fields
-from mrrag.types import METHODS, AttentionTrace, Image, Weights
+from mrrag.types import METHODS, AttentionTrace, Image, Retrieved, Vote, Weights
 
 PAIRS = ("image_report", "image_image", "question_report")
 FORMAT = 3
@@ -46,29 +46,9 @@ def case_to_json(case: Case, image: Image | None = None) -> dict[str, Any]:
         "format": FORMAT,
         "question": case.question,
         "input": None if image is None else input_of(image),
-        "retrieved": [
-            {
-                "id": r.document.id,
-                "rank": r.rank,
-                "score": r.score,
-                "usual_percentile": _number(percentile),
-                "cosines": dict(zip(PAIRS, map(_number, r.cosines), strict=True)),
-                "terms": dict(zip(PAIRS, map(_number, r.terms), strict=True)),
-                "lambda": r.relevance,
-                "gap": r.gap,
-                "drawn_at_random": r.drawn,
-                "report": r.document.report,
-                "copies": r.copies,
-                "view": r.document.view,
-                "source": r.document.source,
-                "licence": r.document.licence,
-            }
-            for r, percentile in zip(
-                case.retrieved, case.percentiles or [math.nan] * len(case.retrieved), strict=True
-            )
-        ],
+        "retrieved": _retrieved(case.retrieved, case.percentiles),
         "warnings": dict(case.warnings),
-        "votes": [asdict(vote) | {"base_rate": _number(vote.base_rate)} for vote in case.votes],
+        "votes": _votes(case.votes),
         "answers": {
             method: {
                 "text": a.text,
@@ -89,6 +69,51 @@ def case_to_json(case: Case, image: Image | None = None) -> dict[str, Any]:
         "seconds": case.seconds,
         "versions": case.versions,
     }
+
+
+def evidence_to_json(
+    evidence: Evidence, question: str, image: Image | None = None
+) -> dict[str, Any]:
+    """Return what was retrieved for a question, in the words of :func:`case_to_json`."""
+    return {
+        "format": FORMAT,
+        "question": question,
+        "input": None if image is None else input_of(image),
+        "retrieved": _retrieved(evidence.retrieved, evidence.percentiles),
+        "warnings": dict(evidence.warnings),
+        "votes": _votes(evidence.votes),
+        "weights": asdict(evidence.weights),
+        "notes": list(evidence.notes),
+        "seconds": {"evidence": evidence.seconds},
+    }
+
+
+def _retrieved(
+    retrieved: Sequence[Retrieved], percentiles: Sequence[float]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": r.document.id,
+            "rank": r.rank,
+            "score": r.score,
+            "usual_percentile": _number(percentile),
+            "cosines": dict(zip(PAIRS, map(_number, r.cosines), strict=True)),
+            "terms": dict(zip(PAIRS, map(_number, r.terms), strict=True)),
+            "lambda": r.relevance,
+            "gap": r.gap,
+            "drawn_at_random": r.drawn,
+            "report": r.document.report,
+            "copies": r.copies,
+            "view": r.document.view,
+            "source": r.document.source,
+            "licence": r.document.licence,
+        }
+        for r, percentile in zip(retrieved, percentiles or [math.nan] * len(retrieved), strict=True)
+    ]
+
+
+def _votes(votes: Sequence[Vote]) -> list[dict[str, Any]]:
+    return [asdict(vote) | {"base_rate": _number(vote.base_rate)} for vote in votes]
 
 
 def input_of(image: Image) -> dict[str, Any]:
