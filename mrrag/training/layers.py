@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mrrag.errors import SettingsError
 from mrrag.model.answering import answer_batch
 from mrrag.model.prefill import prefill_batch
-from mrrag.model.steering import FORMS, ROWS, Block
+from mrrag.model.steering import DEFAULT_ROWS, FORMS, ROWS, Block
 from mrrag.pipeline import Pipeline
 from mrrag.study.evaluation import (
     BATCH,
@@ -35,7 +35,7 @@ from mrrag.study.metrics import paired_gain
 from mrrag.training.loop import cached
 from mrrag.types import PLAIN, Steering, Weights
 
-STRENGTHS = {"ifa": (0.1, 0.25, 0.5, 1.0), "balanced": (0.5, 1.0, 2.0, 4.0)}
+STRENGTHS = {"ifa": (0.25, 0.5, 1.0, 2.0), "balanced": (1.0, 2.0, 4.0, 8.0)}
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,11 @@ class Trial:
     gains: tuple[int, ...]
     interval: tuple[float, float, float]
 
+    @property
+    def steering(self) -> Steering:
+        """What was tried."""
+        return Steering(self.strength, self.layers, self.rows, form=self.form)
+
 
 def try_steering(
     pipeline: Pipeline,
@@ -168,22 +173,61 @@ def try_steering(
     noise: Sequence[int],
     ticker: Ticker = no_ticker,
 ) -> list[Trial]:
-    """Measure every form, strength and row set of IFA on each of the sets of layers.
+    """Measure every form and strength of IFA on each of the sets of layers.
 
-    ``noise`` lists the numbers of random reports among the ``k``; ``folder`` is as in
-    :func:`sweep_layers`.
+    Then the best of each form is measured with every other choice of question rows.
+
+    Parameters
+    ----------
+    noise
+        Numbers of random reports among the ``k``.
+    folder
+        As in :func:`sweep_layers`.
     """
-    steers = [
-        Steering(strength, layers, rows, form=form)
-        for layers in layer_sets
-        for form in FORMS
-        for strength in STRENGTHS[form]
-        for rows in ROWS
-    ]
+    try_all = partial(_try, pipeline, items, weights, folder, k, noise, ticker)
+    trials = try_all(
+        [
+            Steering(strength, layers, DEFAULT_ROWS, form=form)
+            for layers in layer_sets
+            for form in FORMS
+            for strength in STRENGTHS[form]
+        ],
+        "steering",
+    )
+    return trials + try_all(
+        [
+            replace(best.steering, rows=rows)
+            for best in best_of_forms(trials).values()
+            for rows in ROWS
+            if rows != best.rows
+        ],
+        "rows",
+    )
+
+
+def best_of_forms(trials: Sequence[Trial]) -> dict[str, Trial]:
+    """Return the trial of each form with the largest sum of gains."""
+    return {
+        form: max((t for t in trials if t.form == form), key=lambda trial: sum(trial.gains))
+        for form in dict.fromkeys(trial.form for trial in trials)
+    }
+
+
+def _try(
+    pipeline: Pipeline,
+    items: Sequence[EncodedItem],
+    weights: Weights,
+    folder: Path,
+    k: int,
+    noise: Sequence[int],
+    ticker: Ticker,
+    steers: Sequence[Steering],
+    name: str,
+) -> list[Trial]:
     counts = []
     for n in noise:
         make = partial(_right_answers, pipeline, items, weights, steers, k, n, ticker)
-        counts.append(cached(folder / f"steering-{n}.safetensors", make)["right"])
+        counts.append(cached(folder / f"{name}-{n}.safetensors", make)["right"])
     right_SNQ = np.stack(counts, axis=1)
     gains_SN = (right_SNQ.sum(-1) - right_SNQ[:1].sum(-1))[1:]
     share_SQ = right_SNQ.mean(1)

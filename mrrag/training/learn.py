@@ -35,9 +35,16 @@ from mrrag.training.adapter import (
     uncertainty,
 )
 from mrrag.training.data import DataSet, sample_patients
-from mrrag.training.layers import STRENGTHS, Sweep, Trial, sweep_layers, try_steering
+from mrrag.training.layers import (
+    STRENGTHS,
+    Sweep,
+    Trial,
+    best_of_forms,
+    sweep_layers,
+    try_steering,
+)
 from mrrag.training.loop import record_run
-from mrrag.types import PLAIN, Steering, Weights
+from mrrag.types import PLAIN, Weights
 
 FEWEST = 5  # questions, in each of the two splits
 
@@ -344,14 +351,14 @@ def learn_layers(
     found = asdict(sweep) | {
         "used": settled,
         "best": asdict(best),
+        "best_of_forms": {form: asdict(t) for form, t in best_of_forms(trials).items()},
         "split": "validation",
         "critical": list(sweep.critical()),
         "noise": noise,
         "trials": [asdict(trial) for trial in trials],
         **_provenance(pipeline, split, items),
     }
-    steering = Steering(best.strength, best.layers, best.rows, form=best.form)
-    learnt = replace(pipeline.learnt, steering=steering) if settled else pipeline.learnt
+    learnt = replace(pipeline.learnt, steering=best.steering) if settled else pipeline.learnt
     write_learnt(path, learnt, model=model, sweep=found)
     rows = zip(sweep.centres, sweep.drops, sweep.errors, strict=True)
     record_run(
@@ -374,10 +381,16 @@ def learn_layers(
 
 
 def _layer_sets(sweep: Sweep) -> list[tuple[int, ...]]:
-    """Return the sets to steer: the critical layers, and the one and two windows of most drop."""
+    """Return the sets to steer.
+
+    These are the critical layers, the one and two windows of most drop, and, since layers can
+    stand in for one another, all layers and either half of them.
+    """
     order = sorted(range(len(sweep.centres)), key=lambda n: -sweep.drops[n])
     sets = {sweep.within(order[:n]) for n in (1, 2)} | {sweep.critical()}
-    return sorted(filter(None, sets))
+    half = sweep.layers // 2
+    spans = (range(sweep.layers), range(half), range(half, sweep.layers))
+    return sorted(filter(None, sets | {tuple(span) for span in spans}))
 
 
 def _describe_layers(
