@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from published import published_name, write_weights
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -20,9 +21,12 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from mrrag.model.backbone import Backbone, pixel_values
+from mrrag.model.backbone import Backbone, image_inputs
 from mrrag.types import Image
 
 SENTENCES = (
@@ -87,10 +91,6 @@ def write_tokenizer(folder: Path, controls: list[str], eos: str, **more: Any) ->
     whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, **more)
     whole.save_pretrained(folder)
     return len(whole)
-
-
-def plain_inputs(backbone: Backbone, image: Image) -> Mapping[str, Any]:
-    return {"pixel_values": pixel_values(backbone, [image])}
 
 
 # HuatuoGPT-Vision: LLaVA over Qwen2, in transformers' layout and in its own
@@ -195,18 +195,118 @@ def stock_llava(folder: Path) -> Any:
     return LlavaForConditionalGeneration.from_pretrained(folder).eval()
 
 
+# SmolVLM2
+
+
+SMOLVLM_CONTROLS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<image>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<row_1_col_1>",
+    "<end_of_utterance>",
+]
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def write_smolvlm(folder: Path) -> None:
+    n = write_tokenizer(
+        folder,
+        SMOLVLM_CONTROLS,
+        "<end_of_utterance>",
+        bos_token="<|im_start|>",
+        unk_token="<|endoftext|>",
+        extra_special_tokens=["<fake_token_around_image>", "<image>", "<end_of_utterance>"],
+    )
+    write_json(folder / "chat_template.json", {"chat_template": SMOLVLM_TEMPLATE})
+    config = SmolVLMConfig(
+        image_token_id=n - 5,
+        scale_factor=2,
+        text_config={
+            "model_type": "llama",
+            "vocab_size": n,
+            "hidden_size": 48,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
+            "bos_token_id": n - 6,
+            "eos_token_id": n - 1,
+            "pad_token_id": n - 1,
+            "initializer_range": 0.3,
+        },
+        vision_config={
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 64,
+            "patch_size": 8,
+            "initializer_range": 0.2,
+        },
+    )
+    model = seeded(lambda: SmolVLMForConditionalGeneration(config))
+    model.generation_config.eos_token_id = n - 1
+    model.save_pretrained(folder)
+    # As published: the splitting of pictures is left to the processor, and is on.
+    SmolVLMImageProcessorPil(
+        do_image_splitting=True,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+        size={"longest_edge": 256},
+        max_image_size={"longest_edge": 64},
+    ).save_pretrained(folder)
+
+
+def smolvlm_inputs(_: Backbone, image: Image) -> Mapping[str, Any]:
+    """What its own processor makes of a square picture that it does not split."""
+    grey = PIL.Image.fromarray(image.display).convert("RGB")
+    side = max(grey.size)
+    square = PIL.Image.new("RGB", (side, side), (127, 127, 127))
+    square.paste(grey, ((side - grey.width) // 2, (side - grey.height) // 2))
+    processor = SmolVLMImageProcessorPil(
+        do_image_splitting=False,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+        size={"longest_edge": 64},
+        max_image_size={"longest_edge": 64},
+    )
+    return dict(processor([[square]], return_tensors="pt"))
+
+
+def stock_smolvlm(folder: Path) -> Any:
+    return SmolVLMForConditionalGeneration.from_pretrained(folder).eval()
+
+
 TINY: dict[str, Tiny] = {
     "huatuo-hf": Tiny(
         write_huatuo_hf,
         stock_llava,
-        plain_inputs,
+        lambda backbone, image: image_inputs(backbone, [image]),
         "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n{image}\n{text}<|im_end|>\n"
         "<|im_start|>assistant\n",
     ),
     "huatuo": Tiny(
         write_huatuo,
         stock_huatuo,
-        plain_inputs,
+        lambda backbone, image: image_inputs(backbone, [image]),
         "<|user|>\n{image}\n{text}\n<|assistant|>\n",
+    ),
+    "smolvlm": Tiny(
+        write_smolvlm,
+        stock_smolvlm,
+        smolvlm_inputs,
+        "<|im_start|>User:<fake_token_around_image><global-img>{image}<fake_token_around_image>"
+        "{text}<end_of_utterance>\nAssistant:",
     ),
 }

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from mrrag.errors import ModelError, SettingsError
 from mrrag.model import attention
-from mrrag.model.checkpoint import find_checkpoint, image_tokens, load_model, read_config
+from mrrag.model.checkpoint import find_checkpoint, load_model, read_config
+from mrrag.model.families import Family, family_of, text_of
 from mrrag.model.norms import use_native_norms
 from mrrag.model.processors import load_image_processor, load_template, load_tokenizer
 from mrrag.model.prompt import (
@@ -75,6 +76,11 @@ class Backbone:
     name: str
     fingerprint: str
     capture: bool = False
+
+    @property
+    def family(self) -> Family:
+        """What is particular to the class of the model."""
+        return family_of(self.model.config)
 
     @property
     def layers(self) -> int:
@@ -153,7 +159,7 @@ def load_backbone(
         model,
         tokenizer,
         load_image_processor(folder, config),
-        template=load_template(folder, tokenizer),
+        template=load_template(folder, tokenizer, config),
         name=folder.name if Path(name).expanduser().is_dir() else str(name),
         fingerprint=fingerprint(folder),
         # bitsandbytes' int8 reads values back to the CPU, which a graph cannot do.
@@ -174,17 +180,16 @@ def make_backbone(
     """Set our attention in a model's text part, and collect the facts that its files state."""
     model.set_attn_implementation({"text_config": attention.NAME})
     if capture:
-        use_native_norms(model.model.language_model)
-    vision = model.config.vision_config
-    side = vision.image_size // vision.patch_size
+        use_native_norms(text_of(model))
+    family = family_of(model.config)
     return Backbone(
         model=model,
         tokenizer=tokenizer,
         image_processor=image_processor,
         template=template,
         image_token_id=int(model.config.image_token_id),
-        image_tokens=image_tokens(model.config),
-        grid=(side, side),
+        image_tokens=family.image_tokens(model.config),
+        grid=family.grid(model.config),
         yes_ids=_word_ids(tokenizer, "yes"),
         no_ids=_word_ids(tokenizer, "no"),
         eos_ids=_eos_ids(model, tokenizer),
@@ -218,34 +223,41 @@ def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(ids - {None}))
 
 
-def pixel_values(backbone: Backbone, images: Sequence[Image]) -> Tensor:
-    """Return the vision tower's input; [B, 3, rows, columns] in the model's dtype."""
+def image_inputs(backbone: Backbone, images: Sequence[Image]) -> dict[str, Tensor]:
+    """Return what the vision tower takes, by the family's names, in the model's dtype."""
     pictures = [PIL.Image.fromarray(image.display).convert("RGB") for image in images]
-    pixels: Tensor = backbone.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    return pixels.to(backbone.device, backbone.model.dtype)
+    inputs = backbone.family.inputs(backbone.image_processor, pictures)
+    moved = {name: values.to(backbone.device) for name, values in inputs.items()}
+    return moved | {"pixel_values": moved["pixel_values"].to(backbone.model.dtype)}
+
+
+def pixel_values(backbone: Backbone, images: Sequence[Image]) -> Tensor:
+    """Return the vision tower's input; for LLaVA [B, 3, rows, columns] in the model's dtype."""
+    return image_inputs(backbone, images)["pixel_values"]
 
 
 def model_input(backbone: Backbone, image: Image) -> npt.NDArray[np.uint8]:
-    """Return the padded square that the vision tower reads; uint8 [side, side, 3].
+    """Return the picture as the vision tower reads it, padding included; uint8 [rows, columns, 3].
 
     The normalisation, the processor's last step, is undone.
     """
-    pixels = pixel_values(backbone, [image])[0].float().cpu().numpy()
+    shown: Tensor = backbone.family.shown(image_inputs(backbone, [image]))
+    pixels = shown.float().cpu().numpy()
     processor = backbone.image_processor
     if processor.do_normalize:
         mean, std = (np.reshape(v, (-1, 1, 1)) for v in (processor.image_mean, processor.image_std))
         pixels = pixels * std + mean
     if processor.do_rescale:
         pixels = pixels / processor.rescale_factor
-    square: npt.NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    return square.transpose(1, 2, 0)
+    seen: npt.NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    return seen.transpose(1, 2, 0)
 
 
 @torch.inference_mode()
 def encode_images(backbone: Backbone, images: Sequence[Image]) -> Tensor:
     """Run the vision tower and the projector once per image; [B, P, E]."""
-    pixels = pixel_values(backbone, images)
-    output = backbone.model.get_image_features(pixel_values=pixels, return_dict=True)
+    inputs = image_inputs(backbone, images)
+    output = backbone.model.get_image_features(**inputs, return_dict=True)
     return torch.stack(tuple(output.pooler_output))
 
 

@@ -1,10 +1,10 @@
 """A checkpoint by its name: find its files, read its shape, load its weights.
 
-A name is a directory, or ``owner/name`` on the Hugging Face hub. Four layouts are read, all
-into :class:`transformers.LlavaForConditionalGeneration`: those in which LLaVA-Med 1.5
-(``llava_mistral``) and HuatuoGPT-Vision (``llava_qwen2``) were published, which transformers
-does not know, and the two that transformers has written since. A missing, unexpected or
-differently shaped parameter is refused.
+A name is a directory, or ``owner/name`` on the Hugging Face hub. A checkpoint is read into the
+class of its family (:mod:`mrrag.model.families`). LLaVA has four layouts: those in which
+LLaVA-Med 1.5 (``llava_mistral``) and HuatuoGPT-Vision (``llava_qwen2``) were published, which
+transformers does not know, and the two that transformers has written since. A missing,
+unexpected or differently shaped parameter is refused.
 
 It does not know prompts, questions or caches.
 """
@@ -24,17 +24,16 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     MistralConfig,
     Qwen2Config,
 )
 
 from mrrag.errors import ModelError, SettingsError
 from mrrag.hub import download, is_hub_name, one_line
+from mrrag.model.families import CLASS_TOKENS, FAMILIES, REFUSED, family_of
 from mrrag.model.weights import (
     OTHERWISE,
     QUANTIZED_BYTES,
-    UNQUANTIZED,
     check_room,
     room,
     stored_config,
@@ -57,10 +56,10 @@ _PUBLISHED_NAMES = {
     r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
     r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
 }
-# model_type in config.json → how its parameter names become LlavaForConditionalGeneration's.
-# (transformers renames its own older layouts itself.)
+# model_type in config.json → how its parameter names become those of the family's class. What
+# is no family of its own is a LLaVA. (transformers renames its own older layouts itself.)
 KEY_MAPPINGS: dict[str, dict[str, str]] = {
-    "llava": {},
+    **{kind: {} for kind in FAMILIES},
     "llava_mistral": _PUBLISHED_NAMES,
     "llava_qwen2": _PUBLISHED_NAMES,
 }
@@ -96,8 +95,6 @@ TEXT_FIELDS = (
 )
 # A text model's further fields, which the others do not have.
 MORE_TEXT_FIELDS = {"llava_qwen2": ("use_sliding_window",)}
-# Supported vision towers, and the number of tokens that each puts before its patches.
-CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 # The published vocabularies have no <image>. A control token stands in its place, which is
 # removed from what a person types: <unk>, which SentencePiece never produces; and Qwen2's
 # <|endoftext|>.
@@ -147,8 +144,8 @@ def find_checkpoint(
 # Reading
 
 
-def read_config(folder: Path) -> LlavaConfig:
-    """Read the model's shape, in transformers' terms, from either kind of config.json.
+def read_config(folder: Path) -> Any:
+    """Read the model's shape, in transformers' terms, from any layout's config.json.
 
     Raises
     ------
@@ -160,25 +157,21 @@ def read_config(folder: Path) -> LlavaConfig:
     if kind in PUBLISHED_TEXTS:
         return published_config(folder.name, stored)
     if kind not in KEY_MAPPINGS:
+        why = f" It cannot be read: {REFUSED[kind]}." if kind in REFUSED else ""
         raise ModelError(
-            f"{folder.name} is of the kind {kind!r}; MR-RAG reads {', '.join(KEY_MAPPINGS)}. "
+            f"{folder.name} is of the kind {kind!r}; MR-RAG reads {', '.join(KEY_MAPPINGS)}.{why} "
             f"Choose another checkpoint. {OTHERWISE}"
         )
+    family = FAMILIES.get(kind, FAMILIES["llava"])
     try:
-        config = LlavaConfig.from_pretrained(folder, local_files_only=True)
+        config = family.model.config_class.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"{folder.name}/config.json cannot be read ({one_line(error)}). Download it again."
         ) from error
-    _check_tower(folder.name, config)
+    if family is FAMILIES["llava"]:
+        _check_tower(folder.name, config)
     return config
-
-
-def image_tokens(config: Any) -> int:
-    """Return the number of features that the vision tower gives for one image."""
-    vision = config.vision_config
-    added = CLASS_TOKENS[vision.model_type] - (config.vision_feature_select_strategy == "default")
-    return int((vision.image_size // vision.patch_size) ** 2 + added)
 
 
 def _check_tower(name: str, config: Any) -> None:
@@ -288,16 +281,22 @@ def load_model(
         raise SettingsError(
             f"--quantize can be {' or '.join(QUANTIZED_BYTES)}, not {quantize!r}. Choose one."
         )
+    family = family_of(config)
+    if vision_tower != "checkpoint" and family is not FAMILIES["llava"]:
+        raise SettingsError(
+            f"--vision-tower {vision_tower} was asked for; {name} has a vision tower of its own "
+            "that cannot be replaced. Leave --vision-tower out."
+        )
     sizes = tensor_sizes(folder)
     check_room(name, sizes, dtype, quantize, room(device, quantize))
     placement: dict[str, Any] = {"device_map": device} if quantize or device == "auto" else {}
     try:
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+        loaded: Any = family.model.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             key_mapping=KEY_MAPPINGS[stored_config(folder)["model_type"]] or None,
-            quantization_config=_quantization(quantize, dtype),
+            quantization_config=_quantization(quantize, dtype, [*family.vision, "lm_head"]),
             use_safetensors=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # reported below, by name, with the others
@@ -324,7 +323,10 @@ def load_model(
     return model
 
 
-def _quantization(quantize: str | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def _quantization(
+    quantize: str | None, dtype: torch.dtype, kept: list[str]
+) -> BitsAndBytesConfig | None:
+    """Return how to quantise all linear layers but those in the modules that are ``kept``."""
     if quantize is None:
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -334,13 +336,13 @@ def _quantization(quantize: str | None, dtype: torch.dtype) -> BitsAndBytesConfi
         )
     if quantize == "int8":
         return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED
+            load_in_8bit=True, llm_int8_skip_modules=kept
         )
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=UNQUANTIZED,
+        llm_int8_skip_modules=kept,
     )
 
 

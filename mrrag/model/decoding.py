@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from mrrag.model.backbone import Backbone
+from mrrag.model.families import text_of
 from mrrag.model.prefill import CACHE
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def token_step(
         How many times the function may be called.
     """
     # Without the wrappers that handle images: there are none from here on.
-    text, head = backbone.model.model.language_model, backbone.model.lm_head
+    text, head = text_of(backbone.model), backbone.model.lm_head
     device = backbone.device
     start = mask_BX.shape[1]
     # Kernels need a multiple of sixteen columns and would pad the mask in every layer and step.

@@ -11,10 +11,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from mrrag.errors import ModelError
 from mrrag.hub import one_line
+from mrrag.model.families import family_of
 from mrrag.model.prompt import HUATUO, IMAGE, MISTRAL_INSTRUCT, Template
 from mrrag.model.weights import OTHERWISE, stored_config
 
@@ -54,7 +54,7 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     return tokenizer
 
 
-def load_template(folder: Path, tokenizer: Any) -> Template:
+def load_template(folder: Path, tokenizer: Any, config: Any) -> Template:
     """Return the text that the checkpoint's chat template puts around an image and a question.
 
     In a published layout it is what the model's own code writes (:data:`PUBLISHED_TEMPLATES`),
@@ -65,7 +65,7 @@ def load_template(folder: Path, tokenizer: Any) -> Template:
     ModelError
         Where there is one that cannot be followed.
     """
-    kind = stored_config(folder).get("model_type")
+    family, kind = family_of(config), stored_config(folder).get("model_type")
     if kind in PUBLISHED_TEMPLATES:
         return PUBLISHED_TEMPLATES[kind]
     stored = tokenizer.chat_template or _processor_template(folder)
@@ -90,7 +90,8 @@ def load_template(folder: Path, tokenizer: Any) -> Template:
         opening, image, after = rendered.partition(IMAGE)
         after_image, found, cue = after.partition(text)
         if image and found:
-            return Template(opening.removeprefix(tokenizer.bos_token or ""), after_image, cue)
+            opening = opening.removeprefix(tokenizer.bos_token or "") + family.before_image
+            return Template(opening, family.after_image + after_image, cue)
     raise ModelError(
         f"The chat template of {folder.name} does not put a user's text after {IMAGE}; it gives "
         f"{rendered[:200]!r}. Choose another checkpoint. {OTHERWISE}"
@@ -111,17 +112,12 @@ def _processor_template(folder: Path) -> str | None:
 
 
 def load_image_processor(folder: Path, config: Any) -> Any:
-    """Load the checkpoint's image processor or, where it stores none, LLaVA-Med's.
+    """Load the checkpoint's image processor, with the family's settings.
 
-    The picture is always padded to a square with the mean colour, as in LLaVA's training: many
-    stored configurations crop to the centre, but the border of a radiograph is part of it.
+    Where the checkpoint stores none, it is the one of the family's first model.
     """
-    side = config.vision_config.image_size
-    square: dict[str, Any] = {
-        "do_pad": True,
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-    }
+    family = family_of(config)
+    settings = family.settings(config)
     if any((folder / f).is_file() for f in ("preprocessor_config.json", "processor_config.json")):
-        return LlavaImageProcessorPil.from_pretrained(folder, local_files_only=True, **square)
-    return LlavaImageProcessorPil(**square)
+        return family.processor.from_pretrained(folder, local_files_only=True, **settings)
+    return family.processor(**settings)

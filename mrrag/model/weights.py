@@ -22,8 +22,6 @@ from mrrag.hub import one_line
 
 OTHERWISE = "Or use the bundled model: --model bundled."
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
-# Kept in full precision: vision tower, projector, and the last layer.
-UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5625}
 _QUANTIZED_NAME = re.compile(r"layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$")
 
@@ -34,7 +32,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"No readable config.json in {folder}. Give the folder of a LLaVA checkpoint."
+            f"No readable config.json in {folder}. Give the folder of a checkpoint."
         ) from error
 
 

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_families import TINY, Tiny
+from tiny_families import TINY, Tiny, write_json
 from tiny_llava import LAMBDAS, QUESTION, REPORTS, last, make, picture, three
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, SmolVLMConfig, SmolVLMForConditionalGeneration
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+import mrrag
+from mrrag.errors import ModelError, SettingsError
 from mrrag.model.answering import answer_batch
 from mrrag.model.backbone import Backbone, encode_images, load_backbone, model_input
+from mrrag.model.families import FAMILIES, REFUSED
 from mrrag.model.prefill import Branch
 from mrrag.model.prompt import prompt_text
 from mrrag.report.pictures import patch_box, patches_on_picture
@@ -235,7 +238,70 @@ def test_the_shown_input_is_the_picture(backbone: Backbone) -> None:
     assert abs(middle[-len(middle) // 6] - 40) < 12
 
 
+def test_every_family_answers_a_case_through_the_library(folder: Path) -> None:
+    case = mrrag.load(str(folder)).ask(
+        picture(0, (61, 40)), "Is the heart enlarged?", k=2, layers=(0, 2), max_new_tokens=3
+    )
+    assert set(case.answers) == {"rag_off", "rag", "mr_rag"}
+    assert case.after is not None
+    assert case.after.layers == (0, 2)
+    assert np.abs(case.after.mass_LHS.sum(-1) - 1).max() < 1e-4
+    image = next(span for span in case.after.spans if span.name == "image")
+    assert image.stop - image.start == case.after.grid[0] * case.after.grid[1]
+    assert "<svg" in case.to_html() or "<img" in case.to_html()
+
+
 def test_answers_end_where_the_checkpoint_says(backbone: Backbone, folder: Path) -> None:
     assert backbone.tokenizer.eos_token_id in backbone.eos_ids
     assert backbone.layers == 3
     assert {backbone.tokenizer.decode([i]).strip().lower() for i in backbone.yes_ids} == {"yes"}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_kind_that_cannot_be_served_is_refused_with_the_reason(tmp_path: Path, kind: str) -> None:
+    write_json(tmp_path / "config.json", {"model_type": kind})
+    with pytest.raises(ModelError) as caught:
+        load_backbone(tmp_path)
+    assert f"is of the kind {kind!r}" in str(caught.value)
+    assert f"It cannot be read: {REFUSED[kind]}." in str(caught.value)
+    assert "--model bundled" in str(caught.value)
+    assert not set(REFUSED) & set(FAMILIES)
+
+
+def test_only_a_llava_s_vision_tower_can_be_replaced(tmp_path: Path) -> None:
+    TINY["smolvlm"].write(tmp_path)
+    with pytest.raises(SettingsError, match="--vision-tower stock was asked for"):
+        load_backbone(tmp_path, vision_tower="stock")
+
+
+SMOLVLM_SIZES = {256_484_928: (576, 1536, 30, 9, 3), 507_482_304: (960, 2560, 32, 15, 5)}
+
+
+@pytest.mark.parametrize("parameters", SMOLVLM_SIZES)
+def test_smolvlm2_has_its_published_shape_and_64_image_tokens(parameters: int) -> None:
+    hidden, intermediate, layers, heads, key_heads = SMOLVLM_SIZES[parameters]
+    config = SmolVLMConfig(
+        scale_factor=4,
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 49280,
+            "hidden_size": hidden,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": key_heads,
+            "head_dim": 64,
+        },
+        vision_config={
+            "hidden_size": 768,
+            "num_attention_heads": 12,
+            "image_size": 512,
+            "patch_size": 16,
+        },
+    )
+    with torch.device("meta"):
+        model = SmolVLMForConditionalGeneration(config)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    family = FAMILIES["smolvlm"]
+    assert family.image_tokens(config) == 64
+    assert family.grid(config) == (8, 8)

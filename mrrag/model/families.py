@@ -1,0 +1,183 @@
+"""What differs between families of models: one small adapter for each class of transformers.
+
+A family says where its text model is, how a picture becomes patches, and which control
+tokens stand around them. Everything else (numbers of layers, image tokens, templates) is said
+by the checkpoint's own files. No forward pass is copied here.
+
+It does not know prompts, caches or how a checkpoint's files are named.
+Shape suffixes: B picture, P image patch, E embedding, C colour, Y/X rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import PIL.Image
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, SmolVLMForConditionalGeneration
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+Inputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the models of one class are read.
+
+    Attributes
+    ----------
+    model
+        The class of transformers.
+    text : str
+        The attribute of ``model.model`` that holds the text model.
+    vision : tuple of str
+        The modules between a picture and the text model, which are never quantised.
+    before_image, after_image : str
+        Control tokens around an image's tokens, where the chat template leaves them out.
+    processor
+        The image processor's class, and from a config the settings that replace a stored one's.
+    inputs
+        From the image processor and pictures, what ``get_image_features`` takes.
+    shown
+        From those inputs of one picture, the pixels that the vision tower reads; [C, Y, X].
+    grid
+        From the config, the (rows, columns) of the image's patches, as the text model sees them.
+    image_tokens
+        From the config, the number of features of one image.
+    """
+
+    model: Any
+    text: str
+    vision: tuple[str, ...]
+    processor: Any
+    settings: Callable[[Any], Mapping[str, Any]]
+    inputs: Callable[[Any, Sequence[PIL.Image.Image]], Inputs]
+    shown: Callable[[Inputs], Tensor]
+    grid: Callable[[Any], tuple[int, int]]
+    image_tokens: Callable[[Any], int]
+    before_image: str = ""
+    after_image: str = ""
+
+
+# LLaVA: CLIP or SigLIP, a projector, any text model
+
+# Supported vision towers, and the number of tokens that each puts before its patches.
+CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+
+
+def _llava_settings(config: Any) -> Mapping[str, Any]:
+    """Pad to a square with the mean colour, as in LLaVA's training.
+
+    Many stored configurations crop to the centre, but the border of a radiograph is part of it.
+    """
+    side = config.vision_config.image_size
+    return {
+        "do_pad": True,
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+    }
+
+
+def _llava_inputs(processor: Any, pictures: Sequence[PIL.Image.Image]) -> Inputs:
+    return {"pixel_values": processor(list(pictures), return_tensors="pt")["pixel_values"]}
+
+
+def _llava_grid(config: Any) -> tuple[int, int]:
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return side, side
+
+
+def _llava_tokens(config: Any) -> int:
+    rows, columns = _llava_grid(config)
+    dropped = config.vision_feature_select_strategy == "default"
+    return int(rows * columns + CLASS_TOKENS[config.vision_config.model_type] - dropped)
+
+
+# SmolVLM: SigLIP whose patches are merged by pixel shuffle, and a small Llama
+
+
+def _smolvlm_settings(config: Any) -> Mapping[str, Any]:
+    """Leave the picture whole: one square, whose tokens follow one another.
+
+    Split into tiles, a picture takes up to seventeen times the tokens, with markers between.
+    """
+    side = {"longest_edge": config.vision_config.image_size}
+    return {"do_image_splitting": False, "do_pad": False, "size": side, "max_image_size": side}
+
+
+def _smolvlm_inputs(processor: Any, pictures: Sequence[PIL.Image.Image]) -> Inputs:
+    # Its own processor stretches every picture to a square. A heart must keep its shape.
+    squares = [[padded(picture, processor.image_mean)] for picture in pictures]
+    return {"pixel_values": processor(squares, return_tensors="pt")["pixel_values"]}
+
+
+def _smolvlm_grid(config: Any) -> tuple[int, int]:
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size // config.scale_factor
+    return side, side
+
+
+def padded(picture: PIL.Image.Image, mean: Sequence[float]) -> PIL.Image.Image:
+    """Return a picture in the middle of a square of the mean colour (LLaVA's expand2square)."""
+    side = max(picture.size)
+    square = PIL.Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
+
+
+# model_type of a config → its family.
+FAMILIES: dict[str, Family] = {
+    "llava": Family(
+        model=LlavaForConditionalGeneration,
+        text="language_model",
+        vision=("model.vision_tower", "model.multi_modal_projector"),
+        processor=LlavaImageProcessorPil,
+        settings=_llava_settings,
+        inputs=_llava_inputs,
+        shown=lambda inputs: inputs["pixel_values"][0],
+        grid=_llava_grid,
+        image_tokens=_llava_tokens,
+    ),
+    "smolvlm": Family(
+        model=SmolVLMForConditionalGeneration,
+        text="text_model",
+        vision=("model.vision_model", "model.connector"),
+        processor=SmolVLMImageProcessorPil,
+        settings=_smolvlm_settings,
+        inputs=_smolvlm_inputs,
+        shown=lambda inputs: inputs["pixel_values"][0, 0],
+        grid=_smolvlm_grid,
+        image_tokens=lambda config: _smolvlm_grid(config)[0] ** 2,
+        before_image="<fake_token_around_image><global-img>",
+        after_image="<fake_token_around_image>",
+    ),
+}
+
+# Kinds that cannot be served, and why.
+REFUSED: dict[str, str] = {
+    "gemma3": "it reads the image in both directions, and most of its layers a window only",
+    "gemma4": "its layers take further embeddings of token ids, which an image does not have",
+    "lfm2_vl": "most of its layers mix tokens by convolution, which cannot be steered",
+    "llava_next": "it cuts pictures into tiles, whose tokens are not one grid",
+    "llava_onevision": "it cuts pictures into tiles, whose tokens are not one grid",
+    "mistral3": "it puts a token after every row of the picture, so its tokens are not one grid",
+    "mllama": "it reads the picture by cross-attention, and not as tokens of the prompt",
+    "paligemma": "it reads its whole prompt in both directions, so that the flow from reports to "
+    "question is not one way",
+    "qwen3_5": "most of its layers have linear attention, without logits to steer",
+    "qwen3_vl": "it adds image features inside its first layers too",
+}
+
+
+def family_of(config: Any) -> Family:
+    """Return the family of a model's config, which is one of :data:`FAMILIES`."""
+    return next(f for f in FAMILIES.values() if isinstance(config, f.model.config_class))
+
+
+def text_of(model: Any) -> nn.Module:
+    """Return a model's text model, without its head."""
+    text: nn.Module = getattr(model.model, family_of(model.config).text)
+    return text
