@@ -15,6 +15,7 @@ from mrrag.cli import (
     evaluate,
     index,
     questions,
+    sinks,
     train,
 )
 from mrrag.errors import MRRAGError
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for group in (ask, evaluate, calibrate, audit, index, questions, train, bench, doctor):
+    for group in (ask, evaluate, calibrate, sinks, audit, index, questions, train, bench, doctor):
         group.add_commands(commands)
     return top
 
