@@ -196,7 +196,7 @@ def published_config(name: str, stored: Mapping[str, Any]) -> LlavaConfig:
                 f"{name} has {field} = {stored[field]!r}; only {value!r} is read. Choose another "
                 f"checkpoint. {OTHERWISE}"
             )
-    kind = str(stored["model_type"])
+    kind = str(stored.get("model_type", "llava_mistral"))
     fields = (*TEXT_FIELDS, *MORE_TEXT_FIELDS.get(kind, ()))
     absent = [f for f in (*fields, "mm_vision_select_layer") if f not in stored]
     if absent:
