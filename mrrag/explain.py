@@ -15,7 +15,7 @@ import numpy as np
 from mrrag.case import Case, CaseCache, Influence, PictureInfluence
 from mrrag.data.images import read_image
 from mrrag.model.answering import answer_batch, same_state_trace
-from mrrag.model.backbone import encode_images
+from mrrag.model.backbone import encode_each
 from mrrag.model.prefill import Branch
 from mrrag.model.prompt import plain_text
 from mrrag.model.steering import DEFAULT_ROWS, Block
@@ -128,8 +128,7 @@ def _p_yes_with(
 ) -> dict[str, list[float]]:
     """Return P(yes) of each method with each of these pictures in place of the query's."""
     pictures = [image for image in shown if image is not None]
-    features_BPE = encode_images(pipeline.backbone, pictures)
-    encoded = iter([features_BPE[n : n + 1] for n in range(len(pictures))])
+    encoded = iter(encode_each(pipeline.backbone, pictures))
     branches = []
     for image in shown:
         features = None if image is None else next(encoded)

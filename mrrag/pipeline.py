@@ -385,7 +385,8 @@ def branches_of(
     features: Tensor | None,
 ) -> dict[str, Branch]:
     """Build the three branches of a query, by method."""
-    backbone, image = pipeline.backbone, query.image is not None
+    backbone = pipeline.backbone
+    image = backbone.grid_of(query.image) if query.image is not None else False
     plain = backbone.prompt(query.question, (), image=image)
     reports = [r.document.report for r in evidence.retrieved]
     prompt = backbone.prompt(query.question, reports, image=image)

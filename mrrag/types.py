@@ -307,9 +307,11 @@ class AttentionTrace:
     keys_LX : float32 [layers, prompt tokens]
         Attention probability on each key, averaged over heads and question rows.
     grid : (rows, columns)
-        The image span's patches.
+        The image span's patches; (0, 0) without an image.
     layers : tuple of int
         Where the scores were steered; empty in a plain branch.
+    padded : bool
+        Whether the grid covers the picture padded to a square, or else the picture alone.
     """
 
     spans: tuple[Span, ...]
@@ -318,6 +320,7 @@ class AttentionTrace:
     keys_LX: FloatArray
     grid: tuple[int, int]
     layers: tuple[int, ...] = ()
+    padded: bool = True
 
 
 @dataclass(frozen=True)

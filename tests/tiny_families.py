@@ -20,13 +20,17 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from mrrag.model.backbone import Backbone, image_inputs
+from mrrag.model.prompt import Prompt
 from mrrag.types import Image
 
 SENTENCES = (
@@ -62,7 +66,7 @@ class Tiny:
 
     write: Callable[[Path], None]
     stock: Callable[[Path], Any]
-    inputs: Callable[[Backbone, Image], Mapping[str, Any]]
+    inputs: Callable[[Backbone, Image, Prompt], Mapping[str, Any]]
     prompt: str
 
 
@@ -268,7 +272,7 @@ def write_smolvlm(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def smolvlm_inputs(_: Backbone, image: Image) -> Mapping[str, Any]:
+def smolvlm_inputs(_: Backbone, image: Image, __: Prompt) -> Mapping[str, Any]:
     """What its own processor makes of a square picture that it does not split."""
     grey = PIL.Image.fromarray(image.display).convert("RGB")
     side = max(grey.size)
@@ -288,18 +292,124 @@ def stock_smolvlm(folder: Path) -> Any:
     return SmolVLMForConditionalGeneration.from_pretrained(folder).eval()
 
 
+# Qwen2.5-VL, and Lingshu, which is one
+
+
+QWEN_CONTROLS = [
+    *["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"],
+    *["<|image_pad|>", "<|video_pad|>"],
+]
+QWEN_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou help.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_qwen(folder: Path) -> None:
+    """With the names and the flat config in which Qwen2.5-VL and Lingshu are published."""
+    n = write_tokenizer(folder, QWEN_CONTROLS, "<|im_end|>", chat_template=QWEN_TEMPLATE)
+    stored = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "bos_token_id": n - 7,
+        "eos_token_id": n - 5,
+        "vision_start_token_id": n - 4,
+        "vision_end_token_id": n - 3,
+        "image_token_id": n - 2,
+        "video_token_id": n - 1,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "initializer_range": 0.3,
+        "intermediate_size": 96,
+        "max_position_embeddings": 4096,
+        "max_window_layers": 28,
+        "model_type": "qwen2_5_vl",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "sliding_window": 32768,
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        "vision_config": {
+            "depth": 2,
+            "hidden_act": "silu",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "in_chans": 3,
+            "out_hidden_size": 64,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 4,
+            "window_size": 32,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+            "initializer_range": 0.2,
+        },
+        "vocab_size": n,
+    }
+    write_json(folder / "config.json", stored)
+    write_json(folder / "generation_config.json", {"eos_token_id": [n - 5, n - 7]})
+    config = Qwen2_5_VLConfig.from_pretrained(folder)
+    model = seeded(lambda: Qwen2_5_VLForConditionalGeneration(config))
+    for name, weight in model.named_parameters():
+        if "language_model" in name and name.endswith("_proj.bias"):
+            torch.nn.init.normal_(weight, std=0.3)
+    renamed = {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): weight
+        for name, weight in model.state_dict().items()
+    }
+    write_weights(folder, renamed, 2)
+    # As published, but for the patches of 4 px, in which a small picture has many.
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "max_pixels": 12845056,
+            "merge_size": 2,
+            "min_pixels": 3136,
+            "patch_size": 4,
+            "temporal_patch_size": 2,
+        },
+    )
+
+
+def qwen_inputs(backbone: Backbone, image: Image, prompt: Prompt) -> Mapping[str, Any]:
+    """What its own processor makes of the picture, and which tokens are the image's."""
+    grey = PIL.Image.fromarray(image.display).convert("RGB")
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, min_pixels=256, max_pixels=81920
+    )
+    kinds = [[int(token == backbone.image_token_id) for token in prompt.ids]]
+    return {**processor([grey], return_tensors="pt"), "mm_token_type_ids": torch.tensor(kinds)}
+
+
+def stock_qwen(folder: Path) -> Any:
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+
+
 TINY: dict[str, Tiny] = {
     "huatuo-hf": Tiny(
         write_huatuo_hf,
         stock_llava,
-        lambda backbone, image: image_inputs(backbone, [image]),
+        lambda backbone, image, _: image_inputs(backbone, [image]),
         "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n{image}\n{text}<|im_end|>\n"
         "<|im_start|>assistant\n",
     ),
     "huatuo": Tiny(
         write_huatuo,
         stock_huatuo,
-        lambda backbone, image: image_inputs(backbone, [image]),
+        lambda backbone, image, _: image_inputs(backbone, [image]),
         "<|user|>\n{image}\n{text}\n<|assistant|>\n",
     ),
     "smolvlm": Tiny(
@@ -308,5 +418,12 @@ TINY: dict[str, Tiny] = {
         smolvlm_inputs,
         "<|im_start|>User:<fake_token_around_image><global-img>{image}<fake_token_around_image>"
         "{text}<end_of_utterance>\nAssistant:",
+    ),
+    "qwen2.5-vl": Tiny(
+        write_qwen,
+        stock_qwen,
+        qwen_inputs,
+        "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n<|vision_start|>{image}"
+        "<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n",
     ),
 }

@@ -101,17 +101,22 @@ def overlay(state: object, layer: object) -> Update:
     heats = [patch_attention(trace, number) for trace in traces]
     if any(heat.size == 0 for heat in heats):
         return refuse("This case has no picture to show attention on.")
-    seen = patches_on_picture(traces[0].grid, rows, columns)
+    padded = traces[0].padded
+    seen = patches_on_picture(traces[0].grid, rows, columns, padded=padded)
     top = float(max(heat[seen].max() for heat in heats))
     film = data_url(shrink(display, OVERLAY_PX), lossless=False)
     before, after = (
         overlay_html(
-            film, (rows, columns), heat_pixels(heat, top), f"X-ray with attention {when} IFA"
+            film,
+            (rows, columns),
+            heat_pixels(heat, top),
+            f"X-ray with attention {when} IFA",
+            padded=padded,
         )
         for heat, when in zip(heats, ("before", "after"), strict=True)
     )
     return {
-        "heat": viewer.heat(heats[0], heats[1], number, (rows, columns)),
+        "heat": viewer.heat(heats[0], heats[1], number, (rows, columns), padded=padded),
         "overlays": answer_cards.overlays(
             number,
             number in traces[1].layers,

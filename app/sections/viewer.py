@@ -132,7 +132,14 @@ def through_window(image: Image, sent: object) -> Image:
 # ---------------------------------------------------------------- the heatmap
 
 
-def heat(before: FloatArray, after: FloatArray, layer: int, shape: tuple[int, int]) -> str:
+def heat(
+    before: FloatArray,
+    after: FloatArray,
+    layer: int,
+    shape: tuple[int, int],
+    *,
+    padded: bool = True,
+) -> str:
     """Return one layer's attention from question to image, by patch, as JSON.
 
     Before and after share a scale from 0, and the difference runs from −swing to swing.
@@ -144,12 +151,15 @@ def heat(before: FloatArray, after: FloatArray, layer: int, shape: tuple[int, in
         By patch.
     shape
         Rows and columns of the picture.
+    padded
+        As in :class:`mrrag.types.AttentionTrace`.
     """
     grid = (int(before.shape[0]), int(before.shape[1]))
-    seen = patches_on_picture(grid, *shape)
+    seen = patches_on_picture(grid, *shape, padded=padded)
     return json.dumps(
         {
             "grid": grid,
+            "padded": padded,
             "layer": layer,
             "before": before.ravel().tolist(),
             "after": after.ravel().tolist(),
@@ -179,7 +189,7 @@ def details(image: Image, title: str, note: str = "") -> str:
 
 
 def model_view(pixels: npt.NDArray[np.uint8], by_hand: bool) -> str:
-    """Return the square that the vision tower reads; ``pixels`` is uint8 [side, side, 3]."""
+    """Return what the vision tower reads; ``pixels`` is uint8 [rows, columns, 3]."""
     rows, columns = pixels.shape[:2]
     how = "through your window" if by_hand else "as the file asks"
     return str(TEMPLATE.model_view(data_url(pixels), rows, columns, how))

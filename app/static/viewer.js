@@ -196,29 +196,32 @@ function paintGrey(left, top, scale) {
   context.drawImage(scratch, left + x0 * size, top + y0 * size, w * size, h * size);
 }
 
-/* The square that the model sees is padded evenly, the odd pixel after the picture. */
-function square() {
+/* What the patches cover: the picture, or a square that is padded evenly, the odd pixel after
+   the picture. */
+function covered() {
+  if (!heat.padded) return { height: film.rows, width: film.columns, top: 0, left: 0 };
   const side = Math.max(film.rows, film.columns);
   return {
-    side,
+    height: side,
+    width: side,
     top: -Math.floor((side - film.rows) / 2),
     left: -Math.floor((side - film.columns) / 2),
   };
 }
 
 function paintHeat(left, top, scale) {
-  const s = square();
+  const s = covered();
   const x = left + s.left * scale;
   const y = top + s.top * scale;
   context.globalAlpha = opacity.value / 100;
   context.imageSmoothingEnabled = false;
-  context.drawImage(heatPixels, x, y, s.side * scale, s.side * scale);
+  context.drawImage(heatPixels, x, y, s.width * scale, s.height * scale);
   context.globalAlpha = 1;
   const patch = patchAt(pointer);
   if (patch) {
     const [rows, columns] = heat.grid;
-    const w = s.side * scale / columns;
-    const h = s.side * scale / rows;
+    const w = s.width * scale / columns;
+    const h = s.height * scale / rows;
     for (const [style, width] of [['#000', 4], ['#fff', 2]]) {
       context.strokeStyle = style;
       context.lineWidth = width;
@@ -230,11 +233,11 @@ function paintHeat(left, top, scale) {
 /* The patch that covers a point of the file, or null off the picture. */
 function patchAt(point) {
   if (!heat || !point || !inside(point)) return null;
-  const s = square();
+  const s = covered();
   const [rows, columns] = heat.grid;
   return {
-    row: Math.floor((point.y - s.top) / s.side * rows),
-    column: Math.floor((point.x - s.left) / s.side * columns),
+    row: Math.floor((point.y - s.top) / s.height * rows),
+    column: Math.floor((point.x - s.left) / s.width * columns),
   };
 }
 

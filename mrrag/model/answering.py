@@ -131,7 +131,8 @@ def answer_branches(
     suffixes = [branch.suffix(rows) for branch, rows in zip(branches, embeds, strict=True)]
     logits_BV = run_batch(backbone, suffixes, cache, mask_BX, steered)
     p_yes, p_no = (tuple(p_B.tolist()) for p_B in yes_no(backbone, logits_BV))
-    seen = traces(steered, prompts, mask_BX, backbone.grid) if trace and steered else ()
+    padded = backbone.family.padded
+    seen = traces(steered, prompts, mask_BX, padded=padded) if trace and steered else ()
 
     ids: list[list[int]] = [[] for _ in branches]
     seconds = [time.perf_counter() - started] * len(branches)
@@ -235,7 +236,7 @@ def same_state_trace(backbone: Backbone, branch: Branch, steering: Steering) -> 
         raise ValueError("A traced pass has no plan.")
     cache = prefill_batch(backbone, [branch])
     run_batch(backbone, _suffixes(backbone, [branch]), cache, mask_BX, steered)
-    return traces(steered, [branch.prompt], mask_BX, backbone.grid)[0]
+    return traces(steered, [branch.prompt], mask_BX, padded=backbone.family.padded)[0]
 
 
 def check_layers(backbone: Backbone, steering: Steering, more: Collection[int] = ()) -> None:

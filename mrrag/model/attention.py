@@ -259,9 +259,13 @@ def traces(
     steered: SteeredPass,
     prompts: Sequence[Prompt],
     mask_BX: Tensor,
-    grid: tuple[int, int],
+    *,
+    padded: bool = True,
 ) -> tuple[AttentionTrace, ...]:
-    """Return what a probed pass recorded: a trace per prompt, without padding, on the CPU."""
+    """Return what a probed pass recorded: a trace per prompt, without padding, on the CPU.
+
+    ``padded`` is that of the model's family, for :class:`~mrrag.types.AttentionTrace`.
+    """
     if steered.probe is None:
         raise ValueError("This pass was not probed.")
     mass_BLHS = _stacked(steered.probe.mass_BHS)
@@ -276,7 +280,8 @@ def traces(
                 names=names,
                 mass_LHS=mass_BLHS[b, :, :, : len(names)].numpy().copy(),
                 keys_LX=keys_BLX[b][:, mask_BX[b]].numpy(),
-                grid=grid,
+                grid=prompt.grid or (0, 0),
+                padded=padded,
                 layers=tuple(sorted(layers)),
             )
         )

@@ -48,10 +48,8 @@ class Backbone:
     ----------
     template : Template
         The chat template around one question.
-    image_tokens : int
-        Tokens that one image takes in a prompt.
-    grid : (rows, columns)
-        The patches of the image.
+    grid : (rows, columns) or None
+        The patches of every image; None where they depend on the image (:meth:`grid_of`).
     yes_ids, no_ids : tuple of int
         The tokens that begin an answer with the word yes or no, in any letter case.
     eos_ids : tuple of int
@@ -68,8 +66,7 @@ class Backbone:
     image_processor: Any = field(repr=False)
     template: Template
     image_token_id: int
-    image_tokens: int
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
     yes_ids: tuple[int, ...]
     no_ids: tuple[int, ...]
     eos_ids: tuple[int, ...]
@@ -95,26 +92,51 @@ class Backbone:
         hook = getattr(first, "_hf_hook", None)
         return torch.device(getattr(hook, "execution_device", None) or first.weight.device)
 
+    @property
+    def image_tokens(self) -> int:
+        """The tokens that every image takes in a prompt; ValueError where it depends on it."""
+        return self._tokens_of(True)
+
+    def grid_of(self, image: Image) -> tuple[int, int]:
+        """Return the (rows, columns) of an image's patches."""
+        rows, columns = image.display.shape[:2]
+        grid = self.family.grid(self.model.config, self.image_processor, (rows, columns))
+        assert grid is not None  # for the type checker: the size is given
+        return grid
+
+    def _tokens_of(self, image: bool | tuple[int, int]) -> int:
+        grid = self.grid if image is True else image
+        if grid is None:
+            raise ValueError(f"{self.name} needs the grid of the image to build a prompt.")
+        return self.family.image_tokens(self.model.config, grid) if grid else 0
+
     def prompt(
         self,
         question: str,
         reports: Sequence[str],
         *,
-        image: bool = True,
+        image: bool | tuple[int, int] = True,
         max_report_tokens: int = MAX_REPORT_TOKENS,
     ) -> Prompt:
         """Build the prompt of a question after its reports, with or without an image.
 
-        The parameters and errors are those of :func:`mrrag.model.prompt.build_prompt`.
+        Parameters
+        ----------
+        image
+            The grid of its patches (:meth:`grid_of`), or whether there is one. The grid must be
+            given where it depends on the image.
+
+        The other parameters and the errors are those of :func:`mrrag.model.prompt.build_prompt`.
         """
         return build_prompt(
             self.tokenizer,
             question,
             reports,
             image_token_id=self.image_token_id,
-            image_tokens=self.image_tokens if image else 0,
+            image_tokens=self._tokens_of(image),
             template=self.template,
             max_report_tokens=max_report_tokens,
+            grid=(self.grid if image is True else image) or None,
         )
 
 
@@ -188,8 +210,7 @@ def make_backbone(
         image_processor=image_processor,
         template=template,
         image_token_id=int(model.config.image_token_id),
-        image_tokens=family.image_tokens(model.config),
-        grid=family.grid(model.config),
+        grid=family.grid(model.config, image_processor, None),
         yes_ids=_word_ids(tokenizer, "yes"),
         no_ids=_word_ids(tokenizer, "no"),
         eos_ids=_eos_ids(model, tokenizer),
@@ -241,7 +262,7 @@ def model_input(backbone: Backbone, image: Image) -> npt.NDArray[np.uint8]:
 
     The normalisation, the processor's last step, is undone.
     """
-    shown: Tensor = backbone.family.shown(image_inputs(backbone, [image]))
+    shown = backbone.family.shown(backbone.model.config, image_inputs(backbone, [image]))
     pixels = shown.float().cpu().numpy()
     processor = backbone.image_processor
     if processor.do_normalize:
@@ -254,11 +275,32 @@ def model_input(backbone: Backbone, image: Image) -> npt.NDArray[np.uint8]:
 
 
 @torch.inference_mode()
-def encode_images(backbone: Backbone, images: Sequence[Image]) -> Tensor:
-    """Run the vision tower and the projector once per image; [B, P, E]."""
+def encode_each(backbone: Backbone, images: Sequence[Image]) -> list[Tensor]:
+    """Run the vision tower and the projector once per image; a tensor [1, P, E] for each."""
     inputs = image_inputs(backbone, images)
     output = backbone.model.get_image_features(**inputs, return_dict=True)
-    return torch.stack(tuple(output.pooler_output))
+    return [features_PE[None] for features_PE in output.pooler_output]
+
+
+def encode_images(backbone: Backbone, images: Sequence[Image]) -> Tensor:
+    """Encode images that have equally many patches, as one tensor; [B, P, E]."""
+    return torch.cat(encode_each(backbone, images))
+
+
+def positions(backbone: Backbone, prompt: Prompt) -> tuple[Tensor | None, int]:
+    """Return a prompt's rotary positions where they do not count its tokens.
+
+    Returns
+    -------
+    (int64 [3, tokens] or None, int)
+        On the CPU, and by how much the next token's position differs from the number of tokens.
+    """
+    if backbone.family.positions is None:
+        return None, 0
+    image = torch.zeros(len(prompt.ids), dtype=torch.bool)
+    for span in prompt.spans:
+        image[span.start : span.stop] = span.name == "image"
+    return backbone.family.positions(backbone.model, image, prompt.grid)
 
 
 @torch.inference_mode()

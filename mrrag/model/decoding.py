@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicLayer
 
 from mrrag.model.backbone import Backbone
 from mrrag.model.families import text_of
-from mrrag.model.prefill import CACHE
+from mrrag.model.prefill import CACHE, shift_of
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def token_step(
     hidden_B11X = ~pad(mask_BX.to(device), (0, room))[:, None, None]
     layers: list[Any] = cache.layers
     mask_B11X = hidden_B11X.to(layers[0].keys.dtype).masked_fill_(hidden_B11X, -torch.inf)
-    positions_B1 = mask_BX.sum(1, keepdim=True).to(device)
+    positions_B1 = (mask_BX.sum(1, keepdim=True) + shift_of(cache)).to(device)
     column = torch.tensor([start], device=device)
     for i in range(len(layers)):  # one by one, so that the batch is never held twice
         layers[i] = RoomyLayer(layers[i], room, column)

@@ -15,12 +15,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
+import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, SmolVLMForConditionalGeneration
+from transformers import (
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
+    SmolVLMForConditionalGeneration,
+)
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from mrrag.errors import ImageError
+
 Inputs = Mapping[str, Tensor]
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -42,11 +54,20 @@ class Family:
     inputs
         From the image processor and pictures, what ``get_image_features`` takes.
     shown
-        From those inputs of one picture, the pixels that the vision tower reads; [C, Y, X].
+        From the config and those inputs of one picture, the pixels that the vision tower reads;
+        [C, Y, X].
     grid
-        From the config, the (rows, columns) of the image's patches, as the text model sees them.
+        From the config, the image processor and a picture's (rows, columns) in px, the (rows,
+        columns) of its patches, as the text model sees them. Without a size, the grid of every
+        picture, or None where it depends on the picture.
     image_tokens
-        From the config, the number of features of one image.
+        From the config and such a grid, the number of features of one image.
+    padded : bool
+        Whether the patches cover the picture padded to a square, or else the picture alone.
+    positions
+        From the model, which tokens are the image's (bool [tokens]) and its grid, the rotary
+        positions [3, tokens] and by how much the next token's position differs from the number
+        of tokens. None where positions count the tokens.
     """
 
     model: Any
@@ -55,11 +76,13 @@ class Family:
     processor: Any
     settings: Callable[[Any], Mapping[str, Any]]
     inputs: Callable[[Any, Sequence[PIL.Image.Image]], Inputs]
-    shown: Callable[[Inputs], Tensor]
-    grid: Callable[[Any], tuple[int, int]]
-    image_tokens: Callable[[Any], int]
+    shown: Callable[[Any, Inputs], Tensor]
+    grid: Callable[[Any, Any, Size | None], tuple[int, int] | None]
+    image_tokens: Callable[[Any, tuple[int, int]], int]
     before_image: str = ""
     after_image: str = ""
+    padded: bool = True
+    positions: Callable[[Any, Tensor, tuple[int, int] | None], tuple[Tensor, int]] | None = None
 
 
 # LLaVA: CLIP or SigLIP, a projector, any text model
@@ -85,15 +108,14 @@ def _llava_inputs(processor: Any, pictures: Sequence[PIL.Image.Image]) -> Inputs
     return {"pixel_values": processor(list(pictures), return_tensors="pt")["pixel_values"]}
 
 
-def _llava_grid(config: Any) -> tuple[int, int]:
+def _llava_grid(config: Any, *_: Any) -> tuple[int, int]:
     side = config.vision_config.image_size // config.vision_config.patch_size
     return side, side
 
 
-def _llava_tokens(config: Any) -> int:
-    rows, columns = _llava_grid(config)
+def _llava_tokens(config: Any, grid: tuple[int, int]) -> int:
     dropped = config.vision_feature_select_strategy == "default"
-    return int(rows * columns + CLASS_TOKENS[config.vision_config.model_type] - dropped)
+    return int(grid[0] * grid[1] + CLASS_TOKENS[config.vision_config.model_type] - dropped)
 
 
 # SmolVLM: SigLIP whose patches are merged by pixel shuffle, and a small Llama
@@ -114,7 +136,7 @@ def _smolvlm_inputs(processor: Any, pictures: Sequence[PIL.Image.Image]) -> Inpu
     return {"pixel_values": processor(squares, return_tensors="pt")["pixel_values"]}
 
 
-def _smolvlm_grid(config: Any) -> tuple[int, int]:
+def _smolvlm_grid(config: Any, *_: Any) -> tuple[int, int]:
     vision = config.vision_config
     side = vision.image_size // vision.patch_size // config.scale_factor
     return side, side
@@ -128,6 +150,69 @@ def padded(picture: PIL.Image.Image, mean: Sequence[float]) -> PIL.Image.Image:
     return square
 
 
+def _one_a_patch(_: Any, grid: tuple[int, int]) -> int:
+    return grid[0] * grid[1]
+
+
+# Qwen2.5-VL: patches as many as the picture has, and positions in three dimensions
+
+# Of the text model; more than a large radiograph needs, and what the class itself allows.
+MAX_IMAGE_TOKENS = 1280
+
+
+def _qwen_settings(config: Any) -> Mapping[str, Any]:
+    """Limit the image's tokens: many stored configurations allow 16,384 of them."""
+    pixels = _qwen_side(config) ** 2
+    return {"min_pixels": 4 * pixels, "max_pixels": MAX_IMAGE_TOKENS * pixels}
+
+
+def _qwen_side(config: Any) -> int:
+    """Return the side, in px, of what becomes one token."""
+    return int(config.vision_config.patch_size * config.vision_config.spatial_merge_size)
+
+
+def _qwen_inputs(processor: Any, pictures: Sequence[PIL.Image.Image]) -> Inputs:
+    read = processor(list(pictures), return_tensors="pt")
+    return {name: read[name] for name in ("pixel_values", "image_grid_thw")}
+
+
+def _qwen_shown(config: Any, inputs: Inputs) -> Tensor:
+    """Put the patches of one picture together again."""
+    vision = config.vision_config
+    side, merge = vision.patch_size, vision.spatial_merge_size
+    _, rows, columns = inputs["image_grid_thw"][0].tolist()
+    # As the processor lays them out: merged rows and columns, those within, colour, time.
+    blocks = inputs["pixel_values"].reshape(
+        rows // merge, columns // merge, merge, merge, -1, vision.temporal_patch_size, side, side
+    )[:, :, :, :, :, 0]
+    return blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(-1, rows * side, columns * side)
+
+
+def _qwen_grid(config: Any, processor: Any, size: Size | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    side, limits = _qwen_side(config), processor.size
+    try:
+        rows, columns = smart_resize(
+            *size, side, min_pixels=limits["shortest_edge"], max_pixels=limits["longest_edge"]
+        )
+    except ValueError as error:
+        raise ImageError(
+            f"The picture is {size[0]} × {size[1]} px; this model reads no side that is more than "
+            "200 times the other. Crop it."
+        ) from error
+    return rows // side, columns // side
+
+
+def _qwen_positions(model: Any, image: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, int]:
+    """Return the model's own M-RoPE positions: an image counts as its longer side."""
+    merge = model.config.vision_config.spatial_merge_size
+    thw = None if grid is None else torch.tensor([[1, grid[0] * merge, grid[1] * merge]])
+    kinds = image[None].to(torch.int32)
+    positions, shift = model.model.get_rope_index(kinds.long(), kinds, image_grid_thw=thw)
+    return positions[:, 0], int(shift)
+
+
 # model_type of a config → its family.
 FAMILIES: dict[str, Family] = {
     "llava": Family(
@@ -137,7 +222,7 @@ FAMILIES: dict[str, Family] = {
         processor=LlavaImageProcessorPil,
         settings=_llava_settings,
         inputs=_llava_inputs,
-        shown=lambda inputs: inputs["pixel_values"][0],
+        shown=lambda _, inputs: inputs["pixel_values"][0],
         grid=_llava_grid,
         image_tokens=_llava_tokens,
     ),
@@ -148,11 +233,24 @@ FAMILIES: dict[str, Family] = {
         processor=SmolVLMImageProcessorPil,
         settings=_smolvlm_settings,
         inputs=_smolvlm_inputs,
-        shown=lambda inputs: inputs["pixel_values"][0, 0],
+        shown=lambda _, inputs: inputs["pixel_values"][0, 0],
         grid=_smolvlm_grid,
-        image_tokens=lambda config: _smolvlm_grid(config)[0] ** 2,
+        image_tokens=_one_a_patch,
         before_image="<fake_token_around_image><global-img>",
         after_image="<fake_token_around_image>",
+    ),
+    "qwen2_5_vl": Family(
+        model=Qwen2_5_VLForConditionalGeneration,
+        text="language_model",
+        vision=("model.visual",),
+        processor=Qwen2VLImageProcessorPil,
+        settings=_qwen_settings,
+        inputs=_qwen_inputs,
+        shown=_qwen_shown,
+        grid=_qwen_grid,
+        image_tokens=_one_a_patch,
+        padded=False,
+        positions=_qwen_positions,
     ),
 }
 

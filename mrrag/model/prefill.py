@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from mrrag.model.attention import SteeredPass
-from mrrag.model.backbone import Backbone, embed
+from mrrag.model.backbone import Backbone, embed, positions
 from mrrag.model.prompt import Prompt
 
 # The keyword by which transformers takes a cache; newer versions warn about the old name.
@@ -118,6 +118,21 @@ def crop(cache: DynamicCache, tokens: int) -> DynamicCache:
     return cropped
 
 
+def shift_of(cache: Any) -> Tensor | int:
+    """Return by how much the next token's position differs from the number of tokens read.
+
+    An int64 tensor [B, 1] on the CPU after pictures with positions of their own (M-RoPE);
+    else 0.
+    """
+    return getattr(cache, "shift_B1", 0)
+
+
+def set_shift(cache: Any, shifts: Sequence[int]) -> None:
+    """Note on a cache what :func:`shift_of` returns, one number a row; zeros leave it as it is."""
+    if any(shifts):
+        cache.shift_B1 = torch.tensor(shifts)[:, None]
+
+
 def stack(caches: Sequence[DynamicCache]) -> DynamicCache:
     """Return several one-row caches as one batch, padded on the left."""
     longest = max(cache.get_seq_length() for cache in caches)
@@ -127,6 +142,7 @@ def stack(caches: Sequence[DynamicCache]) -> DynamicCache:
             rows = [getattr(cache.layers[i], part) for cache in caches]
             padded = [pad(row, (0, 0, longest - row.shape[-2], 0)) for row in rows]
             setattr(layer, part, torch.cat(padded))
+    set_shift(stacked, [int(shift_of(cache)) for cache in caches])
     return stacked
 
 
@@ -152,13 +168,26 @@ def right_aligned(lengths: Sequence[int]) -> Tensor:
 
 @torch.inference_mode()
 def prefill(
-    backbone: Backbone, embeds_XE: Tensor, cache: DynamicCache | None = None
+    backbone: Backbone,
+    embeds_XE: Tensor,
+    cache: DynamicCache | None = None,
+    positions_3X: Tensor | None = None,
 ) -> DynamicCache:
-    """Read a prefix after what ``cache`` already holds; ``cache`` itself stays as it is."""
+    """Read a prefix after what ``cache`` already holds; ``cache`` itself stays as it is.
+
+    ``positions_3X`` are the tokens' where they are not counted: see
+    :func:`mrrag.model.backbone.positions`.
+    """
     cache = DynamicCache() if cache is None else fork(cache)
     if len(embeds_XE):
         backbone.model(
-            inputs_embeds=embeds_XE[None], **{CACHE: cache}, use_cache=True, logits_to_keep=1
+            inputs_embeds=embeds_XE[None],
+            position_ids=None
+            if positions_3X is None
+            else positions_3X[:, None].to(embeds_XE.device),
+            **{CACHE: cache},
+            use_cache=True,
+            logits_to_keep=1,
         )
     return cache
 
@@ -184,7 +213,11 @@ def read_prefixes(
         best = max(usable, key=lambda prefix: _common_length(prefix.ids, ids), default=None)
         shared = 0 if best is None else _common_length(best.ids, ids)
         cache = DynamicCache() if best is None or not shared else crop(best.cache, shared)
-        whole = prefill(backbone, embeds[n][shared : len(ids)], cache)
+        positions_3X, shift = positions(backbone, branches[n].prompt)
+        if positions_3X is not None:
+            positions_3X = positions_3X[:, shared : len(ids)]
+        whole = prefill(backbone, embeds[n][shared : len(ids)], cache, positions_3X)
+        set_shift(whole, [shift])
         prefixes[n] = PrefixCache(features, ids, whole)
         read.append(prefixes[n])
     return [prefixes[n] for n in range(len(branches))]
@@ -209,10 +242,18 @@ def prefill_batch(backbone: Backbone, branches: Sequence[Branch]) -> DynamicCach
         for branch in distinct.values()
     ]
     cache = DynamicCache()
-    run_batch(backbone, prefixes, cache, right_aligned([len(prefix) for prefix in prefixes]))
+    placed = {key: positions(backbone, branch.prompt) for key, branch in distinct.items()}
+    positions_3X = [
+        given[:, : len(prefix)]
+        for (given, _), prefix in zip(placed.values(), prefixes, strict=True)
+        if given is not None
+    ]
+    mask_BX = right_aligned([len(prefix) for prefix in prefixes])
+    run_batch(backbone, prefixes, cache, mask_BX, positions_3X=positions_3X)
     if len(distinct) < len(branches):
         row = {key: i for i, key in enumerate(distinct)}
         cache.batch_select_indices(torch.tensor([row[key] for key in keys], device=backbone.device))
+    set_shift(cache, [placed[key][1] for key in keys])
     return cache
 
 
@@ -223,6 +264,8 @@ def run_batch(
     cache: DynamicCache,
     mask_BX: Tensor,
     steered: SteeredPass | None = None,
+    *,
+    positions_3X: Sequence[Tensor] = (),
 ) -> Tensor:
     """Read the next tokens of every row as one batch; logits [B, V] of what follows.
 
@@ -234,14 +277,19 @@ def run_batch(
         What was read before, stacked (or empty); it grows by the new tokens.
     mask_BX
         Which columns, of the cache and of the new tokens, hold tokens; see :func:`layout`.
+    positions_3X
+        The new tokens' positions, one tensor per row, where they are not counted.
     """
     longest = max(map(len, embeds))
     embeds_BXE = torch.stack([pad(row, (0, 0, longest - len(row), 0)) for row in embeds])
-    positions_BX = (mask_BX.cumsum(1) - 1).clamp(min=0)[:, -longest:]
+    if positions_3X:
+        placed = torch.stack([pad(row, (longest - row.shape[1], 0)) for row in positions_3X], 1)
+    else:
+        placed = (mask_BX.cumsum(1) - 1 + shift_of(cache)).clamp(min=0)[:, -longest:]
     logits: Tensor = backbone.model(
         inputs_embeds=embeds_BXE,
         attention_mask=mask_BX.to(backbone.device),
-        position_ids=positions_BX.to(backbone.device),
+        position_ids=placed.to(backbone.device),
         **{CACHE: cache},
         use_cache=True,
         logits_to_keep=1,

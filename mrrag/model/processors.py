@@ -87,11 +87,12 @@ def load_template(folder: Path, tokenizer: Any, config: Any) -> Template:
             )
         except (TemplateError, TypeError, ValueError):
             continue
-        opening, image, after = rendered.partition(IMAGE)
-        after_image, found, cue = after.partition(text)
-        if image and found:
-            opening = opening.removeprefix(tokenizer.bos_token or "") + family.before_image
-            return Template(opening, family.after_image + after_image, cue)
+        for placeholder in (tokenizer.decode([config.image_token_id]), IMAGE):
+            opening, image, after = rendered.partition(placeholder)
+            after_image, found, cue = after.partition(text)
+            if image and found:
+                opening = opening.removeprefix(tokenizer.bos_token or "") + family.before_image
+                return Template(opening, family.after_image + after_image, cue)
     raise ModelError(
         f"The chat template of {folder.name} does not put a user's text after {IMAGE}; it gives "
         f"{rendered[:200]!r}. Choose another checkpoint. {OTHERWISE}"

@@ -73,12 +73,15 @@ class Prompt:
         question, so it is read once; the rest is the question and its cue.
     notes : tuple of str
         Which reports were shortened.
+    grid : (rows, columns) or None
+        The image's patches; None without an image.
     """
 
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
     suffix_start: int
     notes: tuple[str, ...] = ()
+    grid: tuple[int, int] | None = None
 
     def span(self, name: str) -> Span:
         """Return the first span of that name; KeyError if there is none."""
@@ -137,6 +140,7 @@ def build_prompt(
     image_tokens: int,
     template: Template = MISTRAL_INSTRUCT,
     max_report_tokens: int = MAX_REPORT_TOKENS,
+    grid: tuple[int, int] | None = None,
 ) -> Prompt:
     """Build the ids of one branch.
 
@@ -151,6 +155,8 @@ def build_prompt(
         From :func:`mrrag.model.checkpoint.load_template`.
     max_report_tokens
         Longer reports are cut to this length, and a note says so.
+    grid
+        Rows and columns of the image's patches, for whoever shows attention.
 
     Raises
     ------
@@ -192,7 +198,7 @@ def build_prompt(
     suffix_start = len(ids)
     add("question", go_on(question))
     add("cue", go_on(template.cue))
-    return Prompt(tuple(ids), tuple(spans), suffix_start, tuple(notes))
+    return Prompt(tuple(ids), tuple(spans), suffix_start, tuple(notes), grid)
 
 
 def prompt_text(decode: Callable[[list[int]], str], prompt: Prompt) -> str:

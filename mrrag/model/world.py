@@ -125,7 +125,8 @@ def _read(backbone: Backbone, images: Sequence[Image]) -> tuple[Tensor, Tensor]:
     tower = backbone.model.model.vision_tower
     states = tower(pixels_NCYX, output_hidden_states=True).hidden_states
     chosen = states[layer if isinstance(layer, int) else layer[-1]].float()
-    patches = chosen[:, -backbone.grid[0] * backbone.grid[1] :]  # without a class token
+    rows, columns = backbone.grid_of(images[0])
+    patches = chosen[:, -rows * columns :]  # without a class token
     pooled_NF = torch.cat([patches.mean(1), patches.std(1)], dim=1)
     small_ND = adaptive_avg_pool2d(pixels_NCYX.float().mean(1), SIDE).flatten(1)
     small_ND = small_ND - small_ND.mean(1, keepdim=True)

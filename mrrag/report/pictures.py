@@ -62,25 +62,42 @@ def padded_square(rows: int, columns: int) -> tuple[int, int, int]:
     return -((side - rows) // 2), -((side - columns) // 2), side
 
 
+def grid_box(rows: int, columns: int, *, padded: bool = True) -> tuple[int, int, int, int]:
+    """Return what the patches cover, on the picture: (top, left, height, width), in px.
+
+    The picture padded to a square, or the picture alone: see
+    :class:`mrrag.types.AttentionTrace`.
+    """
+    if not padded:
+        return 0, 0, rows, columns
+    top, left, side = padded_square(rows, columns)
+    return top, left, side, side
+
+
 def patch_box(
-    row: int, column: int, grid: tuple[int, int], rows: int, columns: int
+    row: int, column: int, grid: tuple[int, int], rows: int, columns: int, *, padded: bool = True
 ) -> tuple[float, float, float, float] | None:
     """Return the part of the picture that a patch covers: (top, left, bottom, right), in px.
 
     None where the patch lies in the padding alone.
     """
-    top, left, side = padded_square(rows, columns)
-    upper, lower = (top + side * (row + i) / grid[0] for i in (0, 1))
-    start, end = (left + side * (column + i) / grid[1] for i in (0, 1))
+    top, left, height, width = grid_box(rows, columns, padded=padded)
+    upper, lower = (top + height * (row + i) / grid[0] for i in (0, 1))
+    start, end = (left + width * (column + i) / grid[1] for i in (0, 1))
     box = max(upper, 0.0), max(start, 0.0), min(lower, float(rows)), min(end, float(columns))
     return box if box[0] < box[2] and box[1] < box[3] else None
 
 
-def patches_on_picture(grid: tuple[int, int], rows: int, columns: int) -> npt.NDArray[np.bool_]:
+def patches_on_picture(
+    grid: tuple[int, int], rows: int, columns: int, *, padded: bool = True
+) -> npt.NDArray[np.bool_]:
     """Return which patches show any of the picture; bool [grid rows, grid columns]."""
     return np.array(
         [
-            [patch_box(y, x, grid, rows, columns) is not None for x in range(grid[1])]
+            [
+                patch_box(y, x, grid, rows, columns, padded=padded) is not None
+                for x in range(grid[1])
+            ]
             for y in range(grid[0])
         ]
     )
@@ -96,7 +113,12 @@ def heat_pixels(values: npt.NDArray[np.floating], top: float) -> npt.NDArray[np.
 
 
 def overlay_html(
-    picture: str, shape: tuple[int, int], heat: npt.NDArray[np.uint8], alternative: str
+    picture: str,
+    shape: tuple[int, int],
+    heat: npt.NDArray[np.uint8],
+    alternative: str,
+    *,
+    padded: bool = True,
 ) -> Markup:
     """Return a radiograph with one pixel of heat per patch stretched over it.
 
@@ -104,10 +126,10 @@ def overlay_html(
     [grid rows, grid columns, 4]. What lies over the padding falls outside the frame.
     """
     rows, columns = shape
-    top, left, side = padded_square(rows, columns)
+    top, left, height, width = grid_box(rows, columns, padded=padded)
     place = (
         f"top:{100 * top / rows:.4f}%;left:{100 * left / columns:.4f}%;"
-        f"height:{100 * side / rows:.4f}%;width:{100 * side / columns:.4f}%"
+        f"height:{100 * height / rows:.4f}%;width:{100 * width / columns:.4f}%"
     )
     return render(
         "overlay.html",

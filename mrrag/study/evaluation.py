@@ -19,7 +19,7 @@ from mrrag.data.images import load_image
 from mrrag.data.records import Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.model.answering import answer_batch
-from mrrag.model.backbone import encode_images
+from mrrag.model.backbone import encode_each
 from mrrag.model.prefill import Branch, prefill_batch
 from mrrag.model.steering import lambdas
 from mrrag.model.world import is_outside
@@ -49,6 +49,8 @@ class EncodedItem:
         tensor, by which a batch knows the prefixes that it may read once.
     vectors : QueryVectors
         Of the image and the question, for retrieval.
+    grid : (rows, columns) or None
+        The image's patches, for models that need to know; None for the model's own.
     """
 
     question: Question
@@ -56,6 +58,7 @@ class EncodedItem:
     features: Tensor
     vectors: QueryVectors
     gold: int
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,15 +114,17 @@ def encode_questions(
     """Encode questions, and each image once however many questions are about it."""
     paths = list(dict.fromkeys(case.image_path for case, _ in questions))
     images = [load_image(path) for path in paths]
-    features = encode_images(pipeline.backbone, images)
+    features = encode_each(pipeline.backbone, images)
+    grids = dict(zip(paths, map(pipeline.backbone.grid_of, images), strict=True))
     v_ND = pipeline.encoder.images(images)
     t_MD = pipeline.encoder.texts([q.question for _, q in questions])
-    by_path = {path: (features[n : n + 1], v_ND[n]) for n, path in enumerate(paths)}
+    by_path = {path: (features[n], v_ND[n]) for n, path in enumerate(paths)}
     items = []
     for (case, question), t_D in zip(questions, t_MD, strict=True):
         of_image, v_D = by_path[case.image_path]
         gold = parse_yes_no(question.answer)
-        items.append(EncodedItem(question, case, of_image, QueryVectors(v_D, t_D), gold))
+        vectors, grid = QueryVectors(v_D, t_D), grids[case.image_path]
+        items.append(EncodedItem(question, case, of_image, vectors, gold, grid))
     return items
 
 
@@ -159,7 +164,8 @@ def evidence_for(
 
 def branch_of(pipeline: Pipeline, item: EncodedItem, reports: Sequence[str]) -> Branch:
     """Return the branch that the page would run for this question and these reports."""
-    return Branch(pipeline.backbone.prompt(item.question.question, reports), item.features)
+    prompt = pipeline.backbone.prompt(item.question.question, reports, image=item.grid or True)
+    return Branch(prompt, item.features)
 
 
 def answer_ways(

@@ -296,7 +296,8 @@ def _with_wrong_pictures(
         [(experiment.shown(i).case, experiment.questions.items[i].question) for i in chunk],
     )
     return [
-        replace(item, features=other.features) for item, other in zip(encoded, others, strict=True)
+        replace(item, features=other.features, grid=other.grid)
+        for item, other in zip(encoded, others, strict=True)
     ]
 
 

@@ -220,7 +220,7 @@ def test_the_trace_is_eager_attention(
     steering = plan(prompt, relevance=(), trace=True)
     assert steering is not None
     run(tiny_llava, features, prompt, steering)
-    (trace,) = traces(steering, [prompt], layout([prompt]), tiny_llava.grid)
+    (trace,) = traces(steering, [prompt], layout([prompt]))
     eager = LlavaForConditionalGeneration.from_pretrained(
         tiny_llava_folder, attn_implementation={"text_config": "eager"}
     )
@@ -248,7 +248,7 @@ def test_mass_sums_to_one_and_ifa_takes_it_from_the_rest(
         steering = plan(prompt, relevance=relevance, layers=(0,), trace=True)
         assert steering is not None
         run(tiny_llava, features, prompt, steering)
-        found += traces(steering, [prompt], layout([prompt]), tiny_llava.grid)
+        found += traces(steering, [prompt], layout([prompt]))
     plain, steered = found
     for trace in found:
         assert np.abs(trace.mass_LHS.sum(-1) - 1).max() < 1e-5
@@ -270,7 +270,7 @@ def test_blocking_a_report_removes_its_flow_in_those_layers_only(
     steering = plan(prompt, relevance=(), trace=True, blocked=Block(layers=(1, 2), reports=((2,),)))
     assert steering is not None
     run(tiny_llava, features, prompt, steering)
-    (trace,) = traces(steering, [prompt], layout([prompt]), tiny_llava.grid)
+    (trace,) = traces(steering, [prompt], layout([prompt]))
     on_2 = trace.mass_LHS[:, :, trace.names.index("report 2")]
     on_1 = trace.mass_LHS[:, :, trace.names.index("report 1")]
     assert (on_2[1:] == 0).all()
@@ -292,7 +292,7 @@ def test_an_unprobed_pass_has_no_trace(tiny_llava: Backbone) -> None:
     steering = plan(prompt)
     assert steering is not None
     with pytest.raises(ValueError, match="not probed"):
-        traces(steering, [prompt], layout([prompt]), (4, 4))
+        traces(steering, [prompt], layout([prompt]))
 
 
 def test_edits_that_do_not_act_are_seen_and_change_nothing(
@@ -304,7 +304,7 @@ def test_edits_that_do_not_act_are_seen_and_change_nothing(
         steering = plan(prompt, relevance=relevance, layers=(0, 1), trace=True, acts=acts)
         assert steering is not None
         outputs.append(run(tiny_llava, features, prompt, steering)[-1])
-        found += traces(steering, [prompt], layout([prompt]), tiny_llava.grid)
+        found += traces(steering, [prompt], layout([prompt]))
     plain, same_state, steered = found
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
@@ -321,7 +321,7 @@ def test_a_hard_mask_hides_the_reports_below_the_mean(
     steered = plan(prompt, strength=0.0, masked=(1,), trace=True)
     assert steered is not None
     run(tiny_llava, features, prompt, steered)
-    (trace,) = traces(steered, [prompt], layout([prompt]), tiny_llava.grid)
+    (trace,) = traces(steered, [prompt], layout([prompt]))
     hidden = {n: trace.mass_LHS[1, :, trace.names.index(f"report {n}")].max() for n in (1, 2, 3)}
     assert hidden[1] == hidden[2] == 0.0  # λ 0 and 0.4, below the mean of 0.47
     assert hidden[3] > 0.0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_families import TINY, Tiny, write_json
-from tiny_llava import LAMBDAS, QUESTION, REPORTS, last, make, picture, three
+from tiny_llava import LAMBDAS, QUESTION, REPORTS, last, picture
 from torch import Tensor
 from transformers import AttentionInterface, SmolVLMConfig, SmolVLMForConditionalGeneration
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -19,16 +19,22 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 import mrrag
 from mrrag.errors import ModelError, SettingsError
 from mrrag.model.answering import answer_batch
-from mrrag.model.backbone import Backbone, encode_images, load_backbone, model_input
+from mrrag.model.backbone import Backbone, encode_each, encode_images, load_backbone, model_input
 from mrrag.model.families import FAMILIES, REFUSED
 from mrrag.model.prefill import Branch
-from mrrag.model.prompt import prompt_text
+from mrrag.model.prompt import Prompt, prompt_text
 from mrrag.report.pictures import patch_box, patches_on_picture
 from mrrag.types import Image, Steering
 
 STEERED = Steering(1.0, (0, 1, 2))
 # Not square, and in neither direction.
 SHAPES = [(56, 28), (30, 61)]
+
+
+def make(
+    backbone: Backbone, reports: tuple[str, ...] = REPORTS, question: str = QUESTION
+) -> Prompt:
+    return backbone.prompt(question, reports, image=backbone.grid_of(picture()))
 
 
 @pytest.fixture(scope="module", params=list(TINY))
@@ -88,7 +94,7 @@ def reference(
     stock.set_attn_implementation({"text_config": "dense-reference"})
     try:
         ids = torch.tensor([prompt.ids])
-        output = stock(input_ids=ids, **family.inputs(backbone, picture()))
+        output = stock(input_ids=ids, **family.inputs(backbone, picture(), prompt))
     finally:
         stock.set_attn_implementation({"text_config": "sdpa"})
     logits: Tensor = output.logits[0, -1]
@@ -108,7 +114,7 @@ def test_greedy_tokens_are_generate_s(
             do_sample=False,
             max_new_tokens=8,
             pad_token_id=0,
-            **family.inputs(backbone, picture()),
+            **family.inputs(backbone, picture(), prompt),
         )
         expected = backbone.tokenizer.decode(
             generated[0, len(prompt.ids) :], skip_special_tokens=True
@@ -146,10 +152,9 @@ def test_steered_rows_equal_a_dense_reference(
 
 
 def test_a_shared_prefix_is_a_full_recomputation(backbone: Backbone, features: Tensor) -> None:
-    branches = three(backbone, features)
-    first = last(backbone, branches, STEERED)
+    first = last(backbone, [Branch(make(backbone), features, LAMBDAS)], STEERED)
     # Its prefix serves another question, which begins with the same reports.
-    other = [replace(b, prompt=make(backbone, REPORTS[:2], "Is it?")) for b in branches[:1]]
+    other = [Branch(make(backbone, REPORTS[:2], "Is it?"), features, (1.0, 0.0))]
     shared = last(backbone, other, STEERED, known=first.prefix)
     alone = last(backbone, other, STEERED)
     assert shared.texts == alone.texts
@@ -158,11 +163,13 @@ def test_a_shared_prefix_is_a_full_recomputation(backbone: Backbone, features: T
 
 
 def test_a_batch_is_its_rows_alone(backbone: Backbone) -> None:
-    pictures = [encode_images(backbone, [picture(n, shape)]) for n, shape in enumerate(SHAPES)]
+    pictures = [picture(n, shape) for n, shape in enumerate(SHAPES)]
+    tall, wide = encode_each(backbone, pictures)
+    tall_grid, wide_grid = map(backbone.grid_of, pictures)
     branches = [
-        Branch(backbone.prompt(QUESTION, REPORTS), pictures[0], LAMBDAS),
-        Branch(backbone.prompt("Is it?", REPORTS[:1]), pictures[1], (1.0,)),
-        Branch(backbone.prompt(QUESTION, ()), pictures[1]),
+        Branch(backbone.prompt(QUESTION, REPORTS, image=tall_grid), tall, LAMBDAS),
+        Branch(backbone.prompt("Is it?", REPORTS[:1], image=wide_grid), wide, (1.0,)),
+        Branch(backbone.prompt(QUESTION, (), image=wide_grid), wide),
         Branch(backbone.prompt(QUESTION, REPORTS, image=False), None, LAMBDAS),
     ]
     together = answer_batch(backbone, branches, STEERED, max_new_tokens=5)
@@ -211,12 +218,12 @@ def test_a_patch_of_attention_lies_where_the_model_read_it(
     rows, columns = shape
     grey = Image(np.full(shape, 90, np.uint8))
     plain = encode_images(backbone, [grey])[0]
-    grid = backbone.grid
+    grid, padded = backbone.grid_of(grey), backbone.family.padded
     assert plain.shape[0] == grid[0] * grid[1]
-    seen = patches_on_picture(grid, rows, columns)
+    seen = patches_on_picture(grid, rows, columns, padded=padded)
     found = 0
     for row, column in zip(*np.nonzero(seen), strict=True):
-        box = patch_box(int(row), int(column), grid, rows, columns)
+        box = patch_box(int(row), int(column), grid, rows, columns, padded=padded)
         assert box is not None
         top, left, bottom, right = (round(edge) for edge in box)
         display = grey.display.copy()
@@ -303,5 +310,5 @@ def test_smolvlm2_has_its_published_shape_and_64_image_tokens(parameters: int) -
         model = SmolVLMForConditionalGeneration(config)
     assert sum(p.numel() for p in model.parameters()) == parameters
     family = FAMILIES["smolvlm"]
-    assert family.image_tokens(config) == 64
-    assert family.grid(config) == (8, 8)
+    assert family.grid(config, None, None) == (8, 8)
+    assert family.image_tokens(config, (8, 8)) == 64
