@@ -23,7 +23,9 @@ from mrrag.cli.options import (
     ticker,
 )
 from mrrag.errors import SettingsError
+from mrrag.study.arena import ARENA, EVERY, RIVALS
 from mrrag.study.plan import ABLATIONS, ALL_METHODS, ANSWER_TOKENS, NOISE_KINDS, SHARES
+from mrrag.types import METHODS
 
 if TYPE_CHECKING:
     from mrrag.data.records import Corpus
@@ -102,9 +104,11 @@ def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         default=ALL_METHODS,
-        choices=ALL_METHODS,
+        choices=(*ALL_METHODS, *RIVALS, EVERY),
+        metavar="METHOD",
         help="methods to compare: without reports, with reports at random, with reports by one "
-        "similarity alone, RAG, MR-RAG (default: all)",
+        f"similarity alone, RAG, MR-RAG ({', '.join(ALL_METHODS)}; default: these), and their "
+        f"rivals in one table beside RAG ({', '.join(RIVALS)}; {EVERY} for all of them)",
     )
     evaluate.add_argument(
         "--ablations",
@@ -194,11 +198,17 @@ def plan_of(args: argparse.Namespace) -> Plan:
     from mrrag.study.plan import Plan
 
     ablations = ABLATIONS if args.ablations == [] else args.ablations or ()
+    named = tuple(dict.fromkeys(args.methods))
+    # A rival is compared with what was named of the three answers.
+    rivals = tuple(ARENA) if EVERY in named else tuple(n for n in named if n in ARENA)
+    if not set(rivals) - set(METHODS):
+        rivals = ()
     return Plan(
         ks=tuple(dict.fromkeys(args.k)),
         shares=tuple(dict.fromkeys(args.noise_shares)),
         kinds=tuple(dict.fromkeys(args.irrelevant)),
-        methods=tuple(dict.fromkeys(args.methods)),
+        methods=tuple(name for name in named if name in ALL_METHODS),
+        arena=rivals,
         ablations=tuple(ablations),
         wrong_picture=not args.no_wrong_picture,
         seed=args.seed,
@@ -224,6 +234,7 @@ def write_results(args: argparse.Namespace, pipeline: Pipeline, experiment: Expe
     from mrrag.pipeline import versions
     from mrrag.report.experiment_page import experiment_to_html
     from mrrag.study.answer_file import read_answers
+    from mrrag.study.cost import relative_seconds
     from mrrag.study.evaluation import count_outside
     from mrrag.study.tables import metric_rows, tables, write_csv, write_json
     from mrrag.study.text import tables_text
@@ -235,6 +246,7 @@ def write_results(args: argparse.Namespace, pipeline: Pipeline, experiment: Expe
     if args.neutral:
         result["data"] += ", in neutral words"
     result["versions"] = versions(pipeline)
+    result["arena_seconds"] = relative_seconds(pipeline, experiment)
     result["outside"] = count_outside(pipeline, [i.case for i in experiment.questions.items])
     config = {k: result[k] for k in ("data", "data_fingerprint", "split", "plan", "versions")}
     write_json(args.folder / "config.json", config | {"made_of": dict(experiment.made_of)})

@@ -13,7 +13,15 @@ from typing import Any
 import plotly.graph_objects as go
 
 from mrrag.report.templating import embedded, figure_html, plotly_script, render, style
-from mrrag.study.text import GROUPS, leakage_text, name_of, noise_name, outside_text, steering_text
+from mrrag.study.text import (
+    GROUPS,
+    TITLES,
+    leakage_text,
+    name_of,
+    noise_name,
+    outside_text,
+    steering_text,
+)
 
 # Accuracy and F1, %, with K = 15, of the paper's main table: LLaVA-Med-1.5 alone, MR-RAG.
 PAPER_MAIN = {
@@ -45,10 +53,11 @@ OURS, STEERED, PAPER = "#4477aa", "#d55e00", "#7a8b99"
 
 def experiment_to_html(result: Mapping[str, Any]) -> str:
     """Return the result of :func:`mrrag.study.tables.tables` as a page, which embeds it."""
-    sections = []
+    sections: list[Section | None] = []
     for table in result["by_k"]:
-        sections += [_methods(table), _noise(table)]
+        sections += [_methods(table) if table["methods"] else None, _noise(table)]
     sections += [_wrong_picture(result["wrong_picture"])]
+    sections += _arena(result["arena"], result.get("arena_seconds", {}))
     sections += [_ablation(result, group) for group in GROUPS]
     sections += [_retrieval(result["retrieval"]), _facts(result)]
     page = render(
@@ -157,6 +166,41 @@ def _methods(table: Mapping[str, Any]) -> Section:
         compared = ("Compared", "Only the first right", "Only the second right", "p")
         parts.append(_table(compared, tests))
     return _section(f"Methods, K = {table['k']}", *parts)
+
+
+def _arena(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> list[Section]:
+    """Return a section for each number and kind of irrelevant reports, plain RAG first."""
+    header = [
+        *("Method", "Accuracy, %", "Lost", "Won", "p", "p, corrected", "Log loss", "Brier"),
+        *("Reports", "Prompts", "Seconds, × RAG"),
+    ]
+    blocks: dict[str, list[list[object]]] = {}
+    for row in rows:
+        kind = f", {row['kind']}" if row["irrelevant"] else ""
+        title = f"Arena, K = {row['k']}, {row['irrelevant']} irrelevant{kind}"
+        test = row.get("test")
+        tested: list[object] = ["", "", "", ""]
+        if test:
+            tested = [
+                test["only_first_right"],
+                test["only_second_right"],
+                f"{test['p']:.2g}",
+                f"{test['p_holm']:.2g}",
+            ]
+        took = seconds.get(row["method"])
+        blocks.setdefault(title, []).append(
+            [
+                TITLES[row["method"]],
+                _interval(row, "accuracy"),
+                *tested,
+                f"{row['log_loss']:.3f}",
+                f"{row['brier']:.3f}",
+                f"{row['reports']:.1f}",
+                row["prompts"],
+                "–" if took is None else f"{took:.2f}",
+            ]
+        )
+    return [_section(title, _table(header, body)) for title, body in blocks.items()]
 
 
 def _within(figures: Mapping[str, Any]) -> str:

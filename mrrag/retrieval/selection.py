@@ -17,7 +17,15 @@ from mrrag.errors import SettingsError
 from mrrag.retrieval.mcr import gaps, relevance
 from mrrag.types import Retrieved, Weights
 
-__all__ = ["CUTS", "CUT_AT", "cut_off", "keep_by_difference", "keep_by_gap", "keep_by_ratio"]
+__all__ = [
+    "CUTS",
+    "CUT_AT",
+    "cut_off",
+    "keep_by_count",
+    "keep_by_difference",
+    "keep_by_gap",
+    "keep_by_ratio",
+]
 
 
 def keep_by_gap(scores: Sequence[float], threshold: float) -> int:
@@ -50,15 +58,21 @@ def keep_by_difference(scores: Sequence[float], threshold: float) -> int:
     return sum(scores[0] - s <= threshold for s in scores) if scores else 0
 
 
+def keep_by_count(scores: Sequence[float], threshold: float) -> int:
+    """Keep as many as the threshold says: FactMM-RAG reads one."""
+    return min(len(scores), math.floor(threshold))
+
+
 # How many reports to keep, by name.
 CUTS: dict[str, Callable[[Sequence[float], float], int]] = {
     "gap": keep_by_gap,
     "ratio": keep_by_ratio,
     "difference": keep_by_difference,
+    "count": keep_by_count,
 }
 # The threshold of each where none is given: as published where there is one, else from a trial
 # on validation questions of the phantom world.
-CUT_AT = {"gap": 0.1, "ratio": 1.5, "difference": 0.1}
+CUT_AT = {"gap": 0.1, "ratio": 1.5, "difference": 0.1, "count": 1.0}
 
 
 def cut_off(

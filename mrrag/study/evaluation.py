@@ -18,15 +18,16 @@ from torch import Tensor
 from mrrag.data.images import load_image
 from mrrag.data.records import Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
-from mrrag.model.answering import answer_batch
+from mrrag.model.answering import AnswerBatch, answer_batch
 from mrrag.model.backbone import encode_each
+from mrrag.model.mixing import Group, answer_mixtures
 from mrrag.model.prefill import Branch, prefill_batch
 from mrrag.model.steering import lambdas
 from mrrag.model.world import is_outside
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.mcr import retrieve
 from mrrag.study.metrics import Answers
-from mrrag.types import QueryVectors, Retrieved, Steering, Weights
+from mrrag.types import QueryVectors, Retrieved, Rival, Steering, Way, Weights
 
 BATCH = 32
 
@@ -168,15 +169,55 @@ def branch_of(pipeline: Pipeline, item: EncodedItem, reports: Sequence[str]) -> 
     return Branch(prompt, item.features)
 
 
+# The prompts that a mixture makes one answer of
+
+
+def _weighed(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved]) -> Branch:
+    branch = branch_of(pipeline, item, [r.document.report for r in found])
+    return replace(branch, relevance=lambdas(found, "ifa"))
+
+
+def without_reports(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved]) -> Group:
+    """Return the prompt with all reports, and the one without any."""
+    return Group([_weighed(pipeline, item, found), branch_of(pipeline, item, ())], (0.0, 0.0))
+
+
+def without_image(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved]) -> Group:
+    """Return the prompt with the image, and the one without it."""
+    reports = [r.document.report for r in found]
+    blind = pipeline.backbone.prompt(item.question.question, reports, image=False)
+    return Group([_weighed(pipeline, item, found), Branch(blind)], (0.0, 0.0))
+
+
+def each_report(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved]) -> Group:
+    """Return a prompt for each report, with its score in cosine; without reports one prompt.
+
+    ``gap`` is the score less a constant, which a softmax does not notice.
+    """
+    if not found:
+        return Group([branch_of(pipeline, item, ())], (0.0,))
+    branches = [branch_of(pipeline, item, [r.document.report]) for r in found]
+    return Group(branches, [r.gap for r in found])
+
+
+PROMPTS: dict[str, Callable[[Pipeline, EncodedItem, Sequence[Retrieved]], Group]] = {
+    "no reports": without_reports,
+    "no image": without_image,
+    "each report": each_report,
+}
+
+
 def answer_ways(
     pipeline: Pipeline,
     items: Sequence[EncodedItem],
     evidence: Sequence[Sequence[Retrieved]],
-    steers: Sequence[Steering],
+    ways: Sequence[Way],
     *,
     max_new_tokens: int = 0,
 ) -> list[Outcome]:
-    """Answer a batch under several steerings, reading images and reports once.
+    """Answer a batch in several ways, reading images and reports once for all that can share.
+
+    A mixture reads its own prompts.
 
     Parameters
     ----------
@@ -189,16 +230,28 @@ def answer_ways(
         branch_of(pipeline, item, [r.document.report for r in found])
         for item, found in zip(items, evidence, strict=True)
     ]
-    cache = prefill_batch(backbone, branches)
-    outcomes = []
-    for steering in steers:
-        steered = [
-            replace(branch, relevance=lambdas(found, steering.form))
+    mixtures = [isinstance(way, Rival) and way.mixture is not None for way in ways]
+    cache = None if all(mixtures) else prefill_batch(backbone, branches)
+
+    def answers(way: Way) -> AnswerBatch:
+        if isinstance(way, Rival) and way.mixture:
+            make = PROMPTS[way.mixture.prompts]
+            groups = [make(pipeline, i, f) for i, f in zip(items, evidence, strict=True)]
+            return answer_mixtures(backbone, groups, way, max_new_tokens=max_new_tokens)
+        form = way.form if isinstance(way, Steering) else "ifa"
+        weighed = [
+            replace(branch, relevance=lambdas(found, form))
             for branch, found in zip(branches, evidence, strict=True)
         ]
-        first = answer_batch(
-            backbone, steered, steering, cache=cache, max_new_tokens=max_new_tokens
+        if isinstance(way, Steering):
+            return answer_batch(backbone, weighed, way, cache=cache, max_new_tokens=max_new_tokens)
+        return answer_batch(
+            backbone, weighed, emphases=way.emphases, cache=cache, max_new_tokens=max_new_tokens
         )
+
+    outcomes = []
+    for way in ways:
+        first = answers(way)
         yes = np.isin(first.next_id, backbone.yes_ids)
         no = np.isin(first.next_id, backbone.no_ids)
         said = np.where(yes, 1, np.where(no, 0, UNPARSED))

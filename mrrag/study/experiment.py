@@ -38,7 +38,7 @@ from mrrag.study.evaluation import (
 )
 from mrrag.study.noise import hard_noise
 from mrrag.study.plan import Cell, Plan, ReadingPlan
-from mrrag.types import FloatArray, Retrieved, Steering, Weights
+from mrrag.types import FloatArray, Retrieved, Way, Weights
 
 FORMAT = 3  # version of what a key is made of
 ANSWERS = "answers.csv"
@@ -203,11 +203,10 @@ class Experiment:
             "Ask more questions, or leave the wrong picture out with --no-wrong-picture."
         )
 
-    def keys(self, reading: ReadingPlan, steering: Steering) -> list[str]:
+    def keys(self, reading: ReadingPlan, way: Way) -> list[str]:
         """Return each question's key for a way of answering: the digest of what decides it."""
         tokens = self.plan.answer_tokens
-        way = [FORMAT, dict(self.made_of), asdict(reading), asdict(steering), tokens]
-        head = json_sha256(way)
+        head = json_sha256([FORMAT, dict(self.made_of), asdict(reading), asdict(way), tokens])
         drawn = reading.noise > 0 or reading.order == "shuffled"
         keys = []
         for i, item in enumerate(self.questions.items):
@@ -218,7 +217,7 @@ class Experiment:
         return keys
 
 
-Ways = dict[ReadingPlan, dict[Steering, list[str]]]  # with the keys of the answers
+Ways = dict[ReadingPlan, dict[Way, list[str]]]  # with the keys of the answers
 
 
 def answer_all(
@@ -317,15 +316,15 @@ def _answer_chunk(
     items: Sequence[EncodedItem],
     seeds: Sequence[int],
     reading: ReadingPlan,
-    steerings: Sequence[Steering],
+    how: Sequence[Way],
     answer_tokens: int,
 ) -> list[list[StoredAnswer]]:
-    """Answer a batch with one reading, which is prefilled once, under each steering."""
+    """Answer a batch with one reading, which is prefilled once, in each way."""
     evidence = [
-        _evidence(pipeline, item, reading, seed) for item, seed in zip(items, seeds, strict=True)
+        evidence_of(pipeline, item, reading, seed) for item, seed in zip(items, seeds, strict=True)
     ]
     ranks = own_ranks(pipeline, items, reading.weights)
-    outcomes = answer_ways(pipeline, items, evidence, steerings, max_new_tokens=answer_tokens)
+    outcomes = answer_ways(pipeline, items, evidence, how, max_new_tokens=answer_tokens)
     return [
         [
             StoredAnswer(" ".join(text.split()), float(p), tuple(r.document.id for r in read), rank)
@@ -337,9 +336,10 @@ def _answer_chunk(
     ]
 
 
-def _evidence(
+def evidence_of(
     pipeline: Pipeline, item: EncodedItem, reading: ReadingPlan, seed: int
 ) -> tuple[Retrieved, ...]:
+    """Retrieve what a question's prompt holds, in the order of reading."""
     if reading.weights is None:
         return ()
     base, weights, k, noise = pipeline.knowledge_base, reading.weights, reading.k, reading.noise

@@ -6,7 +6,9 @@ An answer is 1 (yes), 0 (no) or -1 (not parsed), which always counts as wrong.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from mrrag.data.yes_no import UNPARSED
 
 Answers = npt.NDArray[np.int8]
+SMALLEST_P = 1e-4
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,30 @@ def paired_gain(
     means_R = sums_G[drawn_RG].sum(1) / counts_G[drawn_RG].sum(1)
     low, high = (float(p) for p in np.percentile(means_R, (2.5, 97.5)))
     return float(change_N.mean()), low, high
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm, 1979), in the order given."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, highest = [0.0] * len(order), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
+        corrected[i] = highest
+    return corrected
+
+
+def log_loss(gold: Answers, p_yes: npt.NDArray[np.floating[Any]]) -> float:
+    """Return the mean negative log-likelihood of the gold answers, in nats.
+
+    Probabilities are kept off 0 and 1 by :data:`SMALLEST_P`, so that no answer counts infinitely.
+    """
+    p = np.where(gold == 1, p_yes, 1 - p_yes).astype(np.float64)
+    return float(-np.log(p.clip(SMALLEST_P, 1 - SMALLEST_P)).mean())
+
+
+def brier(gold: Answers, p_yes: npt.NDArray[np.floating[Any]]) -> float:
+    """Return the mean squared difference of P(yes) from the gold answers, 0 to 1."""
+    return float(np.mean((p_yes.astype(np.float64) - gold) ** 2))
 
 
 def mcnemar(gold: Answers, first: Answers, second: Answers) -> tuple[int, int, float]:

@@ -1,8 +1,9 @@
-"""The plan of an experiment: methods × K × irrelevant reports, and ablations.
+"""The plan of an experiment: methods × K × irrelevant reports, ablations, and the arena.
 
 A way of answering is what the model reads (:class:`ReadingPlan`: the weights of retrieval,
-the number of reports, how many of them are irrelevant, their order) and how its attention
-is steered meanwhile (:class:`Steering`). A table is a list of named ways (:class:`Cell`).
+the number of reports, how many of them are irrelevant, their order) and how an answer is
+made of it (:data:`mrrag.types.Way`: a steering, or a rival of IFA). A table is a list of
+named ways (:class:`Cell`).
 
 It knows neither questions nor models, and imports nothing heavy: the command line lists
 its names.
@@ -18,7 +19,8 @@ import numpy as np
 
 from mrrag.errors import SettingsError
 from mrrag.learnt import Learnt
-from mrrag.types import METHODS, PLAIN, Steering, Weights
+from mrrag.study.arena import ARENA, EVERY
+from mrrag.types import METHODS, PLAIN, Steering, Way, Weights
 
 # RAG by one similarity alone.
 SINGLE: dict[str, Weights] = {
@@ -69,6 +71,9 @@ class Plan:
         Maximum number of answer tokens.
     kinds : tuple of str
         Where irrelevant reports come from, among :data:`NOISE_KINDS`.
+    arena : tuple of str
+        The rivals that are compared with plain RAG for each share and kind of irrelevant
+        reports, among :data:`mrrag.study.arena.ARENA`.
     """
 
     ks: tuple[int, ...] = (8,)
@@ -79,6 +84,7 @@ class Plan:
     seed: int = 0
     answer_tokens: int = ANSWER_TOKENS
     kinds: tuple[str, ...] = ("random",)
+    arena: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class Cell:
     name: str
     k: int
     reading: ReadingPlan
-    steering: Steering = PLAIN
+    steering: Way = PLAIN
     against: str = ""
 
 
@@ -151,7 +157,7 @@ def cells_of(plan: Plan, learnt: Learnt, layers: int) -> list[Cell]:
     cells = []
     for k in plan.ks:
         cells += [*_method_cells(plan, learnt, k), *_noise_cells(plan, learnt, k)]
-        cells += _wrong_picture_cells(plan, learnt, k)
+        cells += [*_wrong_picture_cells(plan, learnt, k), *_arena_cells(plan, learnt, k)]
     k = plan.ks[0]
     for group in plan.ablations:
         for share in ABLATION_SHARES if group != "similarities" else (0.0,):
@@ -161,7 +167,12 @@ def cells_of(plan: Plan, learnt: Learnt, layers: int) -> list[Cell]:
 
 
 def _check(plan: Plan) -> None:
-    named = (plan.methods, ALL_METHODS), (plan.ablations, ABLATIONS), (plan.kinds, [*NOISE_KINDS])
+    named: list[tuple[Sequence[str], Sequence[str]]] = [
+        (plan.methods, ALL_METHODS),
+        (plan.ablations, ABLATIONS),
+        (plan.kinds, [*NOISE_KINDS]),
+        (plan.arena, [*ARENA]),
+    ]
     for names, allowed in named:
         for name in names:
             if name not in allowed:
@@ -169,7 +180,7 @@ def _check(plan: Plan) -> None:
                     f"Unknown method, ablation or kind of noise: {name}. Choose among "
                     f"{', '.join(allowed)}."
                 )
-    if not plan.ks or not plan.methods:
+    if not plan.ks or not (plan.methods or plan.arena):
         raise SettingsError("There is nothing to compare. Name at least one method and one K.")
     for share in plan.shares:
         if not 0 <= share <= 1:
@@ -194,19 +205,50 @@ def _method_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
     return [Cell("methods", name, k, *ways[name]) for name in plan.methods]
 
 
-def _noise_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
-    steerings = {"rag": PLAIN, "mr_rag": effective(learnt.steering)}
+def noisy_readings(plan: Plan, weights: Weights, k: int) -> list[ReadingPlan]:
+    """Return what is read at each kind and share of irrelevant reports, each once."""
     readings = [
-        ReadingPlan(learnt.weights, k, noise, kind=kind if noise else "random")
+        ReadingPlan(weights, k, noise, kind=kind if noise else "random")
         for kind in plan.kinds
         for noise in dict.fromkeys(round(share * k) for share in plan.shares)
     ]
+    return list(dict.fromkeys(readings))
+
+
+def _noise_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
+    steerings = {"rag": PLAIN, "mr_rag": effective(learnt.steering)}
     return [
         Cell("noise", name, k, reading, steering, "rag")
-        for reading in dict.fromkeys(readings)
+        for reading in noisy_readings(plan, learnt.weights, k)
         for name, steering in steerings.items()
         if name in plan.methods
     ]
+
+
+def arena_block(reading: ReadingPlan) -> str:
+    """Return the name of the arena's table at a kind and number of irrelevant reports."""
+    return f"{EVERY}, {reading.noise} {reading.kind}" if reading.noise else EVERY
+
+
+def _arena_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
+    """Return plain RAG and every rival at each kind and share of irrelevant reports."""
+    if not plan.arena:
+        return []
+    cells = []
+    for reading in noisy_readings(plan, learnt.weights, k):
+        for name in dict.fromkeys(("rag", *plan.arena)):
+            method = ARENA[name]
+            read = replace(reading, order=method.order, cut=method.cut, cut_at=method.cut_at)
+            # Without reports nothing is irrelevant, but the row belongs to this block.
+            read = read if method.reads else ReadingPlan()
+            way = method.way
+            if way is None:
+                way = effective(learnt.steering)
+            elif isinstance(way, Steering) and way.strength:
+                where = learnt.steering
+                way = effective(replace(way, layers=where.layers, rows=where.rows))
+            cells.append(Cell(arena_block(reading), name, k, read, way, "rag"))
+    return cells
 
 
 def _wrong_picture_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:

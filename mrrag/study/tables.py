@@ -23,11 +23,20 @@ from mrrag.files import write_atomic
 from mrrag.learnt import Learnt, study_digest
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.study.answer_file import StoredAnswer
+from mrrag.study.arena import EVERY, prompts_of
 from mrrag.study.experiment import EvalItem, Experiment
-from mrrag.study.metrics import Answers, bootstrap, mcnemar, scores
-from mrrag.study.plan import RANDOM, SINGLE, Cell, Plan, ReadingPlan
+from mrrag.study.metrics import Answers, bootstrap, brier, holm, log_loss, mcnemar, scores
+from mrrag.study.plan import (
+    RANDOM,
+    SINGLE,
+    Cell,
+    Plan,
+    ReadingPlan,
+    arena_block,
+    noisy_readings,
+)
 from mrrag.study.retrieval_figures import auroc_within_findings, retrieval_table
-from mrrag.types import METHODS, Steering
+from mrrag.types import METHODS, Steering, Way
 
 # The pairs of methods that are compared by McNemar's test.
 TESTED = (
@@ -77,8 +86,11 @@ def tables(
         "by_k": by_k,
         "wrong_picture": [row for k in plan.ks for row in wrong_picture_table(scored, k)],
         "ablations": ablations_table(scored),
+        "arena": [row for k in plan.ks for row in arena_table(scored, plan, learnt, k)],
         "retrieval": retrieval_table(
-            base, questions.items, {row.cell: row.answers for row in scored.rows}
+            base,
+            questions.items,
+            {r.cell: r.answers for r in scored.rows if not r.cell.table.startswith(EVERY)},
         ),
         "skipped": dict(questions.skipped),
         "leakage": leakage(base, questions.items, learnt),
@@ -136,7 +148,7 @@ def score_cells(experiment: Experiment, answers: Mapping[str, StoredAnswer]) -> 
     items = experiment.questions.items
     gold: Answers = np.array([item.gold for item in items], dtype=np.int8)
     patients = np.unique([item.case.document.patient for item in items], return_inverse=True)[1]
-    once: dict[tuple[ReadingPlan, Steering], ScoredCell] = {}
+    once: dict[tuple[ReadingPlan, Way], ScoredCell] = {}
     rows = []
     for cell in experiment.cells:
         way = cell.reading, cell.steering
@@ -244,7 +256,9 @@ def ablations_table(scored: ScoredCells) -> list[Row]:
     table = []
     for row in scored.rows:
         cell = row.cell
-        if cell.table in ("methods", "noise", "wrong picture"):
+        if cell.table in ("methods", "noise", "wrong picture") or cell.table.startswith(EVERY):
+            continue
+        if not isinstance(cell.steering, Steering):  # for the type checker: rivals are above
             continue
         line: Row = {
             "group": cell.table,
@@ -260,6 +274,38 @@ def ablations_table(scored: ScoredCells) -> list[Row]:
         if control and control is not row:
             line["test"] = scored.test(control, row)
         table.append(line | row.figures)
+    return table
+
+
+def arena_table(scored: ScoredCells, plan: Plan, learnt: Learnt, k: int) -> list[Row]:
+    """Return every rival beside plain RAG, which comes first in each block.
+
+    A block is one kind and number of irrelevant reports, and p is corrected for the number of
+    tests in it (Holm). ``reports`` is how many were read on average, and ``prompts`` how many
+    prompts the model reads for an answer.
+    """
+    table: list[Row] = []
+    for reading in noisy_readings(plan, learnt.weights, k):
+        block = arena_block(reading)
+        rows = [r for r in scored.rows if (r.cell.table, r.cell.k) == (block, k)]
+        tests = [scored.test(rows[0], row) for row in rows[1:]]
+        corrected = holm([test["p"] for test in tests])
+        for n, row in enumerate(rows):
+            reports = float(np.mean([len(answer.documents) for answer in row.answers]))
+            p_yes = np.array([answer.p_yes for answer in row.answers])
+            line: Row = {
+                "method": row.cell.name,
+                "k": k,
+                "kind": reading.kind,
+                "irrelevant": reading.noise,
+                "reports": reports,
+                "prompts": prompts_of(row.cell.steering, round(reports)),
+                "log_loss": log_loss(scored.gold, p_yes),
+                "brier": brier(scored.gold, p_yes),
+            }
+            if n:
+                line["test"] = tests[n - 1] | {"p_holm": corrected[n - 1]}
+            table.append(line | row.figures)
     return table
 
 
@@ -314,6 +360,10 @@ def metric_rows(result: Mapping[str, Any]) -> list[Row]:
                 for name, test in tests.items()
                 if name in row
             ]
+    for row in result["arena"]:
+        name = "arena" if row["kind"] == "random" else f"arena, {row['kind']}"
+        test = row.get("test")
+        rows.append(_metric_row(name, row["method"], row["k"], row["irrelevant"], row, test))
     return rows + [
         _metric_row(r["group"], r["method"], r["k"], r["irrelevant"], r, r.get("test"))
         for r in result["ablations"]

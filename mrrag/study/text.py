@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mrrag.study.arena import ARENA
+
 NAMES = {
     "rag_off": "RAG off",
     "random_reports": "RAG, reports at random",
@@ -14,6 +16,7 @@ NAMES = {
     "rag": "RAG (MCR)",
     "mr_rag": "MR-RAG (MCR + IFA)",
 }
+TITLES = {name: method.title for name, method in ARENA.items()}
 GROUPS = {
     "similarities": "Retrieval by fewer similarities",
     "layers": "The layers in which IFA acts",
@@ -50,6 +53,7 @@ def tables_text(result: Row) -> str:
     for table in result["by_k"]:
         lines += ["", *_methods(table), *_tests(table), *_noise(table)]
     lines += _wrong_picture(result["wrong_picture"])
+    lines += _arena(result["arena"], result.get("arena_seconds", {}))
     for group in GROUPS:
         lines += _ablation(group, [row for row in result["ablations"] if row["group"] == group])
     return "\n".join(lines + _retrieval(result["retrieval"]))
@@ -92,6 +96,8 @@ def steering_text(result: Row) -> str:
 
 
 def _methods(table: Row) -> list[str]:
+    if not table["methods"]:
+        return []
     lines = [
         f"{'K = ' + str(table['k']):28s}{'accuracy':>26s}{'macro F1':>26s}{'F1 of yes':>11s}"
         f"{'balanced':>10s}{'within a finding':>18s}  unparsed (lenient)"
@@ -164,6 +170,33 @@ def _ablation(group: str, rows: list[Row]) -> list[str]:
         lines.append(
             f"{name_of(row['method']):48s}{row['irrelevant']:10d}{_interval(row, 'accuracy')}"
             f"{_interval(row, 'macro_f1')}{_p(row)}"
+        )
+    return lines
+
+
+def _arena(rows: list[Row], seconds: Mapping[str, float]) -> list[str]:
+    """Return a block for each number and kind of irrelevant reports, plain RAG first."""
+    lines: list[str] = []
+    for row in rows:
+        if row["method"] == "rag":
+            kind = f", {row['kind']}" if row["irrelevant"] else ""
+            lines += [
+                "",
+                f"arena, K = {row['k']}, {row['irrelevant']} irrelevant{kind}; lost and won "
+                "against RAG; p by McNemar, exact, and corrected (Holm)",
+                f"{'':36s}{'accuracy':>26s}{'lost':>6s}{'won':>5s}{'p':>10s}{'corrected':>11s}"
+                f"{'log loss':>10s}{'Brier':>8s}{'reports':>9s}{'prompts':>9s}{'seconds':>9s}",
+            ]
+        lost, won, p, corrected = "", "", "", ""
+        if "test" in row:
+            test = row["test"]
+            lost, won = str(test["only_first_right"]), str(test["only_second_right"])
+            p, corrected = f"{test['p']:.2g}", f"{test['p_holm']:.2g}"
+        took = f"× {seconds[row['method']]:.2f}" if row["method"] in seconds else "-"
+        lines.append(
+            f"{TITLES[row['method']]:36s}{_interval(row, 'accuracy')}{lost:>6s}{won:>5s}{p:>10s}"
+            f"{corrected:>11s}{row['log_loss']:10.3f}{row['brier']:8.3f}{row['reports']:9.1f}"
+            f"{row['prompts']:9d}{took:>9s}"
         )
     return lines
 

@@ -11,6 +11,7 @@ from mrrag.errors import SettingsError
 from mrrag.retrieval.selection import (
     CUTS,
     cut_off,
+    keep_by_count,
     keep_by_difference,
     keep_by_gap,
     keep_by_ratio,
@@ -33,6 +34,7 @@ def test_cut_offs_keep_what_the_formulas_say() -> None:
     assert keep_by_ratio(scores, 1.5) == 3
     assert keep_by_ratio(scores, 1.7) == 4
     assert keep_by_difference(scores, 0.065) == 3
+    assert (keep_by_count(scores, 1), keep_by_count(scores, 9)) == (1, 5)
 
 
 def test_scores_of_zero_or_less_have_no_ratio_and_are_dropped() -> None:

@@ -6,14 +6,17 @@ import scipy.stats
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
+    brier_score_loss,
     f1_score,
     precision_score,
     recall_score,
 )
+from sklearn.metrics import log_loss as reference_log_loss
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
-from mrrag.study.metrics import bootstrap, mcnemar, paired_gain, scores
+from mrrag.study.metrics import bootstrap, brier, holm, log_loss, mcnemar, paired_gain, scores
 
 
 def answers(seed: int, n: int = 500, right: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
@@ -133,3 +136,18 @@ def test_a_paired_gain_is_settled_by_many_patients_and_not_by_many_questions_of_
     one = np.where(groups == 0, 1, before)
     _, low, _ = paired_gain(before, one, groups)
     assert low == 0
+
+
+def test_holm_s_correction_is_statsmodels() -> None:
+    p = [0.01, 0.04, 0.03, 0.005, 0.9, 0.04]
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())
+    assert holm([]) == []
+
+
+def test_log_loss_and_brier_are_scikit_learn_s() -> None:
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 2, 200).astype(np.int8)
+    p_yes = rng.uniform(0.01, 0.99, 200)
+    assert log_loss(gold, p_yes) == pytest.approx(reference_log_loss(gold, p_yes))
+    assert brier(gold, p_yes) == pytest.approx(brier_score_loss(gold, p_yes))
+    assert np.isfinite(log_loss(gold, 1.0 - gold))

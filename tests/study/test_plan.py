@@ -6,6 +6,7 @@ import pytest
 
 from mrrag.errors import SettingsError
 from mrrag.learnt import Learnt
+from mrrag.study.arena import ARENA, RIVALS
 from mrrag.study.plan import (
     ABLATIONS,
     Plan,
@@ -99,3 +100,32 @@ def test_candidates_differ_by_reports_cut_off_or_steering_and_none_comes_twice()
     assert len({(c.reading, c.steering) for c in cells}) == len({c.name for c in cells}) == 10
     assert cells[0].reading == ReadingPlan()
     assert [c.name for c in cells if c.k == 1] == ["RAG, K = 1"]  # one report has nothing to steer
+
+
+def test_the_arena_is_a_block_for_each_kind_of_noise_with_plain_rag_first() -> None:
+    plan = Plan(methods=(), arena=tuple(ARENA), shares=(0.0, 0.5), kinds=("random", "distant"))
+    cells = cells_of(plan, LEARNT, 6)
+    blocks = {table: [c for c in cells if c.table == table] for table in {c.table for c in cells}}
+    assert {*blocks} == {"arena", "arena, 4 random", "arena, 4 distant"}
+    for block in blocks.values():
+        assert block[0].name == "rag"
+        assert {c.name for c in block} == {*ARENA}
+        readings = [c.reading for c in block if c.reading.weights]
+        # Every method gets the same retrieved reports.
+        assert len({replace(r, order="ranked", cut="", cut_at=None) for r in readings}) == 1
+    assert len({c.reading for c in cells if c.name == "rag_off"}) == 1
+    steered = {c.name: c.steering for c in blocks["arena"]}
+    assert steered["mr_rag"] == steered["mmed_gap_ifa"] == LEARNT.steering
+    assert steered["ifa"] == replace(LEARNT.steering, strength=1.0)
+
+
+def test_the_arena_has_plain_rag_even_where_it_was_not_named() -> None:
+    cells = cells_of(Plan(methods=(), arena=("cad",), shares=(0.0,)), LEARNT, 6)
+    assert [c.name for c in cells] == ["rag", "cad"]
+    with pytest.raises(SettingsError, match="cat"):
+        cells_of(Plan(arena=("cat",)), LEARNT, 6)
+
+
+def test_no_two_rivals_are_the_same_way() -> None:
+    cells = cells_of(Plan(methods=(), arena=RIVALS, shares=(0.0,)), LEARNT, 6)
+    assert len({(c.reading, c.steering) for c in cells}) == len(cells)

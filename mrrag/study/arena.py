@@ -1,0 +1,115 @@
+"""The arena: IFA's rivals by their names, with their published settings.
+
+A method is one line of :data:`ARENA`: which of the retrieved reports are read and in which
+order, and how an answer is made of them. Every method gets the same retrieved reports.
+What differs from the publication is said in ``docs/arena.md``.
+
+It imports nothing heavy: the command line lists its names.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mrrag.types import METHODS, PLAIN, Emphasis, Mixture, Rival, Steering, Way
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of the arena.
+
+    Attributes
+    ----------
+    title : str
+        Its name in tables.
+    way : Steering, Rival or None
+        How it answers. A steering acts in the learnt layers and rows; None is the learnt
+        steering.
+    reads : bool
+        Whether it reads reports at all.
+    order : str
+        The order of the reports: "ranked" is best first, "reversed" best last.
+    cut, cut_at : str, float or None
+        Which reports are read, as in :class:`mrrag.study.plan.ReadingPlan`.
+    """
+
+    title: str
+    way: Way | None = PLAIN
+    reads: bool = True
+    order: str = "ranked"
+    cut: str = ""
+    cut_at: float | None = None
+
+
+PAI_ATTENTION = Emphasis("raise", "image", 0.2, first_layer=2)
+PAI_CONTRAST = Mixture("no image", "plausible contrast", 1.1)
+PASTA = math.log(0.01)
+ALFAR_ATTENTION = (
+    Emphasis("scale", "image", -0.4),
+    Emphasis("scale by question", "reports", 0.4),
+)
+ALFAR_CONTRAST = Mixture("no reports", "ratio contrast")
+BOTH = "question+cue"
+
+
+def _emphasis(*emphases: Emphasis) -> Rival:
+    return Rival(emphases)
+
+
+def _mixture(prompts: str, rule: str, amount: float = 0.0) -> Rival:
+    return Rival(mixture=Mixture(prompts, rule, amount))
+
+
+ARENA: dict[str, Method] = {
+    "rag_off": Method("RAG off", reads=False),
+    "rag": Method("RAG (MCR)"),
+    "mr_rag": Method("MR-RAG (MCR + IFA)", None),
+    "ifa": Method("IFA as in the paper, strength 1", Steering(1.0)),
+    # Attention
+    "pai": Method("PAI", Rival((PAI_ATTENTION,), PAI_CONTRAST)),
+    "pai_attention": Method("PAI, attention alone", _emphasis(PAI_ATTENTION)),
+    "pai_contrast": Method("PAI, contrast alone", Rival(mixture=PAI_CONTRAST)),
+    "pai_reports": Method(
+        "PAI's rule on reports, by relevance",
+        _emphasis(Emphasis("raise", "relevance", 0.2, first_layer=2)),
+    ),
+    "pasta": Method(
+        "PASTA, relevant reports",
+        _emphasis(Emphasis("add", "all but relevant reports", PASTA, BOTH)),
+    ),
+    "pasta_image": Method(
+        "PASTA, image and relevant reports",
+        _emphasis(Emphasis("add", "all but image and relevant reports", PASTA, BOTH)),
+    ),
+    "spotlight": Method("SpotLight, reports", _emphasis(Emphasis("floor", "reports", 0.2, BOTH))),
+    "spotlight_image": Method("SpotLight, image", _emphasis(Emphasis("floor", "image", 0.2, BOTH))),
+    "alfar": Method("ALFAR, as in its paper", Rival(ALFAR_ATTENTION, ALFAR_CONTRAST)),
+    "alfar_code": Method("ALFAR, as in its code", Rival(mixture=ALFAR_CONTRAST)),
+    # Contrasts with a prompt without reports
+    "cad": Method("CAD, α = 1", _mixture("no reports", "contrast", 1.0)),
+    "cad_half": Method("CAD, α = 0.5", _mixture("no reports", "contrast", 0.5)),
+    "cad_mean": Method("CAD, α = −0.5 (a mean)", _mixture("no reports", "contrast", -0.5)),
+    "adacad": Method("AdaCAD", _mixture("no reports", "adaptive contrast")),
+    # Fusions of prompts with one report each
+    "replug": Method("REPLUG, τ = 1", _mixture("each report", "score", 1.0)),
+    "replug_sharp": Method("REPLUG, τ = 0.05", _mixture("each report", "score", 0.05)),
+    "uniform": Method("Mean over reports", _mixture("each report", "uniform")),
+    "entropy": Method("Mean by entropy (LeEns)", _mixture("each report", "entropy", 1.0)),
+    "vote": Method("Vote of the reports", _mixture("each report", "vote")),
+    # Which reports, and in which order
+    "best_last": Method("RAG, best report last", order="reversed"),
+    "top_report": Method("RAG, best report alone", cut="count", cut_at=1),
+    "mmed_gap": Method("MMed-RAG's cut-off, paper", cut="gap", cut_at=0.1),
+    "mmed_ratio": Method("MMed-RAG's cut-off, code", cut="ratio", cut_at=1.5),
+    "mmed_gap_ifa": Method("MMed-RAG's cut-off, then MR-RAG", None, cut="gap", cut_at=0.1),
+}
+RIVALS = tuple(name for name in ARENA if name not in METHODS)
+EVERY = "arena"  # the name that stands for all of them
+
+
+def prompts_of(way: Way, k: int) -> int:
+    """Return how many prompts are read for one answer after k reports."""
+    if not isinstance(way, Rival) or way.mixture is None:
+        return 1
+    return max(1, k) if way.mixture.prompts == "each report" else 2
