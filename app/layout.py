@@ -54,6 +54,7 @@ class CaseParts(NamedTuple):
 
     samples: gr.HTML
     upload: gr.File
+    archive: gr.Column  # where app.picker puts its components, if there is an archive
     pictures: gr.HTML
     question: gr.Textbox
     viewer: gr.HTML
@@ -178,6 +179,8 @@ def lay_out_case(samples: Sequence[Sample]) -> CaseParts:
         '<p class="small under">DICOM, PNG, JPEG, WebP, TIFF or BMP; several files or a ZIP of one '
         "study. Read into memory, then deleted.</p>"
     )
+    with gr.Column(elem_id="archive-place", min_width=0) as archive:
+        pass
     pictures = html("", "pictures", frame.script("samples"))
     question = gr.Textbox(
         label="Question",
@@ -203,6 +206,7 @@ def lay_out_case(samples: Sequence[Sample]) -> CaseParts:
     return CaseParts(
         samples=picker,
         upload=upload,
+        archive=archive,
         pictures=pictures,
         question=question,
         viewer=picture,

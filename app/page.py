@@ -17,8 +17,10 @@ import gradio as gr
 from app import frame, programs
 from app.about import About
 from app.backend import Backend, select
+from app.events import LIVE, NOW, QUIET, Contents, contents, field_of
 from app.internals import Page, questions_ahead
 from app.layout import Parts, components, lay_out
+from app.picker import offer_archive
 from app.sections import viewer
 from app.sections.asking import AskInputs, ask, impression, stop, vote
 from app.sections.attention import heatmaps, lines, overlay
@@ -27,8 +29,8 @@ from app.sections.evidence import EvidenceInputs, choose_base, redraw, rerank
 from app.sections.saving import save
 from app.sections.settings import Controls, max_weight
 from app.sections.study import choose_picture, read_uploads
-from app.sections.visit import Update
 from app.uploads import FILE_SECONDS, take_uploads
+from mrrag.data.dicomweb_request import Archive
 
 MAX_WAITING = 32
 ONE_AT_A_TIME = "model"  # the name of the queue of questions
@@ -36,30 +38,21 @@ WAIT_SECONDS = 0.5  # between two looks at that queue
 MAX_LOOKS = 10  # for a question that does not reach it
 SAME_PRESS_MS = 250  # events of one press do not record the very same moment
 
-# Not preprocessed: the actions check the inputs, and refuse them in a sentence.
-QUIET: dict[str, Any] = {
-    "show_progress": "hidden",
-    "api_visibility": "private",
-    "preprocess": False,
-}
-LIVE: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}
-# Runs in the browser before an event whose first input is the moment of the press.
-NOW = "(_, ...others) => [performance.now(), ...others]"
-
-# New contents by component, as gradio takes them.
-Contents = dict[gr.blocks.Block, Any]
-
-
 # A handler with its inputs and outputs, as an event takes them.
 Event = tuple[Callable[..., Contents], list[gr.blocks.Block], list[gr.blocks.Block]]
 
 
 def build_page(
-    backends: Sequence[Backend], samples: Sequence[Sample], *, api: bool = False
+    backends: Sequence[Backend],
+    samples: Sequence[Sample],
+    *,
+    api: bool = False,
+    archive: Archive | None = None,
 ) -> gr.Blocks:
     """Lay the page out and wire it; the pipelines of the backends may still be loading.
 
-    With ``api``, programs may ask, too (:mod:`app.programs`).
+    With ``api``, programs may ask, too (:mod:`app.programs`). With an ``archive``, pictures can
+    be opened from it.
     """
     page = Page(
         title="MR-RAG",
@@ -86,6 +79,8 @@ def build_page(
             **QUIET,
         )
         wire_case(parts, samples)
+        if archive is not None:
+            offer_archive(parts, samples, archive)
         wire_viewer(parts, backends[0])
         wire_asking(parts, backends, redrawing)
         wire_queue(page, parts)
@@ -333,14 +328,6 @@ def wire_saving(parts: Parts, backends: Sequence[Backend]) -> None:
     saving.as_json.click(partial(on_save, "json"), inputs, outputs, **QUIET)
 
 
-def contents(parts: Parts, update: Update) -> Contents:
-    """Return an action's update by component; gradio does not take an empty one."""
-    by_name = components(parts)
-    return {by_name[name]: content for name, content in update.items()} or {
-        parts.case.status: gr.skip()
-    }
-
-
 def ask_inputs(parts: Parts) -> AskInputs:
     """Return the components of what goes with a press of Ask."""
     return AskInputs(
@@ -387,8 +374,3 @@ def learnt_values(controls: Controls, about: About) -> Contents:
         controls.layers: [str(i) for i in about.critical],
         controls.form: about.form,
     }
-
-
-def field_of(event: gr.EventData, name: str) -> object:
-    """Return one field of an event's data, or None."""
-    return event._data.get(name) if isinstance(event._data, dict) else None

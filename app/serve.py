@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import ipaddress
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from app.about import read_about
 from app.choice import Choice, choose_model, has_cuda, instead_of
+from mrrag.data.dicomweb_request import Archive, archive_at, log_no_addresses
 from mrrag.errors import MRRAGError
 from mrrag.files import ASSETS
 from mrrag.types import BUNDLED, LLAVA_MED
@@ -44,11 +46,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_address(parser)
     add_model(parser)
     add_programs(parser)
+    add_archive(parser)
     parsed = parser.parse_args(arguments)
     login = (os.environ.get("MRRAG_USER", ""), os.environ.get("MRRAG_PASSWORD", ""))
     if any(login) and not all(login):
         parser.error("MRRAG_USER and MRRAG_PASSWORD go together: set both, or neither.")
     parsed.login = login if all(login) else None
+    parsed.archive = archive_of(parser, parsed)
     if parsed.mcp and importlib.util.find_spec("mcp") is None:
         parser.error('--mcp needs the package mcp. Install it: pip install "mcp>=1.21,<2"')
     parsed.api = parsed.api or parsed.mcp
@@ -147,6 +151,44 @@ def add_programs(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_archive(parser: argparse.ArgumentParser) -> None:
+    """Add the option of a picture archive."""
+    parser.add_argument(
+        "--dicomweb",
+        metavar="URL",
+        help="open pictures from the archive at this address, too; needs a login, unless only "
+        "this machine is served (see docs/hospital.md)",
+    )
+
+
+def archive_of(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> Archive | None:
+    """Return the archive, or None; end with a sentence where it cannot be used.
+
+    Whoever sees the page sees who the patients are. Without a login it is served to this machine
+    only, and so not to a proxy, which serves others.
+    """
+    if not parsed.dicomweb:
+        return None
+    alone = is_loopback(parsed.host) and not parsed.root_path and not parsed.allow_host
+    if parsed.login is None and not alone:
+        parser.error(
+            "--dicomweb shows who the patients are, so visitors must log in: set MRRAG_USER and "
+            "MRRAG_PASSWORD. Without them, leave out --host, --allow-host and --root-path."
+        )
+    try:
+        return archive_at(parsed.dicomweb, os.environ)
+    except MRRAGError as error:
+        parser.error(str(error))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is reached from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """Make a folder for uploads that only this user can read; delete it at the end.
@@ -228,7 +270,7 @@ def serve(
     if zero_gpu:
         load(backends, choice, arguments)
         backends = borrowing(backends, choice)
-    page = build_page(backends, load_samples(SAMPLES), api=arguments.api)
+    page = build_page(backends, load_samples(SAMPLES), api=arguments.api, archive=arguments.archive)
     options = launch_options(
         arguments.host,
         arguments.port,
@@ -238,6 +280,7 @@ def serve(
         mcp=arguments.mcp,
     )
     log_error_types_only()
+    log_no_addresses()
     _, address, _ = page.launch(**options, prevent_thread_lock=True)
     try:
         if arguments.mcp:

@@ -251,11 +251,15 @@ def find_evidence(
     calibration = pipeline.calibration
     vectors = known.vectors if known else encode_query(query, pipeline.encoder)
     weights, notes = effective_weights(settings.weights or pipeline.learnt.weights, vectors)
+    own = [query.image.patient] if query.image and query.image.patient else []
+    if of_patient := len(pipeline.knowledge_base.positions(patients=own)):
+        notes = (*notes, f"Reports of this same patient were left out: {of_patient}.")
     retrieved = retrieve(
         pipeline.knowledge_base,
         vectors,
         weights,
         settings.k,
+        exclude_patients=own,
         pinned_ids=settings.pinned,
         exclude_ids=settings.excluded,
         noise=settings.noise,

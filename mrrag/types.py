@@ -59,6 +59,9 @@ class Image:
         What was done to the file, in sentences a clinician can read.
     sha256 : str
         Of the file's bytes.
+    patient : str
+        The pseudonym of the patient, whose own documents are then never retrieved; empty for a
+        file that somebody uploaded.
     """
 
     display: npt.NDArray[np.uint8]
@@ -72,6 +75,7 @@ class Image:
     tags: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     sha256: str = ""
+    patient: str = ""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,10 @@ NEVER: dict[str, set[str]] = {
 }
 # Of app/: what a control does; it returns updates by name and knows no widget.
 SECTIONS = sorted(p.stem for p in (ROOT / "app" / "sections").glob("*.py") if p.stem != "__init__")
-GRADIO = {"page", "layout", "internals", "theme", "launch", "uploads", "programs"}
+GRADIO = {
+    *("page", "layout", "internals", "theme", "launch", "uploads", "programs"),
+    *("events", "picker"),
+}
 FILES = sorted((ROOT / "mrrag").rglob("*.py"))
 
 

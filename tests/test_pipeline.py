@@ -55,6 +55,17 @@ def case_of(pipeline: Pipeline, query: Query, settings: Settings) -> Case:
     return case
 
 
+def test_a_known_patients_own_reports_are_never_retrieved(pipeline: Pipeline, query: Query) -> None:
+    everyones = find_evidence(pipeline, query, Settings())
+    assert query.image is not None
+    patient = everyones.retrieved[0].document.patient
+    own = replace(query, image=replace(query.image, patient=patient))
+    evidence = find_evidence(pipeline, own, Settings())
+    assert patient not in {r.document.patient for r in evidence.retrieved}
+    assert any("this same patient were left out" in note for note in evidence.notes)
+    assert not any("same patient" in note for note in everyones.notes)
+
+
 def test_three_answers_come_with_their_attention(pipeline: Pipeline, query: Query) -> None:
     case = case_of(pipeline, query, Settings())
     assert tuple(case.answers) == METHODS

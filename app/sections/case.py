@@ -148,7 +148,8 @@ def choose_frame(image: object, multiframe: object, wanted: object) -> Update:
         if not isinstance(image, Image) or not isinstance(multiframe, bytes) or not multiframe:
             raise SettingsError("There is no file with several frames. Upload one.")
         number = whole("The frame", wanted, 0, image.frames - 1)
-        read = replace(read_image(multiframe, frame=number), sha256=image.sha256)
+        read = read_image(multiframe, frame=number)
+        read = replace(read, sha256=image.sha256, patient=image.patient)
         chosen: Update = {
             "image": payload.retained(read),
             "preview": viewer.details(read, UPLOADED),

@@ -61,7 +61,8 @@ def choose_picture(state: object, wanted: object) -> Update:
 def open_picture(study: Study, number: int, status: str) -> Update:
     """Show one of a study's pictures, and the picker where there are several."""
     picture = study.pictures[number]
-    image = replace(read_image(picture.file), sha256=picture.sha256)
+    image = read_image(picture.file)
+    image = replace(image, sha256=picture.sha256, patient=study.patient)
     multiframe = payload.other_frames(picture.file, image)
     opened: Update = {
         "image": payload.retained(image),

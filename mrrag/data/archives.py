@@ -65,11 +65,14 @@ class Study:
         The one to open: the first frontal view, else the first.
     skipped : int
         How many files are not among them.
+    patient : str
+        The patient's pseudonym, as in :class:`~mrrag.types.Image`.
     """
 
     pictures: tuple[StudyPicture, ...]
     first: int
     skipped: int
+    patient: str = ""
 
 
 def is_zip(data: bytes) -> bool:

@@ -7,6 +7,7 @@ may name the patient.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from mrrag.errors import ArchiveError, SettingsError
 if TYPE_CHECKING:
     from dicomweb_client import DICOMwebClient
 
-__all__ = ["Archive", "RefusedError", "archive_at", "ask", "wrong"]
+__all__ = ["Archive", "RefusedError", "archive_at", "ask", "log_no_addresses", "wrong"]
 
 # The environment variables that say how to log in, and whom to trust.
 USER, PASSWORD, TOKEN = "MRRAG_DICOMWEB_USER", "MRRAG_DICOMWEB_PASSWORD", "MRRAG_DICOMWEB_TOKEN"
@@ -97,6 +98,15 @@ def archive_at(url: str, environment: Mapping[str, str]) -> Archive:
             raise SettingsError(f"{name} is {path}, which is no file. Give a file in PEM format.")
     _require_client()
     return Archive(address, user, password, token, ca, certificate)
+
+
+def log_no_addresses() -> None:
+    """Log no warning of the libraries that make the requests, for the whole process.
+
+    Such a warning holds the request's address, and so the patient that was searched for.
+    """
+    for name in ("urllib3", "dicomweb_client"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class RefusedError(ArchiveError):
