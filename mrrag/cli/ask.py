@@ -36,8 +36,13 @@ def add_commands(commands: Commands) -> None:
         'mrrag ask chest.dcm "Is there a pleural effusion?" --k 8',
     )
     add_pipeline(ask)
-    ask.add_argument("image", type=Path, help="DICOM, PNG, JPEG, WebP, TIFF or BMP file")
-    ask.add_argument("question", nargs="?", help="the question; not needed with --from")
+    ask.add_argument(
+        "image",
+        type=Path,
+        nargs="?",
+        help="DICOM, PNG, JPEG, WebP, TIFF or BMP file; not needed with --batch",
+    )
+    ask.add_argument("question", nargs="?", help="the question; not needed with --from or --batch")
     _add_settings(ask)
     add_json(ask)
     ask.add_argument("--html", type=Path, metavar="FILE", help="also write the case as a web page")
@@ -48,6 +53,20 @@ def add_commands(commands: Commands) -> None:
         type=Path,
         metavar="CASE.json",
         help="repeat an exported case, with its question and settings, and compare the answers",
+    )
+    ask.add_argument(
+        "--batch",
+        type=Path,
+        metavar="CASES.csv",
+        help="ask every row of a table with the columns image (a path, from the table's folder) "
+        "and question; repeat the command to go on where it was ended",
+    )
+    ask.add_argument(
+        "--output",
+        type=Path,
+        metavar="ANSWERS.jsonl",
+        help="file for the answers of --batch: for each row a line with what --json prints, or "
+        "with the error",
     )
 
 
@@ -86,11 +105,36 @@ def _add_settings(ask: argparse.ArgumentParser) -> None:
 
 
 def run_ask(args: argparse.Namespace) -> None:
-    """Answer the question, or an exported case again."""
+    """Answer the question, an exported case again, or the questions of a table."""
+    if args.batch or args.output:
+        _run_batch(args)
+    else:
+        _run_one(args)
+
+
+def _run_batch(args: argparse.Namespace) -> None:
+    """Check that the options go together, and answer the table."""
+    from mrrag.cli.batch import run_batch
+
+    if not (args.batch and args.output):
+        raise SettingsError("--batch and --output go together: name the table, and its answers.")
+    if args.image or args.saved or args.html or args.json:
+        raise SettingsError(
+            "With --batch, images and questions come from the table, and the answers go to "
+            "--output. Leave out image, question, --from, --html and --json."
+        )
+    run_batch(args, settings_of(args))
+
+
+def _run_one(args: argparse.Namespace) -> None:
     from mrrag.api import MRRAG
     from mrrag.data.images import load_image
     from mrrag.report.export import differences, read_case
 
+    if args.image is None:
+        raise SettingsError(
+            "There is no image. Give the path of its file, or a table with --batch."
+        )
     saved = None
     if args.saved is not None:
         saved = read_case(read_json(args.saved, lambda why: _not_json(args.saved, why)))
