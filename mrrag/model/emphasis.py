@@ -197,7 +197,7 @@ def plan_emphasis(
     """
     for emphasis in emphases:
         _check(emphasis, layers, heads)
-    Q = max(len(prompt.ids) - prompt.suffix_start for prompt in prompts)
+    Q = max(len(prompt.ids) - prompt.span("question").start for prompt in prompts)
     X = mask_BX.shape[1]
     visible_BQX = mask_BX[:, None, None] & torch.ones(Q, X, dtype=torch.bool).tril(X - Q)
 

@@ -13,20 +13,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
+from transformers import DynamicCache
 
 from mrrag.errors import SettingsError
 from mrrag.model.answering import AnswerBatch, heads_of, text_of, yes_no
 from mrrag.model.backbone import Backbone, embed
 from mrrag.model.emphasis import plan_emphasis
-from mrrag.model.prefill import Branch, layout, prefill_batch, run_batch
-from mrrag.types import Rival
+from mrrag.model.prefill import (
+    Branch,
+    common_length,
+    fork,
+    layout,
+    prefill_batch,
+    run_batch,
+)
+from mrrag.types import Emphasis, Mixture
 
 PLAUSIBLE = 0.1  # PAI: a token is cut below this part of the most probable one's probability
 ALFAR_PLAUSIBLE = 0.7  # ALFAR's β
@@ -143,34 +151,56 @@ class Group:
 
 @torch.inference_mode()
 def answer_mixtures(
-    backbone: Backbone, groups: Sequence[Group], rival: Rival, *, max_new_tokens: int = 0
-) -> AnswerBatch:
-    """Give one answer for each group of prompts; each next token is fed to all of a group.
+    backbone: Backbone,
+    groups: Sequence[Group],
+    mixtures: Sequence[Mixture],
+    *,
+    emphases: Sequence[Emphasis] = (),
+    max_new_tokens: int = 0,
+) -> list[AnswerBatch]:
+    """Give one answer for each group of prompts, by each mixture; prompts are read once for all.
 
-    Changes of attention act in the first prompt of a contrast, and in every prompt of a fusion.
+    Each next token is fed to all prompts of a group.
+
+    Parameters
+    ----------
+    mixtures
+        All of the same prompts.
+    emphases
+        Changes of attention: in the first prompt of a contrast, in every prompt of a fusion.
 
     Raises
     ------
     SettingsError
-        Where the rule is unknown, or its number is not allowed.
+        Where a rule is unknown, or its number is not allowed.
     """
-    mixture = rival.mixture
-    if mixture is None or mixture.rule not in RULES:
-        raise SettingsError(f"A mixture's rule can be: {', '.join(RULES)}.")
+    for mixture in mixtures:
+        _check(mixture)
+    parts = [
+        _answer_chunk(backbone, chunk, mixtures, emphases, max_new_tokens)
+        for chunk in _chunks(groups)
+    ]
+    return [
+        AnswerBatch(
+            np.concatenate([part.p_yes for part in of_mixture]),
+            np.concatenate([part.p_no for part in of_mixture]),
+            np.concatenate([part.next_id for part in of_mixture]),
+            tuple(text for part in of_mixture for text in part.texts),
+        )
+        for of_mixture in zip(*parts, strict=True)
+    ]
+
+
+def _check(mixture: Mixture) -> None:
+    if mixture.rule not in RULES:
+        raise SettingsError(
+            f"A mixture has the rule {mixture.rule!r}. Choose one of: {', '.join(RULES)}."
+        )
     if not math.isfinite(mixture.amount) or (mixture.rule in TEMPERED and mixture.amount <= 0):
         raise SettingsError(
             f"The mixture {mixture.rule!r} has the number {mixture.amount}. It must be finite, and "
             "a temperature above 0."
         )
-    parts: list[AnswerBatch] = []
-    for chunk in _chunks(groups):
-        parts.append(_answer_chunk(backbone, chunk, rival, max_new_tokens))
-    return AnswerBatch(
-        np.concatenate([part.p_yes for part in parts]),
-        np.concatenate([part.p_no for part in parts]),
-        np.concatenate([part.next_id for part in parts]),
-        tuple(text for part in parts for text in part.texts),
-    )
 
 
 def _chunks(groups: Sequence[Group]) -> list[Sequence[Group]]:
@@ -184,50 +214,83 @@ def _chunks(groups: Sequence[Group]) -> list[Sequence[Group]]:
     return [*chunks]
 
 
+def sharing(group: Group) -> list[Branch]:
+    """Return a group's branches with what all begin with as their prefix, to be read once.
+
+    Branches about different pictures, or with and without one, stay as they are.
+    """
+    first, *others = group.branches
+    if any(branch.features is not first.features for branch in others):
+        return [*group.branches]
+    shared = min(common_length(first.prefix_ids, branch.prefix_ids) for branch in group.branches)
+    return [
+        replace(branch, prompt=replace(branch.prompt, suffix_start=shared))
+        for branch in group.branches
+    ]
+
+
 def _answer_chunk(
-    backbone: Backbone, groups: Sequence[Group], rival: Rival, max_new_tokens: int
-) -> AnswerBatch:
-    mixture = rival.mixture
-    assert mixture is not None  # for the type checker: answer_mixtures has looked
-    device = backbone.device
-    branches = [branch for group in groups for branch in group.branches]
+    backbone: Backbone,
+    groups: Sequence[Group],
+    mixtures: Sequence[Mixture],
+    emphases: Sequence[Emphasis],
+    max_new_tokens: int,
+) -> list[AnswerBatch]:
+    branches = [branch for group in groups for branch in sharing(group)]
     prompts = [branch.prompt for branch in branches]
     mask_BX = layout(prompts)
-    fuses = mixture.prompts == "each report"
+    fuses = mixtures[0].prompts == "each report"
     firsts = list(accumulate((len(g.branches) for g in groups), initial=0))
-    rows_GR, scores_GR = _members(groups, firsts)
-    watched = mixture.rule == "ratio contrast"
+    watched = any(mixture.rule == "ratio contrast" for mixture in mixtures)
     steered = plan_emphasis(
         prompts,
         [branch.relevance for branch in branches],
         mask_BX,
-        rival.emphases,
+        emphases,
         backbone.layers,
         heads_of(backbone),
         plain=() if fuses else [b for b in range(len(branches)) if b not in firsts],
         watched=watched,
-        device=device,
+        device=backbone.device,
     )
     cache = prefill_batch(backbone, branches)
     suffixes = [b.suffix(embed(backbone, b.prompt, b.features)) for b in branches]
     logits_BV = run_batch(backbone, suffixes, cache, mask_BX, steered)
-    amount_G1 = torch.full((len(groups), 1), mixture.amount, device=device)
-    if watched and steered is not None and steered.probe is not None:
-        mass_BS = steered.probe.mass_BHS[-1].mean(1)[firsts[:-1]]
-        amount_G1 = (mass_BS[:, :1] / mass_BS[:, 1:].clamp(min=SMALLEST_RATIO)).to(device)
-    rule, scores_GR = RULES[mixture.rule], scores_GR.to(device)
+    ratio_G1 = None
+    if steered is not None and steered.probe is not None:
+        mass_GS = steered.probe.mass_BHS[-1].mean(1)[firsts[:-1]]
+        ratio_G1 = mass_GS[:, :1] / mass_GS[:, 1:].clamp(min=SMALLEST_RATIO)
+    rows_GR, scores_GR = (t.to(backbone.device) for t in _members(groups, firsts))
 
-    def mixed(logits_BV: Tensor) -> Tensor:
-        return rule(logits_BV[rows_GR], scores_GR, amount_G1)
+    def mixed_by(mixture: Mixture) -> Callable[[Tensor], Tensor]:
+        number_G1 = torch.full((len(groups), 1), mixture.amount, device=backbone.device)
+        if mixture.rule == "ratio contrast" and ratio_G1 is not None:
+            number_G1 = ratio_G1.to(backbone.device)
+        return lambda logits_BV: RULES[mixture.rule](logits_BV[rows_GR], scores_GR, number_G1)
 
+    group_B = torch.tensor([g for g, group in enumerate(groups) for _ in group.branches])
+    return [
+        _written(backbone, mixed_by(m), group_B, logits_BV, fork(cache), mask_BX, max_new_tokens)
+        for m in mixtures
+    ]
+
+
+def _written(
+    backbone: Backbone,
+    mixed: Callable[[Tensor], Tensor],
+    group_B: Tensor,
+    logits_BV: Tensor,
+    cache: DynamicCache,
+    mask_BX: Tensor,
+    max_new_tokens: int,
+) -> AnswerBatch:
+    """Write each group's answer greedily, by one mixture; ``cache`` is taken over."""
     first_GV = mixed(logits_BV)
     p_yes, p_no = yes_no(backbone, first_GV)
-    ids_G = first_GV.argmax(-1)
-    next_id = ids_G.cpu().numpy()
-    written: list[list[int]] = [[] for _ in groups]
-    ended = [False] * len(groups)
+    first_G = ids_G = first_GV.argmax(-1)
+    written: list[list[int]] = [[] for _ in ids_G]
+    ended = [False] * len(written)
     table = backbone.model.get_input_embeddings()
-    group_of_B = torch.tensor([g for g, group in enumerate(groups) for _ in group.branches])
     for count in range(1, max_new_tokens + 1):
         for g, token in enumerate(ids_G.tolist()):
             ended[g] = ended[g] or token in backbone.eos_ids
@@ -236,12 +299,12 @@ def _answer_chunk(
         if all(ended) or count == max_new_tokens:
             break
         mask_BX = pad(mask_BX, (0, 1), value=True)
-        embeds = table(ids_G[group_of_B.to(device)][:, None])
+        embeds = table(ids_G[group_B.to(ids_G.device)][:, None])
         ids_G = mixed(run_batch(backbone, [*embeds], cache, mask_BX)).argmax(-1)
     return AnswerBatch(
-        p_yes.float().cpu().numpy(),
-        p_no.float().cpu().numpy(),
-        next_id,
+        p_yes.cpu().numpy(),
+        p_no.cpu().numpy(),
+        first_G.cpu().numpy(),
         tuple(text_of(backbone, row, done=True) for row in written),
     )
 

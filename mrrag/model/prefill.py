@@ -210,8 +210,8 @@ def read_prefixes(
     for n in sorted(range(len(branches)), key=lambda n: -branches[n].prompt.suffix_start):
         ids, features = branches[n].prefix_ids, branches[n].features
         usable = [prefix for prefix in read if prefix.features is features]
-        best = max(usable, key=lambda prefix: _common_length(prefix.ids, ids), default=None)
-        shared = 0 if best is None else _common_length(best.ids, ids)
+        best = max(usable, key=lambda prefix: common_length(prefix.ids, ids), default=None)
+        shared = 0 if best is None else common_length(best.ids, ids)
         cache = DynamicCache() if best is None or not shared else crop(best.cache, shared)
         positions_3X, shift = positions(backbone, branches[n].prompt)
         if positions_3X is not None:
@@ -223,7 +223,8 @@ def read_prefixes(
     return [prefixes[n] for n in range(len(branches))]
 
 
-def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return with how many equal tokens two prompts begin."""
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
     return sum(1 for _ in same)
 

@@ -27,7 +27,17 @@ from mrrag.model.world import is_outside
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.mcr import retrieve
 from mrrag.study.metrics import Answers
-from mrrag.types import QueryVectors, Retrieved, Rival, Steering, Way, Weights
+from mrrag.types import (
+    PLAIN,
+    Emphasis,
+    Mixture,
+    QueryVectors,
+    Retrieved,
+    Rival,
+    Steering,
+    Way,
+    Weights,
+)
 
 BATCH = 32
 
@@ -230,28 +240,38 @@ def answer_ways(
         branch_of(pipeline, item, [r.document.report for r in found])
         for item, found in zip(items, evidence, strict=True)
     ]
-    mixtures = [isinstance(way, Rival) and way.mixture is not None for way in ways]
-    cache = None if all(mixtures) else prefill_batch(backbone, branches)
-
-    def answers(way: Way) -> AnswerBatch:
+    # Mixtures of the same prompts, under the same changes of attention, are read together.
+    mixed: dict[tuple[str, tuple[Emphasis, ...]], list[Mixture]] = {}
+    for way in ways:
         if isinstance(way, Rival) and way.mixture:
-            make = PROMPTS[way.mixture.prompts]
-            groups = [make(pipeline, i, f) for i, f in zip(items, evidence, strict=True)]
-            return answer_mixtures(backbone, groups, way, max_new_tokens=max_new_tokens)
+            mixed.setdefault((way.mixture.prompts, way.emphases), []).append(way.mixture)
+    answers: dict[Way, AnswerBatch] = {}
+    for (prompts, emphases), mixtures in mixed.items():
+        groups = [PROMPTS[prompts](pipeline, i, f) for i, f in zip(items, evidence, strict=True)]
+        batches = answer_mixtures(
+            backbone, groups, mixtures, emphases=emphases, max_new_tokens=max_new_tokens
+        )
+        answers |= {Rival(emphases, m): a for m, a in zip(mixtures, batches, strict=True)}
+    others = [way for way in ways if way not in answers]
+    cache = prefill_batch(backbone, branches) if others else None
+    for way in others:
         form = way.form if isinstance(way, Steering) else "ifa"
         weighed = [
             replace(branch, relevance=lambdas(found, form))
             for branch, found in zip(branches, evidence, strict=True)
         ]
-        if isinstance(way, Steering):
-            return answer_batch(backbone, weighed, way, cache=cache, max_new_tokens=max_new_tokens)
-        return answer_batch(
-            backbone, weighed, emphases=way.emphases, cache=cache, max_new_tokens=max_new_tokens
+        answers[way] = answer_batch(
+            backbone,
+            weighed,
+            way if isinstance(way, Steering) else PLAIN,
+            emphases=way.emphases if isinstance(way, Rival) else (),
+            cache=cache,
+            max_new_tokens=max_new_tokens,
         )
 
     outcomes = []
     for way in ways:
-        first = answers(way)
+        first = answers[way]
         yes = np.isin(first.next_id, backbone.yes_ids)
         no = np.isin(first.next_id, backbone.no_ids)
         said = np.where(yes, 1, np.where(no, 0, UNPARSED))

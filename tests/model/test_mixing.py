@@ -20,9 +20,10 @@ from mrrag.model.mixing import (
     divergence,
     plausible_contrast,
     ratio_contrast,
+    sharing,
 )
 from mrrag.model.prefill import Branch
-from mrrag.types import Emphasis, Mixture, Rival
+from mrrag.types import Emphasis, Mixture
 
 # Logits of one group: with and without.
 PAIR = torch.tensor([[2.0, 1.0, 0.0, -1.0], [1.0, 1.5, 0.5, -1.0]])[None]
@@ -122,8 +123,8 @@ def test_one_prompt_is_itself_token_by_token(
     plain = answer_batch(tiny_llava, group.branches, max_new_tokens=6)
     # Beside a group of three, so that it is padded.
     groups = [group, single(tiny_llava, features, 0, 1, 2)]
-    rival = Rival(mixture=Mixture("each report", rule, 0.5))
-    mixed = answer_mixtures(tiny_llava, groups, rival, max_new_tokens=6)
+    mixtures = [Mixture("each report", rule, 0.5)]
+    (mixed,) = answer_mixtures(tiny_llava, groups, mixtures, max_new_tokens=6)
     assert mixed.texts[0] == plain.texts[0] != ""
     if rule != "vote":
         assert mixed.p_yes[0] == pytest.approx(plain.p_yes[0], abs=1e-6)
@@ -131,12 +132,28 @@ def test_one_prompt_is_itself_token_by_token(
 
 def test_groups_together_are_groups_apart(tiny_llava: Backbone, features: Tensor) -> None:
     groups = [single(tiny_llava, features, *n) for n in ((0, 1), (2,), (1, 2, 0))]
-    rival = Rival(mixture=Mixture("each report", "score", 0.1))
-    together = answer_mixtures(tiny_llava, groups, rival, max_new_tokens=4)
-    for g, group in enumerate(groups):
-        apart = answer_mixtures(tiny_llava, [group], rival, max_new_tokens=4)
-        assert together.p_yes[g] == pytest.approx(apart.p_yes[0], abs=1e-6)
-        assert together.texts[g] == apart.texts[0]
+    mixtures = [Mixture("each report", "score", 0.1), Mixture("each report", "vote")]
+    together = answer_mixtures(tiny_llava, groups, mixtures, max_new_tokens=4)
+    for mixture, batch in zip(mixtures, together, strict=True):
+        for g, group in enumerate(groups):
+            (apart,) = answer_mixtures(tiny_llava, [group], [mixture], max_new_tokens=4)
+            assert batch.p_yes[g] == pytest.approx(apart.p_yes[0], abs=1e-6)
+            assert batch.texts[g] == apart.texts[0]
+
+
+def test_what_prompts_begin_with_is_read_once(tiny_llava: Backbone, features: Tensor) -> None:
+    group = single(tiny_llava, features, 0, 1, 2)
+    shared = sharing(group)
+    assert len({branch.prefix_ids for branch in shared}) == 1
+    assert shared[0].prompt.suffix_start > shared[0].prompt.span("image").stop
+    blind = Branch(tiny_llava.prompt(QUESTION, REPORTS, image=False))
+    apart = Group([*group.branches, blind], (0.0,) * 4)
+    assert sharing(apart) == apart.branches
+    # And the answer is as if every prompt had been read on its own.
+    mixtures = [Mixture("each report", "uniform")]
+    (mixed,) = answer_mixtures(tiny_llava, [group], mixtures)
+    alone = answer_batch(tiny_llava, group.branches)
+    assert mixed.p_yes[0] == pytest.approx(alone.p_yes.mean(), abs=1e-6)
 
 
 def with_and_without(backbone: Backbone, features: Tensor) -> Group:
@@ -153,8 +170,8 @@ def test_a_contrast_of_nothing_is_the_first_prompt(
 ) -> None:
     group = with_and_without(tiny_llava, features)
     plain = answer_batch(tiny_llava, group.branches[:1], max_new_tokens=6)
-    rival = Rival(mixture=Mixture("no reports", rule, number))
-    mixed = answer_mixtures(tiny_llava, [group], rival, max_new_tokens=6)
+    mixtures = [Mixture("no reports", rule, number)]
+    (mixed,) = answer_mixtures(tiny_llava, [group], mixtures, max_new_tokens=6)
     assert mixed.texts == plain.texts
     assert mixed.next_id == plain.next_id
 
@@ -164,8 +181,7 @@ def test_a_contrast_s_first_token_is_the_equation_and_the_prompt_without_image_w
 ) -> None:
     seen, unseen = (tiny_llava.prompt(QUESTION, REPORTS, image=image) for image in (True, False))
     group = Group([Branch(seen, features, LAMBDAS), Branch(unseen, None, LAMBDAS)], (0.0, 0.0))
-    rival = Rival(mixture=Mixture("no image", "contrast", 0.5))
-    mixed = answer_mixtures(tiny_llava, [group], rival)
+    (mixed,) = answer_mixtures(tiny_llava, [group], [Mixture("no image", "contrast", 0.5)])
     parts = (
         answer_batch(tiny_llava, group.branches[:1]),
         answer_batch(tiny_llava, group.branches[1:]),
@@ -188,10 +204,9 @@ def test_alfar_s_ratio_is_the_last_row_s_attention_in_the_last_layer(
 
     monkeypatch.setitem(RULES, "ratio contrast", noted)
     group = with_and_without(tiny_llava, features)
-    rival = Rival(mixture=Mixture("no reports", "ratio contrast"))
-    answer_mixtures(tiny_llava, [group], rival)
-    raised = Rival((Emphasis("raise", "image", 5.0),), rival.mixture)
-    answer_mixtures(tiny_llava, [group], raised)
+    mixtures = [Mixture("no reports", "ratio contrast")]
+    answer_mixtures(tiny_llava, [group], mixtures)
+    answer_mixtures(tiny_llava, [group], mixtures, emphases=(Emphasis("raise", "image", 5.0),))
     prompt = group.branches[0].prompt
     stock = tiny_llava.model
     stock.set_attn_implementation({"text_config": "eager"})
@@ -223,4 +238,4 @@ def test_what_is_not_allowed_is_refused(
 ) -> None:
     group = with_and_without(tiny_llava, features)
     with pytest.raises(SettingsError, match=says):
-        answer_mixtures(tiny_llava, [group], Rival(mixture=mixture))
+        answer_mixtures(tiny_llava, [group], [mixture])
