@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ REMEDY = (
 _WEIGHT = Number(-1000, 1000)  # as mrrag.retrieval.mcr.MAX_WEIGHT
 _STUDIES = Items(Text(pattern="[0-9a-f]{12}", what="12 hexadecimal digits"))
 _INTERVALS = Items(Row((_WEIGHT, _WEIGHT)))
-# How these values were found stands beside them, and is not read.
+STEERING_FORMS = ("ifa", "balanced")  # as mrrag.model.steering.FORMS, which needs torch
+# How these values were found stands beside them, and little of it is read.
+_TRIAL = Record(
+    {"layers": Items(Whole(0, 999), most=1000), "strength": Number(0, 10), "rows": Text(1, 100)}
+)
 _LEARNT = Record(
     {
         "weights": Record({name: _WEIGHT for name in ("alpha", "beta", "gamma")}, closed=True),
@@ -56,7 +60,10 @@ _LEARNT = Record(
         "form": Text(1, 100),
         "model": Text(1, 500),
         "adapter": Record({}, {"intervals": _INTERVALS, "used": Flag(), "studies": _STUDIES}),
-        "sweep": Record({}, {"studies": _STUDIES}),
+        "sweep": Record(
+            {},
+            {"studies": _STUDIES, "best_of_forms": Record({}, {f: _TRIAL for f in STEERING_FORMS})},
+        ),
     },
 )
 
@@ -76,6 +83,8 @@ class Learnt:
         not used.
     studies : frozenset of str
         :func:`study_digest` of every study from whose questions any of it was learnt.
+    forms : mapping
+        The setting of each form of IFA that was best on validation questions, for comparison.
     """
 
     weights: Weights
@@ -83,6 +92,7 @@ class Learnt:
     model: str = BUNDLED
     intervals: tuple[tuple[float, float], ...] = ()
     studies: frozenset[str] = frozenset()
+    forms: Mapping[str, Steering] = field(default_factory=dict)
 
 
 def load_learnt(path: Path) -> Learnt:
@@ -115,6 +125,11 @@ def load_learnt(path: Path) -> Learnt:
         model=values.get("model", BUNDLED),
         intervals=tuple(intervals) if adapter.get("used", True) else (),
         studies=frozenset((*adapter.get("studies", ()), *sweep.get("studies", ()))),
+        forms={
+            form: Steering(found["strength"], tuple(found["layers"]), found["rows"], form=form)
+            for form, found in sweep.get("best_of_forms", {}).items()
+            if form in STEERING_FORMS
+        },
     )
 
 

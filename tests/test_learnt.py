@@ -11,7 +11,16 @@ import pytest
 from mrrag.case import MAX_STRENGTH
 from mrrag.errors import ModelError
 from mrrag.files import ASSETS
-from mrrag.learnt import ALIKE, FILE, default_weights, learnt_for, load_learnt, write_learnt
+from mrrag.learnt import (
+    ALIKE,
+    FILE,
+    STEERING_FORMS,
+    default_weights,
+    learnt_for,
+    load_learnt,
+    write_learnt,
+)
+from mrrag.model.steering import FORMS
 from mrrag.types import Steering, Weights
 
 WHOLE: dict[str, Any] = {
@@ -27,8 +36,18 @@ WHOLE: dict[str, Any] = {
         "studies": ["0123456789ab"],
         "loss": "is not read",
     },
-    "sweep": {"studies": ["ba9876543210"]},
+    "sweep": {
+        "studies": ["ba9876543210"],
+        "best_of_forms": {
+            "ifa": {"layers": [4], "strength": 0.5, "rows": "question", "gains": [1]},
+            "a form of later": {},
+        },
+    },
 }
+
+
+def test_the_forms_that_can_be_read_are_those_that_there_are() -> None:
+    assert set(STEERING_FORMS) == set(FORMS)
 
 
 def test_every_value_is_read(tmp_path: Path) -> None:
@@ -37,6 +56,7 @@ def test_every_value_is_read(tmp_path: Path) -> None:
     assert learnt.weights == Weights(0.5, 0.25, -0.25)
     assert learnt.steering == Steering(2.0, (3, 5), "question+cue", form="balanced")
     assert learnt.model == "another/model"
+    assert learnt.forms == {"ifa": Steering(0.5, (4,), "question", form="ifa")}
     assert learnt.intervals == ((0, 1), (-0.5, 0.5), (0.25, 0.25))
     assert learnt.studies == {"0123456789ab", "ba9876543210"}
     (tmp_path / FILE).write_text(

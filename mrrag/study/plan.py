@@ -345,7 +345,8 @@ def _form(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cell]:
         for form, strengths in FORM_STRENGTHS.items()
         for s in strengths
     }
-    return _steered(control, {"none": PLAIN, **forms})
+    best = {f"{form}, its best": effective(steering) for form, steering in learnt.forms.items()}
+    return _steered(control, {"none": PLAIN, **best, **forms})
 
 
 def _order(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cell]:

@@ -61,6 +61,15 @@ def test_the_learnt_form_steers_everywhere_but_where_forms_are_compared() -> Non
     assert forms == {"ifa", "balanced"}
 
 
+def test_forms_are_also_compared_at_their_best() -> None:
+    paper = Steering(0.5, (4, 2), "question", form="ifa")
+    learnt = replace(LEARNT, forms={"ifa": paper})
+    plan = Plan(ablations=("form",))
+    cells = [cell for cell in cells_of(plan, learnt, 6) if cell.name == "ifa, its best"]
+    assert [cell.steering for cell in cells] == [replace(paper, layers=(2, 4))] * 2
+    assert all(cell.against == "none" for cell in cells)
+
+
 def test_a_pair_keeps_the_learnt_ratio() -> None:
     cells = cells_of(Plan(ablations=("similarities",)), LEARNT, 6)
     pair = next(c for c in cells if c.name == "image_report + question_report")
