@@ -17,6 +17,8 @@ from published import published_name, write_weights
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -26,6 +28,7 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -398,6 +401,85 @@ def stock_qwen(folder: Path) -> Any:
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
 
 
+# InternVL3, in transformers' layout
+
+
+INTERNVL_CONTROLS = [
+    *["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"],
+    "<video>",
+]
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "{{ '<IMG_CONTEXT>\n' }}{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{'<|im_end|>\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
+)
+INTERNVL_PICTURES = {
+    "crop_to_patches": False,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "size": {"height": 32, "width": 32},
+}
+
+
+def write_internvl(folder: Path) -> None:
+    n = write_tokenizer(folder, INTERNVL_CONTROLS, "<|im_end|>")
+    (folder / "chat_template.jinja").write_text(INTERNVL_TEMPLATE, encoding="utf-8")
+    config = InternVLConfig(
+        image_token_id=n - 2,
+        image_seq_length=16,
+        tie_word_embeddings=False,
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": n,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "use_sliding_window": False,
+            "bos_token_id": n - 7,
+            "eos_token_id": n - 5,
+            "initializer_range": 0.3,
+        },
+        vision_config={
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": [32, 32],
+            "patch_size": [4, 4],
+            "initializer_range": 0.2,
+        },
+    )
+    model = seeded(lambda: InternVLForConditionalGeneration(config))
+    model.generation_config.eos_token_id = n - 5
+    model.save_pretrained(folder)
+    kind = {"image_processor_type": "GotOcr2ImageProcessorFast", "max_patches": 12}
+    # Published copies differ in whether they cut pictures into tiles.
+    write_json(
+        folder / "preprocessor_config.json", INTERNVL_PICTURES | kind | {"crop_to_patches": True}
+    )
+
+
+def internvl_inputs(_: Backbone, image: Image, __: Prompt) -> Mapping[str, Any]:
+    """What its own processor makes of a square picture as one tile."""
+    grey = PIL.Image.fromarray(image.display).convert("RGB")
+    side = max(grey.size)
+    square = PIL.Image.new("RGB", (side, side), (123, 116, 103))
+    square.paste(grey, ((side - grey.width) // 2, (side - grey.height) // 2))
+    read = GotOcr2ImageProcessorPil(**INTERNVL_PICTURES)([square], return_tensors="pt")
+    return {"pixel_values": read["pixel_values"]}
+
+
+def stock_internvl(folder: Path) -> Any:
+    return InternVLForConditionalGeneration.from_pretrained(folder).eval()
+
+
 TINY: dict[str, Tiny] = {
     "huatuo-hf": Tiny(
         write_huatuo_hf,
@@ -425,5 +507,11 @@ TINY: dict[str, Tiny] = {
         qwen_inputs,
         "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n<|vision_start|>{image}"
         "<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "internvl": Tiny(
+        write_internvl,
+        stock_internvl,
+        internvl_inputs,
+        "<|im_start|>user\n<img>{image}</img>\n{text}<|im_end|>\n<|im_start|>assistant\n",
     ),
 }

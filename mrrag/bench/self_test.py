@@ -99,8 +99,9 @@ def self_test(pipeline: Pipeline) -> Iterator[Check]:
 
 def branches_of(backbone: Backbone) -> list[Branch]:
     """Return three branches about one random picture: no reports, reports, reports and IFA."""
-    features = encode_images(backbone, [picture(0)])
-    plain, rag = (backbone.prompt(QUESTION, reports) for reports in ((), REPORTS))
+    image = picture(0)
+    features, grid = encode_images(backbone, [image]), backbone.grid_of(image)
+    plain, rag = (backbone.prompt(QUESTION, reports, image=grid) for reports in ((), REPORTS))
     return [Branch(plain, features), Branch(rag, features), Branch(rag, features, RELEVANCE)]
 
 

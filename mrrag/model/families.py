@@ -18,10 +18,12 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 from transformers import (
+    InternVLForConditionalGeneration,
     LlavaForConditionalGeneration,
     Qwen2_5_VLForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
@@ -213,6 +215,30 @@ def _qwen_positions(model: Any, image: Tensor, grid: tuple[int, int] | None) -> 
     return positions[:, 0], int(shift)
 
 
+# InternVL: its own tower, whose patches are merged by pixel shuffle, and a Qwen
+
+
+def _internvl_settings(config: Any) -> Mapping[str, Any]:
+    """Leave the picture whole, as one tile."""
+    rows, columns = config.vision_config.image_size
+    return {"crop_to_patches": False, "size": {"height": rows, "width": columns}}
+
+
+def _internvl_inputs(processor: Any, pictures: Sequence[PIL.Image.Image]) -> Inputs:
+    # It stretches every picture to its tile, as SmolVLM does.
+    squares = [padded(picture, processor.image_mean) for picture in pictures]
+    return {"pixel_values": processor(squares, return_tensors="pt")["pixel_values"]}
+
+
+def _internvl_grid(config: Any, *_: Any) -> tuple[int, int]:
+    vision, ratio = config.vision_config, config.downsample_ratio
+    rows, columns = (
+        int(side // patch * ratio)
+        for side, patch in zip(vision.image_size, vision.patch_size, strict=True)
+    )
+    return rows, columns
+
+
 # model_type of a config → its family.
 FAMILIES: dict[str, Family] = {
     "llava": Family(
@@ -252,11 +278,25 @@ FAMILIES: dict[str, Family] = {
         padded=False,
         positions=_qwen_positions,
     ),
+    "internvl": Family(
+        model=InternVLForConditionalGeneration,
+        text="language_model",
+        vision=("model.vision_tower", "model.multi_modal_projector"),
+        processor=GotOcr2ImageProcessorPil,
+        settings=_internvl_settings,
+        inputs=_internvl_inputs,
+        shown=lambda _, inputs: inputs["pixel_values"][0],
+        grid=_internvl_grid,
+        image_tokens=_one_a_patch,
+        before_image="<img>",
+        after_image="</img>",
+    ),
 }
 
 # Kinds that cannot be served, and why.
 REFUSED: dict[str, str] = {
     "gemma3": "it reads the image in both directions, and most of its layers a window only",
+    "internvl_chat": "its layout is read by code of its own; take the copy whose name ends in -hf",
     "gemma4": "its layers take further embeddings of token ids, which an image does not have",
     "lfm2_vl": "most of its layers mix tokens by convolution, which cannot be steered",
     "llava_next": "it cuts pictures into tiles, whose tokens are not one grid",

@@ -475,15 +475,19 @@ def test_the_patch_under_the_pointer_reads_out_its_value(
     assert padded_square(*shape)[2] == max(shape)
 
 
-def test_the_heatmap_lies_on_its_patches(page: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("grid", "padded"), [((8, 8), True), ((4, 8), False)])
+def test_the_heatmap_lies_on_its_patches(
+    page: Any, tmp_path: Path, grid: tuple[int, int], padded: bool
+) -> None:
     rows, columns = 160, 320
     upload(page, tmp_path, make_dicom(np.zeros((rows, columns), np.uint8)))
     page.click("[data-do=actual]")
     # A heatmap of one hot patch, as the server would send it.
-    values = np.zeros((8, 8))
+    values = np.zeros(grid)
     values[3, 5] = 1.0
     heat = {
-        "grid": [8, 8], "layer": 0, "before": [0.0] * 64, "after": values.ravel().tolist(),
+        "grid": grid, "padded": padded, "layer": 0,
+        "before": [0.0] * values.size, "after": values.ravel().tolist(),
         "top": 1.0, "swing": 1.0, "sequential": [[0, "#000000"], [1, "#ffffff"]],
         "diverging": [[0, "#000000"], [1, "#ffffff"]],
     }  # fmt: skip
@@ -495,7 +499,7 @@ def test_the_heatmap_lies_on_its_patches(page: Any, tmp_path: Path) -> None:
     page.select_option(".heat-tools select", "after")
     page.locator(".opacity input").fill("100")
     canvas = screen(page)[..., 0]
-    box = patch_box(3, 5, (8, 8), rows, columns)
+    box = patch_box(3, 5, grid, rows, columns, padded=padded)
     assert box is not None
     y = (canvas.shape[0] - rows) // 2
     x = round((canvas.shape[1] - columns) / 2)
