@@ -266,7 +266,9 @@ def _answer_chunk(
         number_G1 = torch.full((len(groups), 1), mixture.amount, device=backbone.device)
         if mixture.rule == "ratio contrast" and ratio_G1 is not None:
             number_G1 = ratio_G1.to(backbone.device)
-        return lambda logits_BV: RULES[mixture.rule](logits_BV[rows_GR], scores_GR, number_G1)
+        rule = RULES[mixture.rule]
+        # A model on several devices ends on another one than it begins.
+        return lambda logits_BV: rule(logits_BV.to(rows_GR.device)[rows_GR], scores_GR, number_G1)
 
     group_B = torch.tensor([g for g, group in enumerate(groups) for _ in group.branches])
     return [

@@ -14,7 +14,7 @@ from mrrag.study.arena import EVERY
 from mrrag.study.evaluation import answer_ways, encode_questions
 from mrrag.study.experiment import Experiment, evidence_of
 
-QUESTIONS = 16
+QUESTIONS = 8
 REPEATS = 3
 
 

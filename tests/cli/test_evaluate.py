@@ -1,0 +1,39 @@
+"""What ``evaluate`` compares follows from the names that were given."""
+
+from __future__ import annotations
+
+import pytest
+
+from mrrag.cli.evaluate import plan_of
+from mrrag.cli.main import parser
+from mrrag.study.arena import ARENA
+from mrrag.study.plan import ALL_METHODS, Plan
+
+
+def plan(*options: str) -> Plan:
+    return plan_of(parser().parse_args(["evaluate", *options]))
+
+
+def test_without_names_it_is_the_paper_s_methods_and_no_arena() -> None:
+    assert (plan().methods, plan().arena) == (ALL_METHODS, ())
+    named = plan("--methods", "rag", "mr_rag")
+    assert (named.methods, named.arena) == (("rag", "mr_rag"), ())
+
+
+def test_the_arena_is_every_rival_in_one_table() -> None:
+    every = plan("--methods", "arena")
+    assert (every.methods, every.arena) == ((), tuple(ARENA))
+
+
+def test_rivals_stand_beside_what_else_was_named() -> None:
+    some = plan("--methods", "rag", "image_image", "pai", "replug")
+    assert some.methods == ("rag", "image_image")
+    assert some.arena == ("rag", "pai", "replug")
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        plan("--methods", "opera")
+    said = capsys.readouterr().err
+    assert "opera" in said
+    assert "replug" in said
