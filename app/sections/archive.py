@@ -28,9 +28,9 @@ from mrrag.data.dicomweb import (
     fetch_thumbnail,
     find_series,
     find_studies,
-    pseudonym,
 )
 from mrrag.data.dicomweb_request import Archive
+from mrrag.data.pseudonyms import pseudonym
 from mrrag.errors import ArchiveError, SettingsError
 from mrrag.report.pictures import file_url
 

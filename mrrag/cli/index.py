@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,14 @@ from mrrag.data.fetch import OPENI
 from mrrag.errors import SettingsError
 
 if TYPE_CHECKING:
+    from mrrag.data.dicomweb_request import Archive
     from mrrag.data.records import Corpus, Record
     from mrrag.retrieval.encoders import Encoder
     from mrrag.retrieval.knowledge_base import KnowledgeBase
+    from mrrag.retrieval.open_images import ImageSource
 
+# What the address of a picture archive begins with, in --data.
+ARCHIVE = "dicomweb:"
 # What is indexed of a data set that has no training split.
 NO_TEST = "all but test"
 
@@ -77,7 +82,17 @@ def _add_index(commands: Commands) -> None:
         "several processes share the work.",
         "mrrag index --data runs/iu-xray --kb runs/kb",
     )
-    add_data(index)
+    add_data(
+        index,
+        text="data set, in any of the supported layouts; or dicomweb:URL, a picture archive "
+        "(see docs/hospital.md)",
+    )
+    index.add_argument(
+        "--reports",
+        type=Path,
+        metavar="FILE",
+        help="for an archive: table with the columns accession and report",
+    )
     index.add_argument(
         "--kb",
         type=Path,
@@ -144,7 +159,8 @@ def run_index(args: argparse.Namespace) -> None:
     spare_the_cores()
     import torch
 
-    records = records_to_index(args)
+    archive = _archive_of(args)
+    records = records_to_index(args, archive)
     directory = args.kb or args.assets / "knowledge_base"
     encoder = encoder_of(args, directory)
     process = this_process()
@@ -161,6 +177,8 @@ def run_index(args: argparse.Namespace) -> None:
         "overwrite": args.overwrite,
         "update": args.update,
     }
+    if archive is not None:
+        settings["images"] = _images_of(archive)
     built = _build(directory, records, encoder, process, settings)
     if built is None:
         return
@@ -222,7 +240,7 @@ def _build(
         )
 
 
-def records_to_index(args: argparse.Namespace) -> Sequence[Record]:
+def records_to_index(args: argparse.Namespace, archive: Archive | None = None) -> Sequence[Record]:
     """Return the records for a knowledge base: the training split's, unless told otherwise."""
     if args.kb is None:  # the bundled one, by its recipe
         from mrrag.training.data import read_data_set
@@ -230,7 +248,7 @@ def records_to_index(args: argparse.Namespace) -> Sequence[Record]:
 
         data = read_data_set(args.data)
         return [data.records[n] for n in knowledge_base_rows(data)]
-    read = read_chosen(args)
+    read = read_chosen(args) if archive is None else _read_archive(args, archive)
     splits = Counter(record.split for record in read.records)
     default = "train" if splits["train"] else NO_TEST if splits["test"] else "all"
     split = args.split or default
@@ -247,6 +265,52 @@ def records_to_index(args: argparse.Namespace) -> Sequence[Record]:
             f"{args.data} has no reports. Give --vqa to use questions and their answers instead."
         )
     return records
+
+
+def _archive_of(args: argparse.Namespace) -> Archive | None:
+    """Return the archive that ``--data`` names, or None."""
+    if not str(args.data).startswith(ARCHIVE):
+        if args.reports is not None:
+            raise SettingsError(f"--reports goes with --data {ARCHIVE}URL. Leave it out.")
+        return None
+    alone = {"--layout": args.layout, "--images": args.images, "--vqa": args.vqa}
+    unfit = [name for name, value in alone.items() if value]
+    if unfit or args.reports is None or args.kb is None:
+        raise SettingsError(
+            f"--data {ARCHIVE}URL needs --reports and --kb, and takes no --layout, --images or "
+            "--vqa."
+        )
+    from mrrag.data.dicomweb_request import archive_at, log_no_addresses
+
+    log_no_addresses()
+    # As a path, the address has lost one of its slashes.
+    address = str(args.data).removeprefix(ARCHIVE).replace(":/", "://", 1)
+    return archive_at(address, os.environ)
+
+
+def _read_archive(args: argparse.Namespace, archive: Archive) -> Corpus:
+    """Find the films of the reports, with a progress bar."""
+    from tqdm import tqdm
+
+    from mrrag.data.readers.dicomweb import read_archive
+    from mrrag.data.views import choose_views
+
+    with tqdm(desc="looking up", unit="report", mininterval=2, file=sys.stderr) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        read = read_archive(archive, args.reports, progress=progress)
+    return choose_views(read, args.views or "frontal")
+
+
+def _images_of(archive: Archive) -> ImageSource:
+    """Return how the archive's films are loaded while a knowledge base is built."""
+    from mrrag.data.dicomweb import instance_stamp, load_instance
+    from mrrag.retrieval.open_images import ImageSource
+
+    return ImageSource(partial(load_instance, archive), instance_stamp)
 
 
 def _is_of(name: str, split: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -38,8 +39,8 @@ __all__ = [
     "find_series",
     "find_studies",
     "instance_path",
+    "instance_stamp",
     "load_instance",
-    "pseudonym",
 ]
 
 MAX_STUDIES = 50  # listed of a search
@@ -52,6 +53,7 @@ THUMBNAIL_PX = 96
 # An instance comes with a few lines around it.
 ENVELOPE = 2**12
 LIST_S, FILE_S, THUMBNAIL_S = 30.0, 120.0, 10.0  # for a whole answer
+PAUSES_S = (1.0, 5.0)  # before another attempt, where nobody waits
 
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 DAY = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)")
@@ -95,11 +97,6 @@ class FoundSeries:
     description: str
     instances: tuple[str, ...]
     views: tuple[str, ...]
-
-
-def pseudonym(value: str) -> str:
-    """Return the hash by which a patient or study stands in a knowledge base; "" for none."""
-    return hashlib.sha256(value.encode()).hexdigest()[:16] if value else ""
 
 
 # ---------------------------------------------------------------- search
@@ -311,14 +308,35 @@ def fetch_instance(
 
 
 def load_instance(archive: Archive, path: Path) -> Image:
-    """Fetch and read an instance.
+    """Fetch and read an instance, again after a pause where the archive is busy or away.
 
     Raises
     ------
-    ArchiveError, ImageError
-        As :func:`fetch_instance` and :func:`mrrag.data.images.read_image`.
+    ImageError
+        If it is not read, or the archive does not give it.
+    ArchiveError
+        If the archive does not answer.
     """
-    return read_image(fetch_instance(archive, PurePosixPath(path.as_posix())))
+    for pause in PAUSES_S:
+        try:
+            return _load(archive, path)
+        except ArchiveError:
+            time.sleep(pause)
+    return _load(archive, path)
+
+
+def _load(archive: Archive, path: Path) -> Image:
+    try:
+        return read_image(fetch_instance(archive, PurePosixPath(path.as_posix())))
+    except RefusedError as error:
+        raise ImageError(str(error)) from None
+
+
+def instance_stamp(path: Path) -> tuple[int, int]:
+    """Return two numbers that stand for an instance: its UID never stands for another picture."""
+    digest = hashlib.sha256(path.as_posix().encode()).digest()
+    first, second = (int.from_bytes(digest[n : n + 8], "big") >> 1 for n in (0, 8))
+    return first, second
 
 
 def instance_path(series: FoundSeries, instance: str) -> PurePosixPath:

@@ -110,7 +110,7 @@ def log_no_addresses() -> None:
 
 
 class RefusedError(ArchiveError):
-    """The archive refused one request, as it does for what is no picture."""
+    """One request failed for what was asked, so that another one may succeed."""
 
 
 def ask(
@@ -200,13 +200,14 @@ def _slow(seconds: float) -> ArchiveError:
 
 
 def wrong(came: str) -> ArchiveError:
-    return ArchiveError(
+    """Return the error for an answer that DICOMweb does not allow."""
+    return RefusedError(
         f"The archive sent {came}. Check that --dicomweb is the address of its DICOMweb service."
     )
 
 
 def _too_much(most: int) -> ArchiveError:
-    return ArchiveError(
+    return RefusedError(
         f"The archive sent more than {most:,} bytes, which is more than is read. Choose a smaller "
         "picture, or search for less."
     )

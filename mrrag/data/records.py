@@ -15,7 +15,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Record:
-    """A document and its image file.
+    """A document and its image file, or the image's path in a picture archive.
 
     ``problems`` are the data set's own labels. ``picture`` is the number of the image among
     those that the reader found of the study, from 1 and frontal ones first; it is 1 where each

@@ -40,7 +40,7 @@ from mrrag.retrieval.draft import (
 from mrrag.retrieval.encoders import Encoder, describe_encoder
 from mrrag.retrieval.knowledge_base import DocumentTable, KnowledgeBase
 from mrrag.retrieval.manifest import DOCUMENTS, FORMAT, MANIFEST, STAMPS, VECTORS
-from mrrag.retrieval.open_images import OpenedImage, image_stamp, open_images, open_in_order
+from mrrag.retrieval.open_images import FILES, ImageSource, OpenedImage, open_images, open_in_order
 from mrrag.retrieval.place import check_free, one_build, put_in_place, stopped_in_words
 from mrrag.types import FloatArray
 
@@ -67,6 +67,8 @@ class Job:
         Records that are opened and encoded together.
     known : sequence of KnowledgeBase
         From which unchanged records are taken over without being encoded again.
+    images : ImageSource
+        Where the records' images are.
     """
 
     records: Sequence[Record]
@@ -74,6 +76,7 @@ class Job:
     thumbnail_size: int
     batch: int
     known: Sequence[KnowledgeBase] = ()
+    images: ImageSource = FILES
 
     def digest(self) -> str:
         """Return SHA-256 over all that decides what is written, except the images."""
@@ -97,6 +100,7 @@ def build_knowledge_base(
     overwrite: bool = False,
     update: bool = False,
     parts: Sequence[Path] = (),
+    images: ImageSource = FILES,
     progress: OnProgress = lambda done, total: None,
 ) -> KnowledgeBase:
     """Encode records and write them as a knowledge base, all or nothing.
@@ -123,6 +127,8 @@ def build_knowledge_base(
         time) are taken over without being encoded again.
     parts
         Further knowledge bases from which unchanged records are taken over.
+    images
+        Where the records' images are: files, unless told otherwise.
     progress
         Called with (done, total) after each batch, and at the start of a resumed build.
 
@@ -137,7 +143,7 @@ def build_knowledge_base(
     known = [KnowledgeBase.load(d, encoder) for d in ([directory] if update else []) + [*parts]]
     check_free(directory, overwrite or update)
     _check_buildable(records, encoder)
-    job = Job(records, encoder, thumbnail_size, batch, known)
+    job = Job(records, encoder, thumbnail_size, batch, known, images)
     hidden = directory.with_name(f".{directory.name}.partial")
     hidden.mkdir(parents=True, exist_ok=True)
     with one_build(directory), stopped_in_words(hidden):
@@ -259,9 +265,9 @@ def _fill(draft: Draft, job: Job, workers: int | None, progress: OnProgress) -> 
     ]
     if workers is None:
         workers = min(os.cpu_count() or 1, sum(map(len, to_open)) // 64)
-    open_batch = partial(open_images, job.encoder.prepare, job.thumbnail_size)
+    open_batch = partial(open_images, job.encoder.prepare, job.thumbnail_size, job.images)
     for rows, opened in zip(batches, open_in_order(open_batch, to_open, workers), strict=True):
-        batch = _read_batch(rows, iter(opened))
+        batch = _read_batch(rows, iter(opened), job.images)
         if batch.read:
             draft.add(batch.read, _vectors_of(batch, job.encoder))
         done += len(rows)
@@ -287,7 +293,9 @@ class _Batch:
 
 
 def _read_batch(
-    rows: Sequence[tuple[Record, Place | None]], opened: Iterator[OpenedImage]
+    rows: Sequence[tuple[Record, Place | None]],
+    opened: Iterator[OpenedImage],
+    images: ImageSource,
 ) -> _Batch:
     batch = _Batch()
     for record, place in rows:
@@ -297,7 +305,7 @@ def _read_batch(
         elif place is not None:
             base, number = place
             batch.kept[len(batch.read)] = place
-            stamp = image_stamp(record.image_path)
+            stamp = images.stamp(record.image_path)
             batch.read.append(ReadDocument(document, base.thumbnail(number), stamp))
         elif (item := next(opened)).pixels_CYX is None:
             logger.warning("Case %s is left out: %s", document.id, item.error)
@@ -341,7 +349,7 @@ def _places_to_keep(job: Job) -> Callable[[Record], Place | None]:
             i = numbers.get(record.document.id)
             if i is None or base.document(i).report != record.document.report:
                 continue
-            stamp = stamp or image_stamp(record.image_path)
+            stamp = stamp or job.images.stamp(record.image_path)
             if stamp[0] >= 0 and stamp == tuple(stamps[i].tolist()):
                 return base, i
         return None

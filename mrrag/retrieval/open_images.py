@@ -27,6 +27,17 @@ class OpenedImage(NamedTuple):
     error: str = ""
 
 
+class ImageSource(NamedTuple):
+    """Where the images of records are: how one is loaded, and what changes when it does.
+
+    Both take a record's ``image_path``, in worker processes too. A stamp is two whole numbers of
+    which the first is at least 0, or (-1, -1) where there is no image.
+    """
+
+    load: Callable[[Path], Image]
+    stamp: Callable[[Path], tuple[int, int]]
+
+
 def image_stamp(path: Path) -> tuple[int, int]:
     """Return size and time of a file; (-1, -1) if it is missing."""
     try:
@@ -36,15 +47,21 @@ def image_stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+FILES = ImageSource(load_image, image_stamp)
+
+
 def open_images(
-    prepare: Callable[[Sequence[Image]], FloatArray], size: int, paths: Sequence[Path]
+    prepare: Callable[[Sequence[Image]], FloatArray],
+    size: int,
+    images: ImageSource,
+    paths: Sequence[Path],
 ) -> list[OpenedImage]:
     """Decode, prepare and reduce images; runs in a worker process."""
     opened = []
     for path in paths:
-        stamp = image_stamp(path)
+        stamp = images.stamp(path)
         try:
-            image = load_image(path)
+            image = images.load(path)
         except ImageError as error:
             opened.append(OpenedImage(None, b"", stamp, str(error)))
         else:

@@ -17,8 +17,8 @@ from app.sections.case import choose_frame
 from app.sections.study import choose_picture
 from app.sections.visit import Visit
 from app.serve import parse_arguments
-from mrrag.data.dicomweb import pseudonym
 from mrrag.data.images import read_image
+from mrrag.data.pseudonyms import pseudonym
 
 URL = "https://pacs.example.org/dicom-web"
 

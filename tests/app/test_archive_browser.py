@@ -12,7 +12,7 @@ from browsing import OPENED, READY, SECONDS, ask
 from orthanc import PASSWORD, PATIENT, USER, Orthanc, orthanc
 
 from app.bench.server import Server, running
-from mrrag.data.dicomweb import pseudonym
+from mrrag.data.pseudonyms import pseudonym
 
 # What the page must not hold once the picker is closed, and nothing else may ever hold.
 IDENTITY = (PATIENT, "Zyxwvut", "Quirin", "ACC-1", "1951-02-03", "19510203", "2.25.1.1")

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydicom import dcmread
 
+from mrrag.data.pseudonyms import pseudonym
 from mrrag.data.readers.collector import ABSENT, Collector, corpus_of
 from mrrag.data.readers.rows import (
-    BEYOND,
     PICTURES,
-    Skip,
     absent_image,
-    cell_text,
-    csv_rows,
     find_image,
-    json_lines,
     one_line,
-    parquet_rows,
     split_name,
+    table_rows,
 )
 from mrrag.data.records import Corpus, Record
 from mrrag.data.views import view_of
@@ -76,7 +70,12 @@ def read_folder(directory: str | Path) -> Corpus:
     found = Collector[Record]()
     renamed: list[str] = []
     other_views: list[str] = []
-    for where, row in _table_rows(tables[0], found.skip) if tables else _text_rows(directory):
+    rows = (
+        table_rows(tables[0], COLUMNS, ("image", "report"), found.skip)
+        if tables
+        else _text_rows(directory)
+    )
+    for where, row in rows:
         uid = row["id"] or row["image"]
         image = find_image(directory, row["image"], renamed)
         report = "\n".join(line for t in row["report"].splitlines() if (line := one_line(t)))
@@ -124,34 +123,6 @@ def find_tables(directory: Path) -> list[Path]:
     ]
 
 
-def _table_rows(path: Path, skip: Skip) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the rows of a table with the keys of ``COLUMNS``, each with its place."""
-    raw: Iterable[tuple[str, Mapping[str, Any]]]
-    if path.suffix == ".jsonl":
-        raw = json_lines(path, skip)
-    else:
-        names = {name for names in COLUMNS.values() for name in names}
-        rows = csv_rows(path) if path.suffix == ".csv" else parquet_rows(path, names)
-        raw = ((f"row {n}", row) for n, row in enumerate(rows, start=1))
-    for where, values in raw:
-        if BEYOND in values:
-            skip(BEYOND, where)
-            continue
-        given = {name.strip().lower(): name for name in values}
-        chosen = {
-            field: next((given[name] for name in names if name in given), None)
-            for field, names in COLUMNS.items()
-        }
-        # The rows of JSON Lines need not all have the same keys.
-        if path.suffix != ".jsonl" and not (chosen["image"] and chosen["report"]):
-            raise CorpusError(
-                f"{path} has the columns {', '.join(values) or 'none'}. It needs one for the "
-                f"image ({', '.join(COLUMNS['image'])}) and one for the report "
-                f"({', '.join(COLUMNS['report'])})."
-            )
-        yield where, {f: cell_text(values[name]) if name else "" for f, name in chosen.items()}
-
-
 def _text_rows(directory: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the text files below a folder, each with the image beside it."""
     for text in sorted(directory.rglob("*.txt")):
@@ -183,8 +154,4 @@ def _dicom_header(path: Path) -> tuple[str, str, str]:
             view = str(codes[0].get("CodeMeaning") or "").strip()
     except Exception:  # pydicom raises many kinds on damaged files
         return "", "", ""
-    return _hash(patient), _hash(study), view
-
-
-def _hash(value: str) -> str:
-    return hashlib.sha256(value.encode()).hexdigest()[:16] if value else ""
+    return pseudonym(patient), pseudonym(study), view

@@ -11,7 +11,7 @@ import difflib
 import gzip
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,52 @@ def parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[Mapping[str, A
 
 
 # Cells
+
+
+def table_rows(
+    path: Path, columns: Mapping[str, Sequence[str]], required: Sequence[str], skip: Skip
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rows of a CSV, JSON Lines or Parquet table by field, each with its place.
+
+    Parameters
+    ----------
+    columns
+        Field → the lower-case column names that it may have.
+    required
+        Fields that a table must have. In JSON Lines they may be absent from a row, and are then
+        empty, as other fields are.
+    skip
+        Called with a reason and a place for a row that cannot be read.
+
+    Raises
+    ------
+    CorpusError
+        If a required column is missing, or the table cannot be read.
+    """
+    raw: Iterable[tuple[str, Mapping[str, Any]]]
+    if path.suffix == ".jsonl":
+        raw = json_lines(path, skip)
+    else:
+        names = {name for names in columns.values() for name in names}
+        rows = csv_rows(path) if path.suffix == ".csv" else parquet_rows(path, names)
+        raw = ((f"row {n}", row) for n, row in enumerate(rows, start=1))
+    for where, values in raw:
+        if BEYOND in values:
+            skip(BEYOND, where)
+            continue
+        given = {name.strip().lower(): name for name in values}
+        chosen = {
+            field: next((given[name] for name in names if name in given), None)
+            for field, names in columns.items()
+        }
+        # The rows of JSON Lines need not all have the same keys.
+        if path.suffix != ".jsonl" and not all(chosen[field] for field in required):
+            needed = (f"one for the {field} ({', '.join(columns[field])})" for field in required)
+            raise CorpusError(
+                f"{path} has the columns {', '.join(values) or 'none'}. It needs "
+                f"{' and '.join(needed)}."
+            )
+        yield where, {f: cell_text(values[name]) if name else "" for f, name in chosen.items()}
 
 
 def cell_text(value: object) -> str:
