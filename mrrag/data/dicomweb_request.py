@@ -173,7 +173,7 @@ def _in_words(error: BaseException, archive: Archive) -> Exception:
     if isinstance(error, requests.ConnectionError):
         return ArchiveError(
             "The archive cannot be reached, or broke the connection. Check that it is running "
-            "and that --dicomweb is its address; then try again."
+            "and that its address is right; then try again."
         )
     return wrong("an answer that is not DICOMweb")
 
@@ -181,14 +181,14 @@ def _in_words(error: BaseException, archive: Archive) -> Exception:
 def _refused(status: int) -> ArchiveError:
     if status in (401, 403):
         return ArchiveError(
-            f"The archive does not let this page in (HTTP {status}). Whoever runs the page sets "
+            f"The archive does not let MR-RAG in (HTTP {status}). Whoever runs the page sets "
             f"{USER} and {PASSWORD}, or {TOKEN}, and asks the archive for the right to search and "
             "retrieve."
         )
     if status in (408, 429, 503, 504):
         return ArchiveError(f"The archive is too busy to answer (HTTP {status}). Try again.")
     return RefusedError(
-        f"The archive refused the request (HTTP {status}). Check that --dicomweb is the address "
+        f"The archive refused the request (HTTP {status}). Check that the address is that "
         "of its DICOMweb service, and that it allows QIDO-RS and WADO-RS."
     )
 
@@ -202,7 +202,7 @@ def _slow(seconds: float) -> ArchiveError:
 def wrong(came: str) -> ArchiveError:
     """Return the error for an answer that DICOMweb does not allow."""
     return RefusedError(
-        f"The archive sent {came}. Check that --dicomweb is the address of its DICOMweb service."
+        f"The archive sent {came}. Check that the address is that of its DICOMweb service."
     )
 
 

@@ -113,12 +113,12 @@ def test_what_the_archive_refuses_is_a_sentence_in_the_picker(hospital: Orthanc)
     found = listed(hospital)
     wrong = replace(hospital, archive=replace(hospital.archive, password="no"))
     *_, said = actions.search(press(wrong), PATIENT, "", "", "")
-    assert "does not let this page in" in said["note"]
+    assert "does not let MR-RAG in" in said["note"]
     assert 'class="status problem"' in said["note"]
     *_, said = actions.open_study(press(wrong), found, 0)
-    assert "does not let this page in" in said["note"]
+    assert "does not let MR-RAG in" in said["note"]
     *_, (said, page) = actions.open_series(press(wrong), (), found, 0)
-    assert "does not let this page in" in said["note"]
+    assert "does not let MR-RAG in" in said["note"]
     assert page == {}
 
 

@@ -28,7 +28,7 @@ from mrrag.data.dicomweb import (
     instance_path,
     load_instance,
 )
-from mrrag.data.dicomweb_request import Archive, archive_at, ask
+from mrrag.data.dicomweb_request import Archive, archive_at, ask, log_no_addresses
 from mrrag.data.images import read_image
 from mrrag.errors import ArchiveError, SettingsError
 
@@ -141,7 +141,7 @@ def test_a_list_that_is_too_long_says_so(
 def test_a_wrong_password_is_a_sentence_without_it(
     hospital: Orthanc, changes: dict[str, str]
 ) -> None:
-    with pytest.raises(ArchiveError, match=r"not let this page in .*MRRAG_DICOMWEB_USER") as e:
+    with pytest.raises(ArchiveError, match=r"not let MR-RAG in .*MRRAG_DICOMWEB_USER") as e:
         find_studies(replace(hospital.archive, **changes), Criteria(patient=PATIENT))
     assert PATIENT not in str(e.value)
     assert "wrong" not in str(e.value)
@@ -331,6 +331,22 @@ def test_a_token_and_a_user_are_sent_as_http_asks(served: Callable) -> None:
     find_studies(replace(archive, user="u", password="p"), Criteria(patient="1"))
     find_studies(archive, Criteria(patient="1"))
     assert seen == ["Bearer abc", "Basic dTpw", None]
+
+
+def test_no_warning_of_the_libraries_tells_what_was_asked(
+    served: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warns(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(
+            b'HTTP/1.1 200 OK\r\nContent-Type: application/dicom+json\r\nWarning: 299 - "more"\r\n'
+            b"no header\r\nContent-Length: 2\r\n\r\n[]"
+        )
+
+    log_no_addresses()
+    caplog.set_level(logging.DEBUG)
+    find_studies(served(warns), Criteria(patient=PATIENT))
+    assert PATIENT not in caplog.text
+    assert not caplog.records
 
 
 def test_an_error_of_our_own_is_told_without_the_request(served: Callable) -> None:
