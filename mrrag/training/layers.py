@@ -35,7 +35,8 @@ from mrrag.study.metrics import paired_gain
 from mrrag.training.loop import cached
 from mrrag.types import PLAIN, Steering, Weights
 
-STRENGTHS = {"ifa": (0.25, 0.5, 1.0, 2.0), "balanced": (1.0, 2.0, 4.0, 8.0)}
+# Up to what the page's slider reaches.
+STRENGTHS = {"ifa": (0.25, 0.5, 1.0, 2.0), "balanced": (0.5, 1.0, 2.0, 4.0)}
 
 
 @dataclass(frozen=True)
