@@ -16,7 +16,7 @@ from mrrag.types import Weights
 # Narrower than mrrag.retrieval.mcr.MAX_K and mrrag.case.MAX_STRENGTH: no more cards than a
 # person reads, and a slider that stays fine enough.
 MAX_K = 16
-MAX_STRENGTH = 4.0
+MAX_STRENGTH = 8.0  # the strongest that find-layers tries
 WEIGHT_STEP = 0.01
 # Label → key of mrrag.model.steering.FORMS, which needs torch; a test holds them together.
 FORM_NAMES = {"As in the paper": "ifa", "Balanced": "balanced"}

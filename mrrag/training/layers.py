@@ -36,7 +36,7 @@ from mrrag.training.loop import cached
 from mrrag.types import PLAIN, Steering, Weights
 
 # Up to what the page's slider reaches.
-STRENGTHS = {"ifa": (0.25, 0.5, 1.0, 2.0), "balanced": (0.5, 1.0, 2.0, 4.0)}
+STRENGTHS = {"ifa": (0.25, 0.5, 1.0, 2.0), "balanced": (1.0, 2.0, 4.0, 8.0)}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import math
 import pytest
 from tiny_case import ABOUT, LEARNT_CONTROLS
 
-from app.sections.settings import FORM_NAMES, settings_from
+from app.sections.settings import FORM_NAMES, MAX_STRENGTH, settings_from
 from mrrag.errors import SettingsError
 from mrrag.model.steering import FORMS
+from mrrag.training.layers import STRENGTHS
 from mrrag.types import Weights
 
 
@@ -28,6 +29,10 @@ from mrrag.types import Weights
 def test_settings_outside_their_range_are_refused(control: str, value: object) -> None:
     with pytest.raises(SettingsError):
         settings_from(ABOUT, LEARNT_CONTROLS._replace(**{control: value}))
+
+
+def test_every_strength_that_is_tried_can_be_chosen_on_the_page() -> None:
+    assert max(s for strengths in STRENGTHS.values() for s in strengths) <= MAX_STRENGTH
 
 
 def test_every_form_of_ifa_can_be_chosen() -> None:
