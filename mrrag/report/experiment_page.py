@@ -171,7 +171,17 @@ def _methods(table: Mapping[str, Any]) -> Section:
 def _arena(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> list[Section]:
     """Return a section for each number and kind of irrelevant reports, plain RAG first."""
     header = [
-        *("Method", "Accuracy, %", "Lost", "Won", "p", "p, corrected", "Log loss", "Brier"),
+        *(
+            "Method",
+            "Accuracy, %",
+            "Neither yes nor no",
+            "Lost",
+            "Won",
+            "p",
+            "p, corrected",
+            "Log loss",
+            "Brier",
+        ),
         *("Reports", "Prompts", "Seconds, × RAG"),
     ]
     blocks: dict[str, list[list[object]]] = {}
@@ -192,6 +202,7 @@ def _arena(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> l
             [
                 TITLES[row["method"]],
                 _interval(row, "accuracy"),
+                row["unparsed"],
                 *tested,
                 f"{row['log_loss']:.3f}",
                 f"{row['brier']:.3f}",

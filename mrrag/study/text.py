@@ -184,7 +184,7 @@ def _arena(rows: list[Row], seconds: Mapping[str, float]) -> list[str]:
                 "",
                 f"arena, K = {row['k']}, {row['irrelevant']} irrelevant{kind}; lost and won "
                 "against RAG; p by McNemar, exact, and corrected (Holm)",
-                f"{'':36s}{'accuracy':>26s}{'lost':>6s}{'won':>5s}{'p':>10s}{'corrected':>11s}"
+                f"{'':36s}{'accuracy':>26s}{'neither':>9s}{'lost':>6s}{'won':>5s}{'p':>10s}{'corrected':>11s}"
                 f"{'log loss':>10s}{'Brier':>8s}{'reports':>9s}{'prompts':>9s}{'seconds':>9s}",
             ]
         lost, won, p, corrected = "", "", "", ""
@@ -194,8 +194,8 @@ def _arena(rows: list[Row], seconds: Mapping[str, float]) -> list[str]:
             p, corrected = f"{test['p']:.2g}", f"{test['p_holm']:.2g}"
         took = f"× {seconds[row['method']]:.2f}" if row["method"] in seconds else "-"
         lines.append(
-            f"{TITLES[row['method']]:36s}{_interval(row, 'accuracy')}{lost:>6s}{won:>5s}{p:>10s}"
-            f"{corrected:>11s}{row['log_loss']:10.3f}{row['brier']:8.3f}{row['reports']:9.1f}"
+            f"{TITLES[row['method']]:36s}{_interval(row, 'accuracy')}{row['unparsed']:9d}"
+            f"{lost:>6s}{won:>5s}{p:>10s}{corrected:>11s}{row['log_loss']:10.3f}{row['brier']:8.3f}{row['reports']:9.1f}"
             f"{row['prompts']:9d}{took:>9s}"
         )
     return lines
