@@ -357,8 +357,12 @@ def test_the_facts_of_a_knowledge_base_name_its_sources_and_what_was_learnt(
     facts = frame.base_facts(about)
     assert "MR-RAG phantom world, seed 2026 (CC0-1.0)" in facts
     assert "phantom-bitower" in facts
-    assert re.search(r"α 0\.\d\d \(0\.\d\d to 0\.\d\d\)", facts)
-    assert "95 % intervals" in facts
+    assert "α 0.33, β 0.33, γ 0.33" in facts
+    assert "intervals in brackets" not in facts
+    learnt = replace(about.base, intervals=((0.1, 0.4), (0.2, 0.4), (0.3, 0.4)))
+    facts = frame.base_facts(replace(about, base=learnt))
+    assert "α 0.33 (0.10 to 0.40)" in facts
+    assert "intervals in brackets" in facts
     manifest = json.loads((ASSETS / "knowledge_base" / "manifest.json").read_text())
     manifest["sources"] = [{"source": HOSTILE, "licence": "", "count": 1}]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))

@@ -24,7 +24,7 @@ from mrrag.errors import ImageError, MRRAGError, SettingsError
 from mrrag.pipeline import Pipeline
 
 SAMPLE = ROOT / "sample_cases" / "case-1.dcm"
-QUESTION = "Is an enlarged heart present in this image?"
+QUESTION = "Is there evidence of pulmonary edema?"
 LOGIN = ("reader", "a long secret")
 BASIC = {"Authorization": "Basic " + base64.b64encode(":".join(LOGIN).encode()).decode()}
 
@@ -198,7 +198,7 @@ def test_an_assistant_asks_with_the_login_and_is_refused_in_a_sentence(server: S
     )
     assert names == {"ask", "retrieve"}
     assert not answered.isError
-    assert "Yes, severe cardiomegaly." in answered.content[0].text
+    assert "Yes, moderate pulmonary edema." in answered.content[0].text
     assert refused.isError
     assert refused.content[0].text == "The question is empty. Type a question about the picture."
     assert server.uploads() == []

@@ -19,7 +19,7 @@ from mrrag.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "sample_cases"
-QUESTION = "Is an enlarged heart present in this image?"
+QUESTION = "Is there evidence of pulmonary edema?"
 Ask = Callable[..., tuple[int, str]]
 
 
@@ -40,10 +40,16 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        line | {"case": {n: v for n, v in line["case"].items() if n != "seconds"}} for line in lines
-    ]
+def without_seconds(value: Any, near: bool = False) -> Any:
+    """Leave out the seconds; ``near``: numbers stand for all that are alike to four digits.
+
+    Another number of threads changes the last digits.
+    """
+    if isinstance(value, dict):
+        return {n: without_seconds(v, near) for n, v in value.items() if n != "seconds"}
+    if isinstance(value, list):
+        return [without_seconds(v, near) for v in value]
+    return pytest.approx(value, abs=1e-4) if near and isinstance(value, float) else value
 
 
 @pytest.fixture
@@ -106,7 +112,7 @@ def test_a_line_holds_what_ask_prints(
     )
     assert main() == 0
     printed = {"case": json.loads(capsys.readouterr().out)}
-    assert without_seconds([{"case": line["case"]}]) == without_seconds([printed])
+    assert without_seconds(line["case"]) == without_seconds(printed["case"], near=True)
 
 
 def test_a_killed_batch_goes_on_without_loss_or_repetition(ask: Ask, tmp_path: Path) -> None:
@@ -136,7 +142,7 @@ def test_a_killed_batch_goes_on_without_loss_or_repetition(ask: Ask, tmp_path: P
     assert "of 24 rows have a line already" in said
     assert output.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
     assert ask("--batch", cases, "--output", whole, "--k", 2)[0] == 0
-    assert without_seconds(lines_of(output)) == without_seconds(lines_of(whole))
+    assert without_seconds(lines_of(output)) == without_seconds(lines_of(whole), near=True)
     done = output.read_bytes()
     assert ask("--batch", cases, "--output", output, "--k", 2)[0] == 0
     assert output.read_bytes() == done
