@@ -39,9 +39,8 @@ from mrrag.bench.random_weights import SHAPES, random_backbone
 from mrrag.errors import SettingsError
 from mrrag.model.answering import answer_branches
 from mrrag.model.backbone import Backbone, encode_images, load_backbone, pixel_values
-from mrrag.model.checkpoint import (
-    published_config,
-)
+from mrrag.model.checkpoint import published_config
+from mrrag.model.families import text_of
 from mrrag.model.prefill import Branch, right_aligned
 from mrrag.model.prompt import Prompt
 from mrrag.model.steering import align
@@ -343,7 +342,7 @@ def _step_seconds(run: Run) -> float:
 def step_bytes(case: BenchInputs, rows: int) -> int:
     """Return the bytes that a decoding step must read, on average over the answer."""
     text = case.backbone.model.config.text_config
-    modules = (case.backbone.model.model.language_model.layers, case.backbone.model.lm_head)
+    modules = (text_of(case.backbone.model).layers, case.backbone.model.lm_head)
     weights: int = sum(p.nbytes for module in modules for p in module.parameters())
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     itemsize = case.backbone.model.dtype.itemsize
