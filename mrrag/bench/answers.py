@@ -342,7 +342,8 @@ def _step_seconds(run: Run) -> float:
 def step_bytes(case: BenchInputs, rows: int) -> int:
     """Return the bytes that a decoding step must read, on average over the answer."""
     text = case.backbone.model.config.text_config
-    modules = (text_of(case.backbone.model).layers, case.backbone.model.lm_head)
+    layers: Any = text_of(case.backbone.model).layers
+    modules = (layers, case.backbone.model.lm_head)
     weights: int = sum(p.nbytes for module in modules for p in module.parameters())
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     itemsize = case.backbone.model.dtype.itemsize
