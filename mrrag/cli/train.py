@@ -362,9 +362,12 @@ def _make_bundled_retriever(args: argparse.Namespace, given: dict[str, object]) 
 def run_train_model(args: argparse.Namespace) -> None:
     """Train the bundled model."""
     from mrrag.training.data import read_data_set
+    from mrrag.training.loop import claim_run
     from mrrag.training.recipe import make_model, make_reader, make_tower, written_anew
 
     data = read_data_set(args.data)
+    # Finished stages are not repeated, so another seed would silently get this one's weights.
+    claim_run(args.runs / "model", config={}, seed=args.seed, data=data.describe())
     world = world_recipe(args.assets)
     anew = written_anew(data, world["patients"], world["seed"])
     make_tower(data, args.runs, args.vision_steps, args.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from mrrag.cli.main import main
 from mrrag.data.records import Question, Record
+from mrrag.phantom.write import write_data_set
 from mrrag.training import decoder
-from mrrag.training.data import DataSet
+from mrrag.training.data import DataSet, read_data_set
 from mrrag.training.decoder import train_describing, train_reading
 from mrrag.training.llava import build_llava
+from mrrag.training.loop import claim_run
 from mrrag.types import Document
 
 
@@ -97,3 +101,15 @@ def test_the_same_seed_gives_the_same_decoder(
 
     np.testing.assert_array_equal(weights("a", 0), weights("b", 0))
     assert not np.array_equal(weights("c", 1), weights("d", 0))
+
+
+def test_another_seed_does_not_go_on_in_the_run_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_data_set(tmp_path / "world", patients=4, seed=1, size=64, workers=1)
+    data = read_data_set(tmp_path / "world")
+    claim_run(tmp_path / "model", config={}, seed=0, data=data.describe())
+    command = ["mrrag", "train-model", "--data", str(tmp_path / "world"), "--runs", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--seed", "1"])
+    assert main() == 1
+    assert "holds another run: seed differ" in capsys.readouterr().err
