@@ -23,6 +23,8 @@ class Method:
     ----------
     title : str
         Its name in tables.
+    does : str
+        What it does, in a short sentence.
     way : Steering, Rival or None
         How it answers. A steering acts in the learnt layers and rows; None is the learnt
         steering.
@@ -35,6 +37,7 @@ class Method:
     """
 
     title: str
+    does: str
     way: Way | None = PLAIN
     reads: bool = True
     order: str = "ranked"
@@ -62,48 +65,155 @@ def _mixture(prompts: str, rule: str, amount: float = 0.0) -> Rival:
 
 
 ARENA: dict[str, Method] = {
-    "rag_off": Method("RAG off", reads=False),
-    "rag": Method("RAG (MCR)"),
-    "mr_rag": Method("MR-RAG (MCR + IFA)", None),
-    "ifa": Method("IFA as in the paper, strength 1", Steering(1.0)),
+    "rag_off": Method("RAG off", "Reads the picture and the question alone.", reads=False),
+    "rag": Method("RAG (MCR)", "Reads the reports, best first, with attention as it is."),
+    "mr_rag": Method(
+        "MR-RAG (MCR + IFA)",
+        "Reads the same reports and turns the question’s attention to the relevant ones.",
+        None,
+    ),
+    "ifa": Method(
+        "IFA as in the paper, strength 1",
+        "Raises the attention logits of each report by its relevance, in the learnt layers.",
+        Steering(1.0),
+    ),
     # Attention
-    "pai": Method("PAI", Rival((PAI_ATTENTION,), PAI_CONTRAST)),
-    "pai_attention": Method("PAI, attention alone", _emphasis(PAI_ATTENTION)),
-    "pai_contrast": Method("PAI, contrast alone", Rival(mixture=PAI_CONTRAST)),
+    "pai": Method(
+        "PAI",
+        "Looks more at the image, and takes away what would be said without it.",
+        Rival((PAI_ATTENTION,), PAI_CONTRAST),
+    ),
+    "pai_attention": Method(
+        "PAI, attention alone",
+        "Raises the image’s attention logits in the last token.",
+        _emphasis(PAI_ATTENTION),
+    ),
+    "pai_contrast": Method(
+        "PAI, contrast alone",
+        "Takes away a tenth of what would be said without the image.",
+        Rival(mixture=PAI_CONTRAST),
+    ),
     "pai_reports": Method(
         "PAI's rule on reports, by relevance",
+        "Raises the reports’ attention logits in the last token, each by its relevance.",
         _emphasis(Emphasis("raise", "relevance", 0.2, first_layer=2)),
     ),
     "pasta": Method(
         "PASTA, relevant reports",
+        "Scales attention to all but the relevant reports down to a hundredth.",
         _emphasis(Emphasis("add", "all but relevant reports", PASTA, BOTH)),
     ),
     "pasta_image": Method(
         "PASTA, image and relevant reports",
+        "Scales attention to all but the image and the relevant reports down to a hundredth.",
         _emphasis(Emphasis("add", "all but image and relevant reports", PASTA, BOTH)),
     ),
-    "spotlight": Method("SpotLight, reports", _emphasis(Emphasis("floor", "reports", 0.2, BOTH))),
-    "spotlight_image": Method("SpotLight, image", _emphasis(Emphasis("floor", "image", 0.2, BOTH))),
-    "alfar": Method("ALFAR, as in its paper", Rival(ALFAR_ATTENTION, ALFAR_CONTRAST)),
-    "alfar_code": Method("ALFAR, as in its code", Rival(mixture=ALFAR_CONTRAST)),
+    "spotlight": Method(
+        "SpotLight, reports",
+        "Raises the reports’ share of the attention to 20 % where it is lower.",
+        _emphasis(Emphasis("floor", "reports", 0.2, BOTH)),
+    ),
+    "spotlight_image": Method(
+        "SpotLight, image",
+        "Raises the image’s share of the attention to 20 % where it is lower.",
+        _emphasis(Emphasis("floor", "image", 0.2, BOTH)),
+    ),
+    "alfar": Method(
+        "ALFAR, as in its paper",
+        "Looks less at the image and more at what is asked about, then contrasts as its code does.",
+        Rival(ALFAR_ATTENTION, ALFAR_CONTRAST),
+    ),
+    "alfar_code": Method(
+        "ALFAR, as in its code",
+        "Takes away what would be said without reports, more where the image is looked at less.",
+        Rival(mixture=ALFAR_CONTRAST),
+    ),
     # Contrasts with a prompt without reports
-    "cad": Method("CAD, α = 1", _mixture("no reports", "contrast", 1.0)),
-    "cad_half": Method("CAD, α = 0.5", _mixture("no reports", "contrast", 0.5)),
-    "cad_mean": Method("CAD, α = −0.5 (a mean)", _mixture("no reports", "contrast", -0.5)),
-    "adacad": Method("AdaCAD", _mixture("no reports", "adaptive contrast")),
+    "cad": Method(
+        "CAD, α = 1",
+        "Makes twice as much of what the reports changed.",
+        _mixture("no reports", "contrast", 1.0),
+    ),
+    "cad_half": Method(
+        "CAD, α = 0.5",
+        "Makes half as much again of what the reports changed.",
+        _mixture("no reports", "contrast", 0.5),
+    ),
+    "cad_mean": Method(
+        "CAD, α = −0.5 (a mean)",
+        "Halves what the reports changed.",
+        _mixture("no reports", "contrast", -0.5),
+    ),
+    "adacad": Method(
+        "AdaCAD",
+        "Makes more of what the reports changed, the more they changed.",
+        _mixture("no reports", "adaptive contrast"),
+    ),
     # Fusions of prompts with one report each
-    "replug": Method("REPLUG, τ = 1", _mixture("each report", "score", 1.0)),
-    "replug_sharp": Method("REPLUG, τ = 0.05", _mixture("each report", "score", 0.05)),
-    "uniform": Method("Mean over reports", _mixture("each report", "uniform")),
-    "entropy": Method("Mean by entropy (LeEns)", _mixture("each report", "entropy", 1.0)),
-    "vote": Method("Vote of the reports", _mixture("each report", "vote")),
+    "replug": Method(
+        "REPLUG, τ = 1",
+        "Reads each report alone and averages the answers by score.",
+        _mixture("each report", "score", 1.0),
+    ),
+    "replug_sharp": Method(
+        "REPLUG, τ = 0.05",
+        "Reads each report alone and averages the answers, the best scores counting far more.",
+        _mixture("each report", "score", 0.05),
+    ),
+    "uniform": Method(
+        "Mean over reports",
+        "Reads each report alone and averages the answers equally.",
+        _mixture("each report", "uniform"),
+    ),
+    "entropy": Method(
+        "Mean by entropy (LeEns)",
+        "Reads each report alone and trusts the surest answers most.",
+        _mixture("each report", "entropy", 1.0),
+    ),
+    "vote": Method(
+        "Vote of the reports",
+        "Reads each report alone; each has one vote.",
+        _mixture("each report", "vote"),
+    ),
     # Which reports, and in which order
-    "best_last": Method("RAG, best report last", order="reversed"),
-    "top_report": Method("RAG, best report alone", cut="count", cut_at=1),
-    "mmed_gap": Method("MMed-RAG's cut-off, paper", cut="gap", cut_at=0.1),
-    "mmed_ratio": Method("MMed-RAG's cut-off, code", cut="ratio", cut_at=1.5),
-    "mmed_gap_ifa": Method("MMed-RAG's cut-off, then MR-RAG", None, cut="gap", cut_at=0.1),
+    "best_last": Method(
+        "RAG, best report last",
+        "Plain RAG, with the best report nearest to the question.",
+        order="reversed",
+    ),
+    "top_report": Method(
+        "RAG, best report alone",
+        "Plain RAG, with the best report and no other.",
+        cut="count",
+        cut_at=1,
+    ),
+    "mmed_gap": Method(
+        "MMed-RAG's cut-off, paper",
+        "Plain RAG, with the reports before the first steep fall of the score.",
+        cut="gap",
+        cut_at=0.1,
+    ),
+    "mmed_ratio": Method(
+        "MMed-RAG's cut-off, code",
+        "Plain RAG, with the reports whose score is close to the best.",
+        cut="ratio",
+        cut_at=1.5,
+    ),
+    "mmed_gap_ifa": Method(
+        "MMed-RAG's cut-off, then MR-RAG",
+        "MR-RAG, with the reports before the first steep fall of the score.",
+        None,
+        cut="gap",
+        cut_at=0.1,
+    ),
 }
+GROUPS = (
+    "The answers above",
+    "Attention",
+    "Contrasts with a prompt without reports",
+    "One prompt for each report",
+    "Which reports, and in which order",
+)
 RIVALS = tuple(name for name in ARENA if name not in METHODS)
 EVERY = "arena"  # the name that stands for all of them
 
@@ -113,3 +223,17 @@ def prompts_of(way: Way, k: int) -> int:
     if not isinstance(way, Rival) or way.mixture is None:
         return 1
     return max(1, k) if way.mixture.prompts == "each report" else 2
+
+
+def group_of(name: str) -> str:
+    """Return under which heading a method is offered, one of :data:`GROUPS`."""
+    method = ARENA[name]
+    rival = method.way if isinstance(method.way, Rival) else Rival()
+    prompts = rival.mixture.prompts if rival.mixture else ""
+    if name in METHODS:
+        return GROUPS[0]
+    if method.cut or method.order != "ranked":
+        return GROUPS[4]
+    if prompts == "each report":
+        return GROUPS[3]
+    return GROUPS[2] if prompts == "no reports" and not rival.emphases else GROUPS[1]
