@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -28,11 +28,14 @@ from mrrag.model.backbone import Backbone, embed
 from mrrag.model.emphasis import plan_emphasis
 from mrrag.model.prefill import (
     Branch,
+    PrefixCache,
     common_length,
     fork,
     layout,
     prefill_batch,
+    read_prefixes,
     run_batch,
+    stack,
 )
 from mrrag.types import Emphasis, Mixture
 
@@ -160,14 +163,12 @@ def answer_mixtures(
 ) -> list[AnswerBatch]:
     """Give one answer for each group of prompts, by each mixture; prompts are read once for all.
 
-    Each next token is fed to all prompts of a group.
-
     Parameters
     ----------
     mixtures
         All of the same prompts.
     emphases
-        Changes of attention: in the first prompt of a contrast, in every prompt of a fusion.
+        As of :func:`read_groups`.
 
     Raises
     ------
@@ -175,11 +176,11 @@ def answer_mixtures(
         Where a rule is unknown, or its number is not allowed.
     """
     for mixture in mixtures:
-        _check(mixture)
-    parts = [
-        _answer_chunk(backbone, chunk, mixtures, emphases, max_new_tokens)
-        for chunk in _chunks(groups)
-    ]
+        check_mixture(mixture)
+    parts = []
+    for chunk in _chunks(groups):
+        read = read_groups(backbone, chunk, mixtures, emphases=emphases)
+        parts.append([mix(backbone, read, m, max_new_tokens=max_new_tokens) for m in mixtures])
     return [
         AnswerBatch(
             np.concatenate([part.p_yes for part in of_mixture]),
@@ -191,7 +192,8 @@ def answer_mixtures(
     ]
 
 
-def _check(mixture: Mixture) -> None:
+def check_mixture(mixture: Mixture) -> None:
+    """Raise SettingsError where a mixture's rule is unknown, or its number is not allowed."""
     if mixture.rule not in RULES:
         raise SettingsError(
             f"A mixture has the rule {mixture.rule!r}. Choose one of: {', '.join(RULES)}."
@@ -229,19 +231,59 @@ def sharing(group: Group) -> list[Branch]:
     ]
 
 
-def _answer_chunk(
+@dataclass(frozen=True)
+class ReadGroups:
+    """Groups of prompts that have been read, for any number of mixtures of them.
+
+    Attributes
+    ----------
+    group_B : int64 [B]
+        The group of each prompt.
+    rows_GR, scores_GR : int64 and float32 [G, R]
+        The prompts of each group, and their scores; −∞ where it has fewer.
+    mask_BX, cache, logits_BV
+        What was read, and what follows.
+    ratio_G1 : float32 [G, 1] or None
+        The last row's attention on the image divided by that on reports, where it was recorded.
+    """
+
+    group_B: Tensor
+    rows_GR: Tensor
+    scores_GR: Tensor
+    mask_BX: Tensor
+    cache: DynamicCache = field(repr=False)
+    logits_BV: Tensor = field(repr=False)
+    ratio_G1: Tensor | None = None
+
+
+@torch.inference_mode()
+def read_groups(
     backbone: Backbone,
     groups: Sequence[Group],
     mixtures: Sequence[Mixture],
-    emphases: Sequence[Emphasis],
-    max_new_tokens: int,
-) -> list[AnswerBatch]:
-    branches = [branch for group in groups for branch in sharing(group)]
-    prompts = [branch.prompt for branch in branches]
-    mask_BX = layout(prompts)
+    *,
+    emphases: Sequence[Emphasis] = (),
+    known: PrefixCache | None = None,
+) -> ReadGroups:
+    """Read groups of prompts as one batch.
+
+    Parameters
+    ----------
+    mixtures
+        What will be made of them, all of the same prompts.
+    emphases
+        Changes of attention: in the first prompt of a contrast, in every prompt of a fusion.
+    known
+        What was read of the image and its reports before; it stays as it is.
+    """
     fuses = mixtures[0].prompts == "each report"
+    # What is known reaches further than what the prompts of a contrast share.
+    shares = fuses or known is None
+    branches = [b for group in groups for b in (sharing(group) if shares else group.branches)]
+    prompts = [branch.prompt for branch in branches]
+    embeds = [embed(backbone, b.prompt, b.features) for b in branches]
+    mask_BX = layout(prompts)
     firsts = list(accumulate((len(g.branches) for g in groups), initial=0))
-    watched = any(mixture.rule == "ratio contrast" for mixture in mixtures)
     steered = plan_emphasis(
         prompts,
         [branch.relevance for branch in branches],
@@ -250,31 +292,46 @@ def _answer_chunk(
         backbone.layers,
         heads_of(backbone),
         plain=() if fuses else [b for b in range(len(branches)) if b not in firsts],
-        watched=watched,
+        watched=any(mixture.rule == "ratio contrast" for mixture in mixtures),
         device=backbone.device,
     )
-    cache = prefill_batch(backbone, branches)
-    suffixes = [b.suffix(embed(backbone, b.prompt, b.features)) for b in branches]
+    if known is None:
+        cache = prefill_batch(backbone, branches)
+    else:
+        cache = stack([p.cache for p in read_prefixes(backbone, branches, embeds, known)])
+    suffixes = [b.suffix(rows) for b, rows in zip(branches, embeds, strict=True)]
     logits_BV = run_batch(backbone, suffixes, cache, mask_BX, steered)
     ratio_G1 = None
     if steered is not None and steered.probe is not None:
         mass_GS = steered.probe.mass_BHS[-1].mean(1)[firsts[:-1]]
         ratio_G1 = mass_GS[:, :1] / mass_GS[:, 1:].clamp(min=SMALLEST_RATIO)
     rows_GR, scores_GR = (t.to(backbone.device) for t in _members(groups, firsts))
-
-    def mixed_by(mixture: Mixture) -> Callable[[Tensor], Tensor]:
-        number_G1 = torch.full((len(groups), 1), mixture.amount, device=backbone.device)
-        if mixture.rule == "ratio contrast" and ratio_G1 is not None:
-            number_G1 = ratio_G1.to(backbone.device)
-        rule = RULES[mixture.rule]
-        # A model on several devices ends on another one than it begins.
-        return lambda logits_BV: rule(logits_BV.to(rows_GR.device)[rows_GR], scores_GR, number_G1)
-
     group_B = torch.tensor([g for g, group in enumerate(groups) for _ in group.branches])
-    return [
-        _written(backbone, mixed_by(m), group_B, logits_BV, fork(cache), mask_BX, max_new_tokens)
-        for m in mixtures
-    ]
+    return ReadGroups(group_B, rows_GR, scores_GR, mask_BX, cache, logits_BV, ratio_G1)
+
+
+@torch.inference_mode()
+def mix(
+    backbone: Backbone, read: ReadGroups, mixture: Mixture, *, max_new_tokens: int = 0
+) -> AnswerBatch:
+    """Give one answer for each group by one mixture; what was read stays as it is.
+
+    Each next token is fed to all prompts of a group.
+    """
+    rows_GR, scores_GR = read.rows_GR, read.scores_GR
+    number_G1 = torch.full((len(rows_GR), 1), mixture.amount, device=backbone.device)
+    if mixture.rule == "ratio contrast" and read.ratio_G1 is not None:
+        number_G1 = read.ratio_G1.to(backbone.device)
+    rule = RULES[mixture.rule]
+
+    def mixed(logits_BV: Tensor) -> Tensor:
+        # A model on several devices ends on another one than it begins.
+        return rule(logits_BV.to(rows_GR.device)[rows_GR], scores_GR, number_G1)
+
+    cache = fork(read.cache)
+    return _written(
+        backbone, mixed, read.group_B, read.logits_BV, cache, read.mask_BX, max_new_tokens
+    )
 
 
 def _written(
