@@ -200,7 +200,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
     ablations = ABLATIONS if args.ablations == [] else args.ablations or ()
     named = tuple(dict.fromkeys(args.methods))
     # A rival is compared with what was named of the three answers.
-    rivals = tuple(ARENA) if EVERY in named else tuple(n for n in named if n in ARENA)
+    every = tuple(n for n in ARENA if not (args.no_wrong_picture and ARENA[n].wrong_picture))
+    rivals = every if EVERY in named else tuple(n for n in named if n in ARENA)
     if not set(rivals) - set(METHODS):
         rivals = ()
     return Plan(

@@ -32,8 +32,11 @@ class Method:
         Whether it reads reports at all.
     order : str
         The order of the reports: "ranked" is best first, "reversed" best last.
-    cut, cut_at : str, float or None
-        Which reports are read, as in :class:`mrrag.study.plan.ReadingPlan`.
+    cut, cut_at, relevance, wrong_picture
+        Which reports are read, with which λ and which picture, as in
+        :class:`mrrag.study.plan.ReadingPlan`.
+    all_irrelevant : bool
+        Whether every report is drawn at random.
     """
 
     title: str
@@ -43,6 +46,9 @@ class Method:
     order: str = "ranked"
     cut: str = ""
     cut_at: float | None = None
+    relevance: str = "own"
+    wrong_picture: bool = False
+    all_irrelevant: bool = False
 
 
 PAI_ATTENTION = Emphasis("raise", "image", 0.2, first_layer=2)
@@ -206,6 +212,41 @@ ARENA: dict[str, Method] = {
         cut="gap",
         cut_at=0.1,
     ),
+    # Controls
+    "lambda_shuffled": Method(
+        "MR-RAG, λ shuffled",
+        "MR-RAG, with each report’s relevance given to another report.",
+        None,
+        relevance="shuffled",
+    ),
+    "lambda_equal": Method(
+        "MR-RAG, λ equal",
+        "MR-RAG, with the mean relevance given to every report.",
+        None,
+        relevance="equal",
+    ),
+    "mr_rag_best_last": Method(
+        "MR-RAG, best report last",
+        "MR-RAG, with the best report nearest to the question.",
+        None,
+        order="reversed",
+    ),
+    "all_irrelevant": Method(
+        "RAG, all reports irrelevant",
+        "Plain RAG, with every report drawn at random.",
+        all_irrelevant=True,
+    ),
+    "wrong_picture": Method(
+        "RAG, wrong picture",
+        "Plain RAG, shown another patient’s picture beside the same reports.",
+        wrong_picture=True,
+    ),
+    "mr_rag_wrong_picture": Method(
+        "MR-RAG, wrong picture",
+        "MR-RAG, shown another patient’s picture beside the same reports.",
+        None,
+        wrong_picture=True,
+    ),
 }
 GROUPS = (
     "The answers above",
@@ -213,6 +254,12 @@ GROUPS = (
     "Contrasts with a prompt without reports",
     "One prompt for each report",
     "Which reports, and in which order",
+    "Controls",
+)
+# Rows that only show why another row is as it is; on one case they mean nothing.
+CONTROLS = (
+    *("lambda_shuffled", "lambda_equal", "mr_rag_best_last"),
+    *("all_irrelevant", "wrong_picture", "mr_rag_wrong_picture"),
 )
 RIVALS = tuple(name for name in ARENA if name not in METHODS)
 EVERY = "arena"  # the name that stands for all of them
@@ -232,6 +279,8 @@ def group_of(name: str) -> str:
     prompts = rival.mixture.prompts if rival.mixture else ""
     if name in METHODS:
         return GROUPS[0]
+    if name in CONTROLS:
+        return GROUPS[5]
     if method.cut or method.order != "ranked":
         return GROUPS[4]
     if prompts == "each report":

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -165,6 +166,14 @@ def _ids(case: Record) -> tuple[str, str]:
 
 # Answers
 
+# Options that came later, which are left out of a key where they have no effect: the answers of
+# older run folders keep their keys.
+ADDED = {"relevance": "own"}
+
+
+def _without_added(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if name not in ADDED or value != ADDED[name]}
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -206,8 +215,9 @@ class Experiment:
     def keys(self, reading: ReadingPlan, way: Way) -> list[str]:
         """Return each question's key for a way of answering: the digest of what decides it."""
         tokens = self.plan.answer_tokens
-        head = json_sha256([FORMAT, dict(self.made_of), asdict(reading), asdict(way), tokens])
-        drawn = reading.noise > 0 or reading.order == "shuffled"
+        how = [asdict(part, dict_factory=_without_added) for part in (reading, way)]
+        head = json_sha256([FORMAT, dict(self.made_of), *how, tokens])
+        drawn = reading.noise > 0 or "shuffled" in (reading.order, reading.relevance)
         keys = []
         for i, item in enumerate(self.questions.items):
             shown = self.shown(i) if reading.wrong_picture else item
@@ -348,7 +358,25 @@ def evidence_of(
     else:
         retrieved = evidence_for(pipeline, item, weights, k, noise, seed)
     retrieved = cut_off(retrieved, weights, reading.cut, reading.cut_at)
-    return _in_order(retrieved, reading.order, seed)
+    weighed = _with_relevance(retrieved, reading.relevance, seed)
+    return _in_order(weighed, reading.order, seed)
+
+
+def _with_relevance(
+    retrieved: tuple[Retrieved, ...], whose: str, seed: int
+) -> tuple[Retrieved, ...]:
+    """Give each report its own λ, another's, or the mean; all else stays as it is."""
+    if whose == "own" or not retrieved:
+        return retrieved
+    given = np.array([(r.relevance, r.gap) for r in retrieved])
+    if whose == "shuffled":
+        given = given[np.random.default_rng(seed).permutation(len(given))]
+    else:
+        given = np.broadcast_to(given.mean(0), given.shape)
+    return tuple(
+        replace(r, relevance=relevance, gap=gap)
+        for r, (relevance, gap) in zip(retrieved, given.tolist(), strict=True)
+    )
 
 
 def _in_order(retrieved: tuple[Retrieved, ...], order: str, seed: int) -> tuple[Retrieved, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from mrrag.errors import SettingsError
 from mrrag.learnt import Learnt
-from mrrag.study.arena import ARENA, EVERY
+from mrrag.study.arena import ARENA, EVERY, Method
 from mrrag.types import METHODS, PLAIN, Steering, Way, Weights
 
 # RAG by one similarity alone.
@@ -102,6 +102,9 @@ class ReadingPlan:
     cut, cut_at : str, float or None
         The cut-off after retrieval, a key of :data:`mrrag.retrieval.selection.CUTS` or empty,
         and its threshold.
+    relevance : str
+        Which λ each report gets, as a control: "own", that of another report ("shuffled"), or
+        the mean of all ("equal").
     order : str
         "ranked", "reversed" or "shuffled".
     wrong_picture : bool
@@ -117,6 +120,7 @@ class ReadingPlan:
     kind: str = "random"
     cut: str = ""
     cut_at: float | None = None
+    relevance: str = "own"
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,19 @@ def arena_block(reading: ReadingPlan) -> str:
     return f"{EVERY}, {reading.noise} {reading.kind}" if reading.noise else EVERY
 
 
+def reading_of(method: Method, reading: ReadingPlan) -> ReadingPlan:
+    """Return what a rival reads where plain RAG reads ``reading``."""
+    read = replace(
+        reading,
+        order=method.order,
+        cut=method.cut,
+        cut_at=method.cut_at,
+        relevance=method.relevance,
+        wrong_picture=method.wrong_picture,
+    )
+    return replace(read, noise=read.k, kind="random") if method.all_irrelevant else read
+
+
 def _arena_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
     """Return plain RAG and every rival at each kind and share of irrelevant reports."""
     if not plan.arena:
@@ -238,9 +255,8 @@ def _arena_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
     for reading in noisy_readings(plan, learnt.weights, k):
         for name in dict.fromkeys(("rag", *plan.arena)):
             method = ARENA[name]
-            read = replace(reading, order=method.order, cut=method.cut, cut_at=method.cut_at)
             # Without reports nothing is irrelevant, but the row belongs to this block.
-            read = read if method.reads else ReadingPlan()
+            read = reading_of(method, reading) if method.reads else ReadingPlan()
             way = method.way
             if way is None:
                 way = effective(learnt.steering)

@@ -23,6 +23,8 @@ def test_without_names_it_is_the_paper_s_methods_and_no_arena() -> None:
 def test_the_arena_is_every_rival_in_one_table() -> None:
     every = plan("--methods", "arena")
     assert (every.methods, every.arena) == ((), tuple(ARENA))
+    without = plan("--methods", "arena", "--no-wrong-picture")
+    assert {*ARENA} - {*without.arena} == {"wrong_picture", "mr_rag_wrong_picture"}
 
 
 def test_rivals_stand_beside_what_else_was_named() -> None:

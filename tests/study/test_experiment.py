@@ -19,6 +19,7 @@ from mrrag.errors import SettingsError
 from mrrag.pipeline import Pipeline
 from mrrag.study import experiment as module
 from mrrag.study.answer_file import read_answers
+from mrrag.study.arena import ARENA
 from mrrag.study.experiment import (
     ANSWERS,
     EvalItem,
@@ -164,6 +165,20 @@ def test_the_order_of_reading_is_the_ranking_turned_round_or_shuffled() -> None:
     assert module._in_order(found, "shuffled", 3) == shuffled
 
 
+def test_relevance_is_shuffled_or_made_equal_and_nothing_else_changes() -> None:
+    found = tuple(replace(ranked(1.0 - n / 9), relevance=n / 7, gap=n / 70) for n in range(8))
+    given = {w: module._with_relevance(found, w, 3) for w in ("own", "shuffled", "equal")}
+    assert given["own"] == found
+    assert given["shuffled"] == module._with_relevance(found, "shuffled", 3) != found
+    pairs = [(r.relevance, r.gap) for r in given["shuffled"]]
+    assert sorted(pairs) == [(r.relevance, r.gap) for r in found]
+    assert [(r.relevance, r.gap) for r in given["equal"]] == [pytest.approx((0.5, 0.05))] * 8
+    for after in given.values():
+        assert [replace(r, relevance=0.0, gap=0.0) for r in after] == [
+            replace(r, relevance=0.0, gap=0.0) for r in found
+        ]
+
+
 def test_a_key_depends_on_all_that_decides_the_answer(made: Made) -> None:
     usual = make_experiment(made[0], made[1])
     other = replace(usual, made_of={"model": "other"})
@@ -216,6 +231,11 @@ def test_keys_stay_as_they_are_so_that_older_run_folders_are_read() -> None:
     assert experiment.keys(ReadingPlan(), PLAIN) == ["16699d4cdfba06e7c06604e12c29f416"]
     assert experiment.keys(noisy, ifa) == ["14b0df6fcccb50107c4eeefac2b18c00"]
     assert experiment.keys(shuffled, PLAIN) == ["50e0e5ce5add68f2684ce649a15479b2"]
+    eight, (pai, cad) = ReadingPlan(weights, 8), (ARENA[name].way for name in ("pai", "cad"))
+    assert pai is not None
+    assert cad is not None
+    assert experiment.keys(eight, pai) == ["4b61dde25e91f9547bd5ecb36ef35b37"]
+    assert experiment.keys(eight, cad) == ["26d18f1d3ae4b421444b148346f26be1"]
 
 
 def test_questions_are_chosen_by_split_and_the_rest_counted(made: Made) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from mrrag.errors import SettingsError
 from mrrag.learnt import Learnt
-from mrrag.study.arena import ARENA, RIVALS
+from mrrag.study.arena import ARENA, CONTROLS, RIVALS
 from mrrag.study.plan import (
     ABLATIONS,
     Plan,
@@ -119,13 +119,31 @@ def test_the_arena_is_a_block_for_each_kind_of_noise_with_plain_rag_first() -> N
     for block in blocks.values():
         assert block[0].name == "rag"
         assert {c.name for c in block} == {*ARENA}
-        readings = [c.reading for c in block if c.reading.weights]
+        readings = [c.reading for c in block if c.reading.weights and c.name not in CONTROLS]
         # Every method gets the same retrieved reports.
         assert len({replace(r, order="ranked", cut="", cut_at=None) for r in readings}) == 1
     assert len({c.reading for c in cells if c.name == "rag_off"}) == 1
     steered = {c.name: c.steering for c in blocks["arena"]}
     assert steered["mr_rag"] == steered["mmed_gap_ifa"] == LEARNT.steering
     assert steered["ifa"] == replace(LEARNT.steering, strength=1.0)
+
+
+def test_a_control_differs_from_its_row_in_one_thing() -> None:
+    plan = Plan(methods=(), arena=tuple(ARENA), shares=(0.5,), kinds=("distant",))
+    cells = {c.name: c for c in cells_of(plan, LEARNT, 6)}
+    mr_rag, rag = cells["mr_rag"], cells["rag"]
+    for name, read in {
+        "lambda_shuffled": replace(mr_rag.reading, relevance="shuffled"),
+        "lambda_equal": replace(mr_rag.reading, relevance="equal"),
+        "mr_rag_best_last": replace(mr_rag.reading, order="reversed"),
+        "mr_rag_wrong_picture": replace(mr_rag.reading, wrong_picture=True),
+    }.items():
+        assert cells[name] == replace(mr_rag, name=name, reading=read)
+    wrong = replace(rag.reading, wrong_picture=True)
+    assert cells["wrong_picture"] == replace(rag, name="wrong_picture", reading=wrong)
+    drawn = replace(rag.reading, noise=8, kind="random")
+    assert cells["all_irrelevant"] == replace(rag, name="all_irrelevant", reading=drawn)
+    assert {*CONTROLS} <= {*cells}
 
 
 def test_the_arena_has_plain_rag_even_where_it_was_not_named() -> None:
