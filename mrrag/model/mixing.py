@@ -12,11 +12,13 @@ V vocabulary.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
@@ -32,10 +34,8 @@ from mrrag.model.prefill import (
     common_length,
     fork,
     layout,
-    prefill_batch,
-    read_prefixes,
+    read_batch,
     run_batch,
-    stack,
 )
 from mrrag.types import Emphasis, Mixture
 
@@ -152,6 +152,22 @@ class Group:
     scores: Sequence[float]
 
 
+@dataclass(frozen=True)
+class MixedBatch(AnswerBatch):
+    """The answers of G groups of prompts by one mixture.
+
+    Attributes
+    ----------
+    seconds : float
+        For reading the prompts, which mixtures may share, and for writing the answers.
+    prompts_p_yes : tuple of float32 [R]
+        For each group, P(yes) of each of its prompts alone.
+    """
+
+    seconds: float
+    prompts_p_yes: tuple[npt.NDArray[np.float32], ...]
+
+
 @torch.inference_mode()
 def answer_mixtures(
     backbone: Backbone,
@@ -159,15 +175,16 @@ def answer_mixtures(
     mixtures: Sequence[Mixture],
     *,
     emphases: Sequence[Emphasis] = (),
+    known: PrefixCache | None = None,
     max_new_tokens: int = 0,
-) -> list[AnswerBatch]:
+) -> list[MixedBatch]:
     """Give one answer for each group of prompts, by each mixture; prompts are read once for all.
 
     Parameters
     ----------
     mixtures
         All of the same prompts.
-    emphases
+    emphases, known
         As of :func:`read_groups`.
 
     Raises
@@ -179,14 +196,16 @@ def answer_mixtures(
         check_mixture(mixture)
     parts = []
     for chunk in _chunks(groups):
-        read = read_groups(backbone, chunk, mixtures, emphases=emphases)
+        read = read_groups(backbone, chunk, mixtures, emphases=emphases, known=known)
         parts.append([mix(backbone, read, m, max_new_tokens=max_new_tokens) for m in mixtures])
     return [
-        AnswerBatch(
+        MixedBatch(
             np.concatenate([part.p_yes for part in of_mixture]),
             np.concatenate([part.p_no for part in of_mixture]),
             np.concatenate([part.next_id for part in of_mixture]),
             tuple(text for part in of_mixture for text in part.texts),
+            sum(part.seconds for part in of_mixture),
+            tuple(p_R for part in of_mixture for p_R in part.prompts_p_yes),
         )
         for of_mixture in zip(*parts, strict=True)
     ]
@@ -243,6 +262,10 @@ class ReadGroups:
         The prompts of each group, and their scores; −∞ where it has fewer.
     mask_BX, cache, logits_BV
         What was read, and what follows.
+    p_yes_B : float32 [B]
+        P(yes) of each prompt alone; on the CPU.
+    seconds : float
+        For reading.
     ratio_G1 : float32 [G, 1] or None
         The last row's attention on the image divided by that on reports, where it was recorded.
     """
@@ -253,6 +276,8 @@ class ReadGroups:
     mask_BX: Tensor
     cache: DynamicCache = field(repr=False)
     logits_BV: Tensor = field(repr=False)
+    p_yes_B: Tensor
+    seconds: float
     ratio_G1: Tensor | None = None
 
 
@@ -276,12 +301,12 @@ def read_groups(
     known
         What was read of the image and its reports before; it stays as it is.
     """
+    start = time.perf_counter()
     fuses = mixtures[0].prompts == "each report"
     # What is known reaches further than what the prompts of a contrast share.
     shares = fuses or known is None
     branches = [b for group in groups for b in (sharing(group) if shares else group.branches)]
     prompts = [branch.prompt for branch in branches]
-    embeds = [embed(backbone, b.prompt, b.features) for b in branches]
     mask_BX = layout(prompts)
     firsts = list(accumulate((len(g.branches) for g in groups), initial=0))
     steered = plan_emphasis(
@@ -295,11 +320,8 @@ def read_groups(
         watched=any(mixture.rule == "ratio contrast" for mixture in mixtures),
         device=backbone.device,
     )
-    if known is None:
-        cache = prefill_batch(backbone, branches)
-    else:
-        cache = stack([p.cache for p in read_prefixes(backbone, branches, embeds, known)])
-    suffixes = [b.suffix(rows) for b, rows in zip(branches, embeds, strict=True)]
+    cache = read_batch(backbone, branches, known)
+    suffixes = [b.suffix(embed(backbone, b.prompt, b.features)) for b in branches]
     logits_BV = run_batch(backbone, suffixes, cache, mask_BX, steered)
     ratio_G1 = None
     if steered is not None and steered.probe is not None:
@@ -307,17 +329,22 @@ def read_groups(
         ratio_G1 = mass_GS[:, :1] / mass_GS[:, 1:].clamp(min=SMALLEST_RATIO)
     rows_GR, scores_GR = (t.to(backbone.device) for t in _members(groups, firsts))
     group_B = torch.tensor([g for g, group in enumerate(groups) for _ in group.branches])
-    return ReadGroups(group_B, rows_GR, scores_GR, mask_BX, cache, logits_BV, ratio_G1)
+    p_yes_B = yes_no(backbone, logits_BV)[0].cpu()  # which waits for the device
+    seconds = time.perf_counter() - start
+    return ReadGroups(
+        group_B, rows_GR, scores_GR, mask_BX, cache, logits_BV, p_yes_B, seconds, ratio_G1
+    )
 
 
 @torch.inference_mode()
 def mix(
     backbone: Backbone, read: ReadGroups, mixture: Mixture, *, max_new_tokens: int = 0
-) -> AnswerBatch:
+) -> MixedBatch:
     """Give one answer for each group by one mixture; what was read stays as it is.
 
     Each next token is fed to all prompts of a group.
     """
+    start = time.perf_counter()
     rows_GR, scores_GR = read.rows_GR, read.scores_GR
     number_G1 = torch.full((len(rows_GR), 1), mixture.amount, device=backbone.device)
     if mixture.rule == "ratio contrast" and read.ratio_G1 is not None:
@@ -329,8 +356,13 @@ def mix(
         return rule(logits_BV.to(rows_GR.device)[rows_GR], scores_GR, number_G1)
 
     cache = fork(read.cache)
-    return _written(
+    answer = _written(
         backbone, mixed, read.group_B, read.logits_BV, cache, read.mask_BX, max_new_tokens
+    )
+    return MixedBatch(
+        *(answer.p_yes, answer.p_no, answer.next_id, answer.texts),
+        seconds=read.seconds + time.perf_counter() - start,
+        prompts_p_yes=tuple(read.p_yes_B[read.group_B == g].numpy() for g in range(len(rows_GR))),
     )
 
 

@@ -258,6 +258,20 @@ def prefill_batch(backbone: Backbone, branches: Sequence[Branch]) -> DynamicCach
     return cache
 
 
+def read_batch(
+    backbone: Backbone, branches: Sequence[Branch], known: PrefixCache | None = None
+) -> DynamicCache:
+    """Read the prefixes of many branches; one row a branch.
+
+    With ``known`` they continue from what was read of their one image before
+    (:func:`read_prefixes`), else they are read in one pass (:func:`prefill_batch`).
+    """
+    if known is None:
+        return prefill_batch(backbone, branches)
+    embeds = [embed(backbone, branch.prompt, branch.features) for branch in branches]
+    return stack([p.cache for p in read_prefixes(backbone, branches, embeds, known)])
+
+
 @torch.inference_mode()
 def run_batch(
     backbone: Backbone,
