@@ -36,7 +36,7 @@ from mrrag.model.prompt import (
     build_prompt,
     continuing,
 )
-from mrrag.model.weights import fingerprint
+from mrrag.model.weights import default_dtype, fingerprint
 from mrrag.types import Image
 
 
@@ -154,7 +154,7 @@ def load_backbone(
     Parameters
     ----------
     dtype
-        The type to compute in; by default float32 on the CPU and bfloat16 elsewhere.
+        The type to compute in; by default :func:`mrrag.model.weights.default_dtype`.
     device, vision_tower, quantize
         As in :func:`mrrag.model.checkpoint.load_model`; ``revision`` as in
         :func:`mrrag.model.checkpoint.find_checkpoint`.
@@ -171,7 +171,7 @@ def load_backbone(
     model = load_model(
         folder,
         config,
-        dtype=dtype or (torch.float32 if device == "cpu" else torch.bfloat16),
+        dtype=dtype or default_dtype(folder, device),
         device=device,
         vision_tower=vision_tower,
         quantize=quantize,

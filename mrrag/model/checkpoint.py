@@ -35,6 +35,7 @@ from mrrag.model.weights import (
     OTHERWISE,
     QUANTIZED_BYTES,
     check_room,
+    default_dtype,
     room,
     stored_config,
     tensor_sizes,
@@ -240,7 +241,7 @@ def _tower_config(name: str) -> CLIPVisionConfig:
 def check_loadable(folder: Path, *, device: str, quantize: str | None) -> None:
     """Raise ModelError where a checkpoint is damaged, of another kind, or too large."""
     read_config(folder)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = default_dtype(folder, device)
     check_room(folder.name, tensor_sizes(folder), dtype, quantize, room(device, quantize))
 
 

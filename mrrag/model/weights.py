@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +75,37 @@ def tensor_sizes(folder: Path) -> dict[str, int]:
     ModelError
         Where a file is truncated or is not a safetensors file.
     """
-    sizes = {}
+    return {name: math.prod(shape) for name, shape, _ in _tensors(folder)}
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, list[int], str]]:
+    """Yield name, shape and type of each stored tensor; the type as safetensors names it."""
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    sizes[name] = math.prod(tensors.get_slice(name).get_shape())
+                    tensor = tensors.get_slice(name)
+                    yield name, tensor.get_shape(), tensor.get_dtype()
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"{folder.name}/{file.name} is cut short or damaged ({one_line(error)}). Delete it "
                 "and download the checkpoint again."
             ) from error
-    return sizes
+
+
+def default_dtype(folder: Path, device: str) -> torch.dtype:
+    """Return the type to compute in: bfloat16 on a GPU, and on a CPU that multiplies it.
+
+    A CPU with Intel's AMX or AVX-512 BF16 reads a prompt several times as fast in bfloat16, and
+    the model takes half the memory. On a CPU, files that store float32 keep their precision.
+    """
+    if device != "cpu":
+        return torch.bfloat16
+    # Not in every PyTorch that is allowed; float32 is always right.
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    native = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
+    half = native and any(kind in ("BF16", "F16") for _, _, kind in _tensors(folder))
+    return torch.bfloat16 if half else torch.float32
 
 
 def fingerprint(folder: Path) -> str:

@@ -47,7 +47,15 @@ from mrrag.model.backbone import (
 from mrrag.model.checkpoint import KEY_MAPPINGS, find_checkpoint, read_config
 from mrrag.model.prefill import Branch
 from mrrag.model.prompt import MISTRAL_INSTRUCT, Prompt, prompt_text
-from mrrag.model.weights import bytes_needed, check_room, fingerprint, room, tensor_sizes
+from mrrag.model.weights import (
+    bytes_needed,
+    check_room,
+    default_dtype,
+    fingerprint,
+    room,
+    tensor_sizes,
+    weight_files,
+)
 from mrrag.types import LLAVA_MED, Image, Steering
 
 REPORTS = ("The heart is enlarged.", "The lungs are clear.", "There is no pneumothorax.")
@@ -586,6 +594,24 @@ def test_room_is_counted_where_the_weights_may_go(monkeypatch: pytest.MonkeyPatc
     assert room("cuda") == pytest.approx(7.2e9)
     assert room("auto", "int8") == pytest.approx(14.4e9)
     assert room("auto") == pytest.approx(14.4e9 + cpu, rel=0.2)
+
+
+def test_half_precision_is_kept_on_a_cpu_that_multiplies_it_and_nowhere_else(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(published, half)
+    for file in weight_files(half):
+        save_file({n: t.to(torch.bfloat16) for n, t in load_file(file).items()}, file)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert default_dtype(half, "cpu") is torch.bfloat16
+    assert load_backbone(half).model.dtype is torch.bfloat16
+    assert default_dtype(published, "cpu") is torch.float32
+    assert default_dtype(published, "cuda") is torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True}, raising=False)
+    assert default_dtype(half, "cpu") is torch.float32
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert default_dtype(half, "cpu") is torch.float32
 
 
 def test_the_7b_fits_a_16_gb_card_in_int8_and_an_8_gb_card_in_int4() -> None:
