@@ -259,7 +259,8 @@ class Mixture:
     ----------
     prompts : str
         "no reports" or "no image": the prompt, and the same without them. "each report": one
-        prompt for each report.
+        prompt for each report. "question twice": one prompt, with the question before the reports
+        and after them.
     rule : str
         How they become one distribution, a key of :data:`mrrag.model.mixing.RULES`.
     amount : float
@@ -287,7 +288,8 @@ class Span:
     """A named run of prompt tokens, ``start`` included and ``stop`` excluded.
 
     Names: "image", "report 1" ... "report K", "question", "cue" (the end of the user's
-    turn, from which the answer is read), "other".
+    turn, from which the answer is read), "other"; and "first question" where the question also
+    stands before the reports.
     """
 
     name: str

@@ -297,7 +297,8 @@ def _stacked(layers: Sequence[Tensor]) -> Tensor:
 def span_names(prompt: Prompt) -> tuple[str, ...]:
     """Return the distinct span names of a prompt, in the order of :class:`AttentionTrace`."""
     present = {span.name for span in prompt.spans}
-    ordered = ("image", *(s.name for s in prompt.reports), "question", "cue", "other")
+    reports = (span.name for span in prompt.reports)
+    ordered = ("image", "first question", *reports, "question", "cue", "other")
     return tuple(name for name in ordered if name in present)
 
 

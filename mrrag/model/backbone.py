@@ -117,6 +117,7 @@ class Backbone:
         *,
         image: bool | tuple[int, int] = True,
         max_report_tokens: int = MAX_REPORT_TOKENS,
+        twice: bool = False,
     ) -> Prompt:
         """Build the prompt of a question after its reports, with or without an image.
 
@@ -137,6 +138,7 @@ class Backbone:
             template=self.template,
             max_report_tokens=max_report_tokens,
             grid=(self.grid if image is True else image) or None,
+            twice=twice,
         )
 
 

@@ -1,4 +1,4 @@
-"""Rivals of IFA that change attention: PAI, PASTA, SpotLight and ALFAR.
+"""Rivals of IFA that change attention: PAI, PASTA, SpotLight, ALFAR and MAD-RAG.
 
 Each is a transform of attention logits with the signature of :mod:`mrrag.model.steering`,
 and columns of the prompt on which it acts. They act in the prompt's last tokens (question
@@ -82,13 +82,33 @@ def floor(logits: Tensor, target: Tensor, visible: Tensor) -> Tensor:
     return logits + bias_B[:, None, None, None] * span
 
 
+def mix(logits: Tensor, amount: Tensor, asked: Tensor) -> Tensor:
+    """Mix a row's attention with where the first question looks: A' = (1 − m)·A + m·Ā (MAD-RAG).
+
+    Ā is the mean, over the rows of the question that stands before the reports, of their attention
+    on the image, normalised on it. ``asked`` is True where these rows meet the image; where there
+    are none, attention stays as it is. The amount is m in every column that a row sees.
+    """
+    least = torch.finfo(logits.dtype).min
+    seen_BHQX = (amount > 0).expand_as(logits)
+    own_BHQX = logits.masked_fill(~seen_BHQX, least).softmax(-1)
+    asks_BHQX = logits.masked_fill(~asked, least).softmax(-1) * asked
+    rows_B111 = asked.any(-1, keepdim=True).sum(-2, keepdim=True).clamp(min=1)
+    first_BH1X = asks_BHQX.sum(-2, keepdim=True) / rows_B111
+    m = amount.amax(-1, keepdim=True)
+    # The softmax that follows gives back the probabilities of which these are the logarithms.
+    return torch.where(seen_BHQX, torch.log((1 - m) * own_BHQX + m * first_BH1X), logits)
+
+
 TRANSFORMS: dict[str, Transform] = {
     "raise": ifa,  # PAI's rule is IFA's: Ã' = Ã + α·|Ã|
     "add": add,
     "scale": scale,
     "scale by question": scale_by_question,
     "floor": floor,
+    "mix": mix,
 }
+SHARES = ("floor", "mix")  # whose amount is a share of the attention
 
 
 # Columns: how much of the amount each prompt token gets; float32 [tokens]
@@ -133,7 +153,13 @@ def outside_image_and_reports(prompt: Prompt, relevance: Sequence[float]) -> Ten
     return outside_reports(prompt, relevance) * (1 - image_columns(prompt, relevance))
 
 
+def every_column(prompt: Prompt, _relevance: Sequence[float]) -> Tensor:
+    """Mark every token."""
+    return torch.ones(len(prompt.ids))
+
+
 COLUMNS: dict[str, Callable[[Prompt, Sequence[float]], Tensor]] = {
+    "all": every_column,
     "image": image_columns,
     "reports": report_columns,
     "relevance": relevance_columns,
@@ -154,6 +180,20 @@ LOOKING: dict[str, Callable[[Prompt], Tensor]] = {
     "last": last_row,
     "question+cue": lambda prompt: question_rows(prompt, "question+cue"),
 }
+
+
+def first_question(prompt: Prompt) -> Tensor:
+    """Mark the question that stands before the reports; bool [tokens]."""
+    marked = torch.zeros(len(prompt.ids), dtype=torch.bool)
+    for span in prompt.spans:
+        if span.name == "first question":
+            marked[span.start : span.stop] = True
+    return marked
+
+
+def _asked_from(prompt: Prompt) -> int:
+    """Return where the first token stands that asks."""
+    return min(s.start for s in prompt.spans if s.name in ("first question", "question"))
 
 
 def plan_emphasis(
@@ -192,12 +232,12 @@ def plan_emphasis(
     Raises
     ------
     SettingsError
-        Where a name is unknown, an amount is not finite, a floor is outside 0 to 1, or a head is
-        none of the model's.
+        Where a name is unknown, an amount is not finite, a floor or a mixture's part is outside 0
+        to 1, or a head is none of the model's.
     """
     for emphasis in emphases:
         _check(emphasis, layers, heads)
-    Q = max(len(prompt.ids) - prompt.span("question").start for prompt in prompts)
+    Q = max(len(prompt.ids) - _asked_from(prompt) for prompt in prompts)
     X = mask_BX.shape[1]
     visible_BQX = mask_BX[:, None, None] & torch.ones(Q, X, dtype=torch.bool).tril(X - Q)
 
@@ -206,20 +246,23 @@ def plan_emphasis(
         values = [of(p, lam) for p, lam in zip(prompts, relevance, strict=True)]
         return align(values, mask_BX)
 
-    def rows_BQ(name: str) -> Tensor:
-        return align([LOOKING[name](p) for p in prompts], mask_BX)[:, -Q:]
+    def rows_BQ(rows: Callable[[Prompt], Tensor]) -> Tensor:
+        return align([rows(p) for p in prompts], mask_BX)[:, -Q:]
 
     def meet(rows: Tensor, columns: Tensor) -> Tensor:
         return (rows[:, :, None] * columns[:, None, :])[:, None]
 
     acts_B = torch.tensor([b not in plain for b in range(len(prompts))])
-    question_BQ = align([question_rows(p, "question") for p in prompts], mask_BX)[:, -Q:]
-    regions = {"floor": visible_BQX}
+    question_BQ = rows_BQ(lambda prompt: question_rows(prompt, "question"))
     asked_BQX = meet(question_BQ, columns_BX("reports") > 0)
+    regions = {
+        "floor": visible_BQX,
+        "mix": meet(rows_BQ(first_question), columns_BX("image") > 0),
+    }
     edits: list[Edit] = []
     for emphasis in emphases:
         # A token's amount reaches only rows that may see it.
-        lam = meet(rows_BQ(emphasis.rows), emphasis.amount * columns_BX(emphasis.columns))
+        lam = meet(rows_BQ(LOOKING[emphasis.rows]), emphasis.amount * columns_BX(emphasis.columns))
         lam = lam.where(visible_BQX & acts_B[:, None, None, None], 0)
         if not lam.any():
             continue
@@ -235,7 +278,7 @@ def plan_emphasis(
         probe = Probe(spans_BXS.to(device))
     if not edits and probe is None:
         return None
-    last_BQ = rows_BQ("last")
+    last_BQ = rows_BQ(last_row)
     return SteeredPass(last_BQ.to(device), tuple(edit.to(device) for edit in edits), probe)
 
 
@@ -263,10 +306,10 @@ def _check(emphasis: Emphasis, layers: int, heads: int) -> None:
                 f"A change of attention names {name!r}. Choose one of: {', '.join(known)}."
             )
     amount = torch.tensor(emphasis.amount)
-    if not amount.isfinite() or (emphasis.transform == "floor" and not 0 <= amount < 1):
+    if not amount.isfinite() or (emphasis.transform in SHARES and not 0 <= amount < 1):
         raise SettingsError(
             f"A change of attention has the amount {emphasis.amount}. It must be finite, and for "
-            "a floor at least 0 and below 1."
+            "a floor or a mix at least 0 and below 1."
         )
     for layer, head in emphasis.heads:
         if not (0 <= layer < layers and 0 <= head < heads):

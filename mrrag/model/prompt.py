@@ -70,7 +70,8 @@ class Prompt:
     ----------
     suffix_start : int
         ``ids[:suffix_start]`` is the prefix (image and reports). It does not depend on the
-        question, so it is read once; the rest is the question and its cue.
+        question, so it is read once; the rest is the question and its cue. Where the question
+        stands twice, the prefix ends before the first.
     notes : tuple of str
         Which reports were shortened.
     grid : (rows, columns) or None
@@ -141,6 +142,7 @@ def build_prompt(
     template: Template = MISTRAL_INSTRUCT,
     max_report_tokens: int = MAX_REPORT_TOKENS,
     grid: tuple[int, int] | None = None,
+    twice: bool = False,
 ) -> Prompt:
     """Build the ids of one branch.
 
@@ -157,6 +159,9 @@ def build_prompt(
         Longer reports are cut to this length, and a note says so.
     grid
         Rows and columns of the image's patches, for whoever shows attention.
+    twice
+        Whether the question also stands before the reports, as the span "first question"
+        (MAD-RAG).
 
     Raises
     ------
@@ -186,7 +191,12 @@ def build_prompt(
     add("other", opening + begin(template.opening))
     add("image", [image_token_id] * image_tokens)
     # LLaVA splits its text at the image, so the text after it starts anew.
-    add("other", begin(template.after_image + (REPORTS_HEADING if reports else "")))
+    heading = REPORTS_HEADING if reports else ""
+    add("other", begin(template.after_image + ("" if twice else heading)))
+    before_question = len(ids)
+    if twice:
+        add("first question", go_on(question))
+        add("other", go_on("\n" + heading))
     for k, report in enumerate(reports, start=1):
         tokens = go_on(plain_text(report, tokenizer, template))
         if len(tokens) > max_report_tokens:
@@ -195,7 +205,7 @@ def build_prompt(
         add("other", go_on(f"{k}. "))
         add(f"report {k}", tokens)
         add("other", go_on("\n"))
-    suffix_start = len(ids)
+    suffix_start = before_question if twice else len(ids)
     add("question", go_on(question))
     add("cue", go_on(template.cue))
     return Prompt(tuple(ids), tuple(spans), suffix_start, tuple(notes), grid)

@@ -70,6 +70,9 @@ def _mixture(prompts: str, rule: str, amount: float = 0.0) -> Rival:
     return Rival(mixture=Mixture(prompts, rule, amount))
 
 
+# One prompt, whose mean is itself.
+TWICE = _mixture("question twice", "uniform")
+
 ARENA: dict[str, Method] = {
     "rag_off": Method("RAG off", "Reads the picture and the question alone.", reads=False),
     "rag": Method("RAG (MCR)", "Reads the reports, best first, with attention as it is."),
@@ -212,6 +215,17 @@ ARENA: dict[str, Method] = {
         cut="gap",
         cut_at=0.1,
     ),
+    # Prompt
+    "mad_prompt": Method(
+        "MAD-RAG, prompt alone",
+        "Plain RAG, with the question also before the reports.",
+        TWICE,
+    ),
+    "mad": Method(
+        "MAD-RAG",
+        "Asks before the reports, too, and mixes in where that question looks in the image.",
+        Rival((Emphasis("mix", "all", 0.5),), TWICE.mixture),
+    ),
     # Controls
     "lambda_shuffled": Method(
         "MR-RAG, λ shuffled",
@@ -254,6 +268,7 @@ GROUPS = (
     "Contrasts with a prompt without reports",
     "One prompt for each report",
     "Which reports, and in which order",
+    "Prompt, beams and head outputs",
     "Controls",
 )
 # Rows that only show why another row is as it is; on one case they mean nothing.
@@ -269,7 +284,7 @@ def prompts_of(way: Way, k: int) -> int:
     """Return how many prompts are read for one answer after k reports."""
     if not isinstance(way, Rival) or way.mixture is None:
         return 1
-    return max(1, k) if way.mixture.prompts == "each report" else 2
+    return {"each report": max(1, k), "question twice": 1}.get(way.mixture.prompts, 2)
 
 
 def group_of(name: str) -> str:
@@ -280,9 +295,11 @@ def group_of(name: str) -> str:
     if name in METHODS:
         return GROUPS[0]
     if name in CONTROLS:
-        return GROUPS[5]
+        return GROUPS[6]
     if method.cut or method.order != "ranked":
         return GROUPS[4]
     if prompts == "each report":
         return GROUPS[3]
+    if prompts == "question twice":
+        return GROUPS[5]
     return GROUPS[2] if prompts == "no reports" and not rival.emphases else GROUPS[1]

@@ -210,10 +210,19 @@ def each_report(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved
     return Group(branches, [r.gap for r in found])
 
 
+def question_twice(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved]) -> Group:
+    """Return one prompt, with the question before the reports and after them (MAD-RAG)."""
+    reports = [r.document.report for r in found]
+    asked, grid = item.question.question, item.grid or True
+    prompt = pipeline.backbone.prompt(asked, reports, image=grid, twice=True)
+    return Group([Branch(prompt, item.features)], (0.0,))
+
+
 PROMPTS: dict[str, Callable[[Pipeline, EncodedItem, Sequence[Retrieved]], Group]] = {
     "no reports": without_reports,
     "no image": without_image,
     "each report": each_report,
+    "question twice": question_twice,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_llava import LAMBDAS, REPORTS, make
+from tiny_llava import LAMBDAS, QUESTION, REPORTS, make
 from torch import Tensor
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -22,6 +22,7 @@ from mrrag.model.emphasis import (
     TRANSFORMS,
     add,
     floor,
+    mix,
     plan_emphasis,
     scale,
     scale_by_question,
@@ -108,6 +109,24 @@ def test_alfar_s_equations_with_either_sign() -> None:
     expected = [0.3, 1.0, -0.4 * (1 + 0.4 * weight), 2.0 * (1 + 0.4 * (1 - weight))]
     assert raised[0, 0, 1].tolist() == pytest.approx(expected)
     assert torch.equal(raised[0, 0, 0], logits[0, 0, 0])
+
+
+def test_mad_s_mixture_is_of_probabilities_and_rows_sum_to_one() -> None:
+    logits = torch.randn(1, 2, 4, 6, generator=torch.Generator().manual_seed(0)) * 2
+    asked = torch.zeros(1, 1, 4, 6, dtype=torch.bool)
+    asked[:, :, :2, 1:3] = True  # rows 0 and 1 ask about columns 1 and 2, the image
+    amount = torch.zeros(1, 1, 4, 6)
+    amount[:, :, 3, :5] = 0.25  # row 3 sees all but the last column
+    mixed = mix(logits, amount, asked)
+    assert torch.equal(mixed[:, :, :3], logits[:, :, :3])
+    first = torch.zeros(1, 2, 5)
+    first[..., 1:3] = logits[:, :, :2, 1:3].softmax(-1).mean(2)
+    own = logits[:, :, 3, :5].softmax(-1)
+    after = mixed[:, :, 3, :5].softmax(-1)
+    torch.testing.assert_close(after, 0.75 * own + 0.25 * first)
+    # Where nothing was asked before, the row looks where it looked.
+    plain = mix(logits, amount, torch.zeros_like(asked))[:, :, 3, :5]
+    torch.testing.assert_close(plain.softmax(-1), own)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values())
@@ -224,6 +243,40 @@ def test_a_rival_equals_a_dense_reference(
     assert abs((after - before)[yes].sum().item()) > 1e-4
 
 
+def test_mad_equals_a_dense_reference(
+    tiny_llava: Backbone, reference: LlavaForConditionalGeneration, features: Tensor
+) -> None:
+    prompt = tiny_llava.prompt(QUESTION, REPORTS[:1], twice=True)
+    image, asks = prompt.span("image"), prompt.span("first question")
+
+    def change(_layer: int, logits: Tensor) -> Tensor:
+        on_image = slice(image.start, image.stop)
+        own = 0.4 * logits[:, :, -1].softmax(-1)
+        look = logits[:, :, asks.start : asks.stop, on_image].softmax(-1).mean(2)
+        own[..., on_image] += 0.6 * look
+        logits[:, :, -1] = own.log()
+        return logits
+
+    options = {"inputs_embeds": embed(tiny_llava, prompt, features)[None]}
+    with torch.inference_mode():
+        after, before = (
+            reference(**options, **more).logits[0, -1].softmax(-1)
+            for more in ({"change": change}, {})
+        )
+    yes = list(tiny_llava.yes_ids)
+    # Beside a longer prompt and one where the question stands once.
+    longer = tiny_llava.prompt(QUESTION, REPORTS, twice=True)
+    branches = [
+        Branch(p, features, (0.0,) * len(p.reports)) for p in (prompt, longer, make(tiny_llava))
+    ]
+    emphasis = Emphasis("mix", "all", 0.6)
+    mixed, plain = (answer_batch(tiny_llava, branches, emphases=e) for e in ((emphasis,), ()))
+    assert mixed.p_yes[0] == pytest.approx(after[yes].sum().item(), abs=1e-5)
+    assert plain.p_yes[0] == pytest.approx(before[yes].sum().item(), abs=1e-5)
+    assert abs(mixed.p_yes[0] - plain.p_yes[0]) > 1e-4
+    assert mixed.p_yes[2] == pytest.approx(plain.p_yes[2], abs=1e-6)
+
+
 def test_only_the_named_head_changes() -> None:
     def rand(*shape: int, seed: int) -> Tensor:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -275,6 +328,7 @@ def test_prompts_that_are_left_plain_are_untouched(tiny_llava: Backbone, feature
         (Emphasis("add", "image", 1.0, "first"), "'first'"),
         (Emphasis("add", "image", math.nan), "finite"),
         (Emphasis("floor", "image", 1.5), "below 1"),
+        (Emphasis("mix", "all", 1.0), "below 1"),
         (Emphasis("add", "image", 1.0, heads=((0, 4),)), "heads 0 to 3"),
     ],
 )

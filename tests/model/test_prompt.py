@@ -126,3 +126,18 @@ def test_a_long_report_is_cut_with_a_note(tiny_llava: Backbone) -> None:
     assert len(prompt.notes) == 3
     assert prompt.notes[0].startswith("Report 1 was cut from ")
     assert not make(tiny_llava).notes
+
+
+def test_a_question_asked_twice_stands_before_the_reports_and_the_prefix_ends_there(
+    tiny_llava: Backbone,
+) -> None:
+    once, twice = make(tiny_llava), tiny_llava.prompt(QUESTION, REPORTS, twice=True)
+    spans = {span.name: span for span in twice.spans}
+    first, last = spans["first question"], spans["question"]
+    words = [twice.ids[s.start : s.stop] for s in (first, last)]
+    assert (
+        words[0] == words[1] == once.ids[once.span("question").start : once.span("question").stop]
+    )
+    assert spans["image"].stop < first.start == twice.suffix_start < spans["report 1"].start
+    assert [s.name for s in twice.reports] == [s.name for s in once.reports]
+    assert [s.start for s in twice.spans[1:]] == [s.stop for s in twice.spans[:-1]]

@@ -106,6 +106,7 @@ def test_what_was_read_is_counted(result: dict[str, Any]) -> None:
     assert (read["replug"]["reports"], read["replug"]["prompts"]) == (3, 3)
     assert (read["top_report"]["reports"], read["top_report"]["prompts"]) == (1, 1)
     assert read["cad"]["prompts"] == read["pai"]["prompts"] == 2
+    assert (read["mad"]["reports"], read["mad"]["prompts"]) == (3, 1)
     assert prompts_of(PLAIN, 8) == 1
 
 
