@@ -357,9 +357,22 @@ def evidence_of(
         retrieved = hard_noise(base, item, weights, k, noise, reading.kind, seed)
     else:
         retrieved = evidence_for(pipeline, item, weights, k, noise, seed)
-    retrieved = cut_off(retrieved, weights, reading.cut, reading.cut_at)
-    weighed = _with_relevance(retrieved, reading.relevance, seed)
-    return _in_order(weighed, reading.order, seed)
+    return as_read(retrieved, weights, reading, seed)
+
+
+def as_read(
+    retrieved: Sequence[Retrieved],
+    weights: Weights,
+    reading: ReadingPlan,
+    seed: int = 0,
+    pinned_ids: Collection[str] = (),
+) -> tuple[Retrieved, ...]:
+    """Return which of the retrieved reports a prompt holds, with which λ and in which order.
+
+    ``weights`` are those by which they were retrieved; pinned reports are never cut off.
+    """
+    kept = cut_off(retrieved, weights, reading.cut, reading.cut_at, pinned_ids=pinned_ids)
+    return _in_order(_with_relevance(kept, reading.relevance, seed), reading.order, seed)
 
 
 def _with_relevance(

@@ -247,6 +247,15 @@ def reading_of(method: Method, reading: ReadingPlan) -> ReadingPlan:
     return replace(read, noise=read.k, kind="random") if method.all_irrelevant else read
 
 
+def way_of(method: Method, steering: Steering) -> Way:
+    """Return how a rival answers where MR-RAG is steered by ``steering``."""
+    if method.way is None:
+        return effective(steering)
+    if isinstance(method.way, Steering) and method.way.strength:
+        return effective(replace(method.way, layers=steering.layers, rows=steering.rows))
+    return method.way
+
+
 def _arena_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
     """Return plain RAG and every rival at each kind and share of irrelevant reports."""
     if not plan.arena:
@@ -257,12 +266,7 @@ def _arena_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
             method = ARENA[name]
             # Without reports nothing is irrelevant, but the row belongs to this block.
             read = reading_of(method, reading) if method.reads else ReadingPlan()
-            way = method.way
-            if way is None:
-                way = effective(learnt.steering)
-            elif isinstance(way, Steering) and way.strength:
-                where = learnt.steering
-                way = effective(replace(way, layers=where.layers, rows=where.rows))
+            way = way_of(method, learnt.steering)
             cells.append(Cell(arena_block(reading), name, k, read, way, "rag"))
     return cells
 
