@@ -7,12 +7,14 @@ decided elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from mrrag.data.images import load_image
@@ -21,7 +23,7 @@ from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.model.answering import AnswerBatch, answer_batch
 from mrrag.model.backbone import encode_each
 from mrrag.model.mixing import Group, answer_mixtures
-from mrrag.model.prefill import Branch, prefill_batch
+from mrrag.model.prefill import Branch, PrefixCache, read_batch
 from mrrag.model.steering import lambdas
 from mrrag.model.world import is_outside
 from mrrag.pipeline import Pipeline
@@ -47,6 +49,19 @@ Ticker = Callable[[Iterable[Any], int, str], Iterable[Any]]
 def no_ticker(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
     """Return the items without a progress bar."""
     return items
+
+
+class Asked(Protocol):
+    """What prompts are made of: a question, and its picture as the language model reads it."""
+
+    @property
+    def question(self) -> Question: ...
+
+    @property
+    def features(self) -> Tensor | None: ...
+
+    @property
+    def grid(self) -> tuple[int, int] | None: ...
 
 
 @dataclass(frozen=True)
@@ -173,33 +188,34 @@ def evidence_for(
     )
 
 
-def branch_of(pipeline: Pipeline, item: EncodedItem, reports: Sequence[str]) -> Branch:
+def branch_of(pipeline: Pipeline, item: Asked, reports: Sequence[str]) -> Branch:
     """Return the branch that the page would run for this question and these reports."""
-    prompt = pipeline.backbone.prompt(item.question.question, reports, image=item.grid or True)
+    image = item.grid or item.features is not None
+    prompt = pipeline.backbone.prompt(item.question.question, reports, image=image)
     return Branch(prompt, item.features)
 
 
 # The prompts that a mixture makes one answer of
 
 
-def _weighed(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved]) -> Branch:
+def _weighed(pipeline: Pipeline, item: Asked, found: Sequence[Retrieved]) -> Branch:
     branch = branch_of(pipeline, item, [r.document.report for r in found])
     return replace(branch, relevance=lambdas(found, "ifa"))
 
 
-def without_reports(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved]) -> Group:
+def without_reports(pipeline: Pipeline, item: Asked, found: Sequence[Retrieved]) -> Group:
     """Return the prompt with all reports, and the one without any."""
     return Group([_weighed(pipeline, item, found), branch_of(pipeline, item, ())], (0.0, 0.0))
 
 
-def without_image(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved]) -> Group:
+def without_image(pipeline: Pipeline, item: Asked, found: Sequence[Retrieved]) -> Group:
     """Return the prompt with the image, and the one without it."""
     reports = [r.document.report for r in found]
     blind = pipeline.backbone.prompt(item.question.question, reports, image=False)
     return Group([_weighed(pipeline, item, found), Branch(blind)], (0.0, 0.0))
 
 
-def each_report(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved]) -> Group:
+def each_report(pipeline: Pipeline, item: Asked, found: Sequence[Retrieved]) -> Group:
     """Return a prompt for each report, with its score in cosine; without reports one prompt.
 
     ``gap`` is the score less a constant, which a softmax does not notice.
@@ -210,15 +226,15 @@ def each_report(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved
     return Group(branches, [r.gap for r in found])
 
 
-def question_twice(pipeline: Pipeline, item: EncodedItem, found: Sequence[Retrieved]) -> Group:
+def question_twice(pipeline: Pipeline, item: Asked, found: Sequence[Retrieved]) -> Group:
     """Return one prompt, with the question before the reports and after them (MAD-RAG)."""
     reports = [r.document.report for r in found]
-    asked, grid = item.question.question, item.grid or True
+    asked, grid = item.question.question, item.grid or item.features is not None
     prompt = pipeline.backbone.prompt(asked, reports, image=grid, twice=True)
     return Group([Branch(prompt, item.features)], (0.0,))
 
 
-PROMPTS: dict[str, Callable[[Pipeline, EncodedItem, Sequence[Retrieved]], Group]] = {
+PROMPTS: dict[str, Callable[[Pipeline, Asked, Sequence[Retrieved]], Group]] = {
     "no reports": without_reports,
     "no image": without_image,
     "each report": each_report,
@@ -236,40 +252,61 @@ def answer_ways(
 ) -> list[Outcome]:
     """Answer a batch in several ways, reading images and reports once for all that can share.
 
-    A mixture reads its own prompts.
-
     Parameters
     ----------
     max_new_tokens
         Maximum number of answer tokens. With 0 no text is generated, and the most probable
         first token counts as the answer, which is all that a sweep needs.
     """
+    each = answer_each_way(pipeline, items, evidence, ways, max_new_tokens=max_new_tokens)
+    answers = {way: answer for way, answer, _ in each}
+    return [outcome_of(pipeline, answers[way], written=max_new_tokens > 0) for way in ways]
+
+
+def answer_each_way(
+    pipeline: Pipeline,
+    items: Sequence[Asked],
+    evidence: Sequence[Sequence[Retrieved]],
+    ways: Sequence[Way],
+    *,
+    known: PrefixCache | None = None,
+    max_new_tokens: int = 0,
+) -> Iterator[tuple[Way, AnswerBatch, float]]:
+    """Answer a batch in several ways; yield each way once, with its answers and its seconds.
+
+    Ways that read the same prompts share one read, which counts in the seconds of each. A
+    mixture reads its own prompts.
+
+    Parameters
+    ----------
+    known
+        What was read of the items' one image before, which is then not read again.
+    """
     backbone = pipeline.backbone
-    branches = [
-        branch_of(pipeline, item, [r.document.report for r in found])
-        for item, found in zip(items, evidence, strict=True)
-    ]
     # Mixtures of the same prompts, under the same changes of attention, are read together.
     mixed: dict[tuple[str, tuple[Emphasis, ...]], list[Mixture]] = {}
     for way in ways:
         if isinstance(way, Rival) and way.mixture:
             mixed.setdefault((way.mixture.prompts, way.emphases), []).append(way.mixture)
-    answers: dict[Way, AnswerBatch] = {}
-    for (prompts, emphases), mixtures in mixed.items():
-        groups = [PROMPTS[prompts](pipeline, i, f) for i, f in zip(items, evidence, strict=True)]
-        batches = answer_mixtures(
-            backbone, groups, mixtures, emphases=emphases, max_new_tokens=max_new_tokens
-        )
-        answers |= {Rival(emphases, m): a for m, a in zip(mixtures, batches, strict=True)}
-    others = [way for way in ways if way not in answers]
-    cache = prefill_batch(backbone, branches) if others else None
+    others = [way for way in dict.fromkeys(ways) if not (isinstance(way, Rival) and way.mixture)]
+    if others:
+        start = time.perf_counter()
+        branches = [
+            branch_of(pipeline, item, [r.document.report for r in found])
+            for item, found in zip(items, evidence, strict=True)
+        ]
+        cache = read_batch(backbone, branches, known)
+        if backbone.device.type == "cuda":
+            torch.cuda.synchronize()  # so that reading and writing are timed apart
+        reading = time.perf_counter() - start
     for way in others:
+        start = time.perf_counter()
         form = way.form if isinstance(way, Steering) else "ifa"
         weighed = [
             replace(branch, relevance=lambdas(found, form))
             for branch, found in zip(branches, evidence, strict=True)
         ]
-        answers[way] = answer_batch(
+        answer = answer_batch(
             backbone,
             weighed,
             way if isinstance(way, Steering) else PLAIN,
@@ -277,19 +314,32 @@ def answer_ways(
             cache=cache,
             max_new_tokens=max_new_tokens,
         )
+        yield way, answer, reading + time.perf_counter() - start
+    for (prompts, emphases), mixtures in mixed.items():
+        groups = [PROMPTS[prompts](pipeline, i, f) for i, f in zip(items, evidence, strict=True)]
+        mixtures = [*dict.fromkeys(mixtures)]
+        batches = answer_mixtures(
+            backbone,
+            groups,
+            mixtures,
+            emphases=emphases,
+            known=known,
+            max_new_tokens=max_new_tokens,
+        )
+        for mixture, mixed_batch in zip(mixtures, batches, strict=True):
+            yield Rival(emphases, mixture), mixed_batch, mixed_batch.seconds
 
-    outcomes = []
-    for way in ways:
-        first = answers[way]
-        yes = np.isin(first.next_id, backbone.yes_ids)
-        no = np.isin(first.next_id, backbone.no_ids)
-        said = np.where(yes, 1, np.where(no, 0, UNPARSED))
-        if max_new_tokens:
-            said = np.array([parse_yes_no(text) for text in first.texts])
-        both = first.p_yes + first.p_no
-        p_yes = np.divide(first.p_yes, both, out=np.full_like(both, 0.5), where=both > 0)
-        outcomes.append(Outcome(said.astype(np.int8), p_yes, first.texts))
-    return outcomes
+
+def outcome_of(pipeline: Pipeline, answer: AnswerBatch, *, written: bool) -> Outcome:
+    """Return what a batch of answers says; ``written`` is whether texts were generated."""
+    yes = np.isin(answer.next_id, pipeline.backbone.yes_ids)
+    no = np.isin(answer.next_id, pipeline.backbone.no_ids)
+    said = np.where(yes, 1, np.where(no, 0, UNPARSED))
+    if written:
+        said = np.array([parse_yes_no(text) for text in answer.texts])
+    both = answer.p_yes + answer.p_no
+    p_yes = np.divide(answer.p_yes, both, out=np.full_like(both, 0.5), where=both > 0)
+    return Outcome(said.astype(np.int8), p_yes, answer.texts)
 
 
 def answer_items(
