@@ -17,7 +17,7 @@ X key column, S span name, D head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -253,6 +253,16 @@ def plan_pass(
     if not moved and probe is None:
         return None
     return SteeredPass(question_BQ.to(device), moved, probe, acts)
+
+
+def watch(
+    steered: SteeredPass, prompts: Sequence[Prompt], mask_BX: Tensor, rows: Sequence[Tensor]
+) -> SteeredPass:
+    """Return the same pass with a probe on some of its rows: bool [tokens] for each prompt."""
+    device, Q = steered.question_BQ.device, steered.question_BQ.shape[1]
+    rows_BQ = align(rows, mask_BX)[:, -Q:].to(device)
+    probe = Probe(_span_columns(prompts, mask_BX).to(device))
+    return replace(steered, question_BQ=rows_BQ, probe=probe)
 
 
 def traces(
