@@ -280,7 +280,34 @@ class Rival:
     mixture: Mixture | None = None
 
 
-Way = Steering | Rival  # how one answer is made of what is read
+@dataclass(frozen=True)
+class Opera:
+    """OPERA's beam search (:mod:`mrrag.model.opera`), with its published numbers.
+
+    Attributes
+    ----------
+    beams, candidates : int
+        Beams, and tokens that are tried for each at each step.
+    weight : float
+        Of the penalty, which is taken off a candidate's logit.
+    scale : float
+        σ₀, which multiplies the attention on the answer's own tokens.
+    threshold : int
+        In how many steps all beams must lean on one token before the search goes back to it.
+    looks : tuple of str
+        What a candidate is rewarded for looking at, keys of
+        :data:`mrrag.model.emphasis.COLUMNS`; the publication has the image alone.
+    """
+
+    beams: int = 5
+    candidates: int = 5
+    weight: float = 1.0
+    scale: float = 50.0
+    threshold: int = 15
+    looks: tuple[str, ...] = ("image",)
+
+
+Way = Steering | Rival | Opera  # how one answer is made of what is read
 
 
 @dataclass(frozen=True)

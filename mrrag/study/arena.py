@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mrrag.types import METHODS, PLAIN, Emphasis, Mixture, Rival, Steering, Way
+from mrrag.types import METHODS, PLAIN, Emphasis, Mixture, Opera, Rival, Steering, Way
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Method:
         Its name in tables.
     does : str
         What it does, in a short sentence.
-    way : Steering, Rival or None
+    way : Steering, Rival, Opera or None
         How it answers. A steering acts in the learnt layers and rows; None is the learnt
         steering.
     reads : bool
@@ -226,6 +226,22 @@ ARENA: dict[str, Method] = {
         "Asks before the reports, too, and mixes in where that question looks in the image.",
         Rival((Emphasis("mix", "all", 0.5),), TWICE.mixture),
     ),
+    # Beams
+    "opera": Method(
+        "OPERA",
+        "Searches with five beams and rewards words that are read off the image.",
+        Opera(),
+    ),
+    "opera_reports": Method(
+        "OPERA, image and relevant reports",
+        "The same, and rewards words that are read off a report, by its relevance.",
+        Opera(looks=("image", "relevance")),
+    ),
+    "beams": Method(
+        "Beam search",
+        "Searches with five beams, as OPERA does, and rewards nothing.",
+        Opera(weight=0.0),
+    ),
     # Controls
     "lambda_shuffled": Method(
         "MR-RAG, λ shuffled",
@@ -300,6 +316,6 @@ def group_of(name: str) -> str:
         return GROUPS[4]
     if prompts == "each report":
         return GROUPS[3]
-    if prompts == "question twice":
+    if prompts == "question twice" or isinstance(method.way, Opera):
         return GROUPS[5]
     return GROUPS[2] if prompts == "no reports" and not rival.emphases else GROUPS[1]

@@ -23,6 +23,7 @@ from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.model.answering import AnswerBatch, answer_batch
 from mrrag.model.backbone import encode_each
 from mrrag.model.mixing import Group, answer_mixtures
+from mrrag.model.opera import answer_beams
 from mrrag.model.prefill import Branch, PrefixCache, read_batch
 from mrrag.model.steering import lambdas
 from mrrag.model.world import is_outside
@@ -30,9 +31,9 @@ from mrrag.pipeline import Pipeline
 from mrrag.retrieval.mcr import retrieve
 from mrrag.study.metrics import Answers
 from mrrag.types import (
-    PLAIN,
     Emphasis,
     Mixture,
+    Opera,
     QueryVectors,
     Retrieved,
     Rival,
@@ -306,14 +307,13 @@ def answer_each_way(
             replace(branch, relevance=lambdas(found, form))
             for branch, found in zip(branches, evidence, strict=True)
         ]
-        answer = answer_batch(
-            backbone,
-            weighed,
-            way if isinstance(way, Steering) else PLAIN,
-            emphases=way.emphases if isinstance(way, Rival) else (),
-            cache=cache,
-            max_new_tokens=max_new_tokens,
-        )
+        shared: dict[str, Any] = {"cache": cache, "max_new_tokens": max_new_tokens}
+        if isinstance(way, Opera):
+            answer = answer_beams(backbone, weighed, way, **shared)
+        elif isinstance(way, Rival):
+            answer = answer_batch(backbone, weighed, emphases=way.emphases, **shared)
+        else:
+            answer = answer_batch(backbone, weighed, way, **shared)
         yield way, answer, reading + time.perf_counter() - start
     for (prompts, emphases), mixtures in mixed.items():
         groups = [PROMPTS[prompts](pipeline, i, f) for i, f in zip(items, evidence, strict=True)]

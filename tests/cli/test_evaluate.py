@@ -35,7 +35,7 @@ def test_rivals_stand_beside_what_else_was_named() -> None:
 
 def test_an_unknown_name_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        plan("--methods", "opera")
+        plan("--methods", "magic")
     said = capsys.readouterr().err
-    assert "opera" in said
+    assert "magic" in said
     assert "replug" in said

@@ -25,7 +25,7 @@ from mrrag.study.metrics import brier, holm, log_loss, mcnemar
 from mrrag.study.plan import Plan, cells_of
 from mrrag.study.tables import metric_rows, tables
 from mrrag.study.text import tables_text
-from mrrag.types import PLAIN, Mixture, Rival
+from mrrag.types import PLAIN, Mixture, Opera, Rival
 
 PLAN = Plan((3,), (0.0, 0.67), methods=(), arena=tuple(ARENA), wrong_picture=False)
 Made = tuple[Any, Experiment, dict[str, StoredAnswer]]
@@ -55,6 +55,8 @@ def row_of(result: dict[str, Any], method: str, irrelevant: int) -> dict[str, An
 
 def test_every_name_that_a_method_uses_is_known() -> None:
     for method in ARENA.values():
+        if isinstance(method.way, Opera):
+            assert {*method.way.looks} <= {*COLUMNS}
         assert method.cut in ("", *CUTS)
         if isinstance(method.way, Rival):
             for emphasis in method.way.emphases:
