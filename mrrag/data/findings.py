@@ -13,11 +13,11 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from mrrag.data.negation import NEGATIONS, Stance, sentences, stance_in
-from mrrag.data.wordings import FINDINGS, STRUCTURES
+from mrrag.data.wordings import ELSEWHERE, FINDINGS, STRUCTURES
 
 __all__ = [
     "FINDINGS",
@@ -36,6 +36,22 @@ _REQUEST = re.compile(
     r"\b(?:indication|history|clinical information|reason for (?:exam\w*|study)|technique)\s*:.*?"
     r"(?=\b(?:findings|impression|comparison|technique|conclusion)\s*:|\n\s*\n|\Z)",
     re.S,
+)
+_ELSEWHERE = re.compile(ELSEWHERE)
+# "The bones are not intact"; any other negation in a denial is the denial's own.
+_NOT_NORMAL = re.compile(r"\bnot (?:\w+ )?(?:normal|unremarkable|intact|clear|sharp|straight)\b")
+# Of questions: "Is the …" before a thing that is taken for granted, unless its presence is asked.
+_THE = re.compile(
+    r"^(?:is|are|was|were|do|does|did) (?:the|these|those)"
+    r" (?:(?!patient|image|film|x-?ray|radiograph|study|picture|show|have)[\w-]+ ){0,2}$"
+)
+_ITS_PRESENCE = re.compile(
+    r"(?: (?:still|now|also|clearly))*(?: (?:present|there|seen|visible|noted|shown|evident|gone"
+    r"|absent|resolved|removed|in place))?\W*(?:(?:on|in) (?:this|the) .*)?$"
+)
+_OF_THE_METHOD = re.compile(
+    r"^(?:can|could) (?:this|an?|the|x-?\W?rays?)\b.{0,30}\b(?:highlight|identify|diagnose|detect"
+    r"|used)|\b(?:sufficient|enough) to\b"
 )
 _STOP_WORDS = frozenset(
     re.findall(
@@ -71,16 +87,24 @@ def asked(question: str) -> tuple[Asked, ...]:
 
     "Is the heart size normal?" asks for the absence of cardiomegaly, and "Are the lungs
     clear?" for that of every opacity. A wording inside a longer one does not count: "airspace
-    opacity" is consolidation.
+    opacity" is consolidation. Where neither answer denies the finding ("Are the nodules well
+    circumscribed?"), or the question is of the method ("Can this film show fractures?"), it is
+    not asked for.
     """
-    lowered = re.sub(r"\bor not\b", "", question.lower())
+    lowered = _lowered_question(question)
+    if _OF_THE_METHOD.search(lowered):
+        return ()
     found: dict[str, Literal["presence", "absence"]] = {}
+    granted = set()
     for finding, start, stop in _longest_wordings(lowered):
+        if _presupposed(lowered, start, stop):
+            granted.add(finding)
+            continue
         gone = lowered.startswith((" absent", " resolved"), stop)
         absence = gone or stance_in(lowered, start, stop, (0, len(lowered))) == "denied"
         found.setdefault(finding, "absence" if absence else "presence")
     for structure in STRUCTURES:
-        if found.keys() & set(structure.findings):
+        if (granted | found.keys()) & set(structure.findings):
             continue
         if not re.search(rf"\b(?:{structure.words})", lowered):
             continue
@@ -90,6 +114,18 @@ def asked(question: str) -> tuple[Asked, ...]:
             for finding in structure.findings:
                 found.setdefault(finding, "presence" if present else "absence")
     return tuple(Asked(finding, found[finding]) for finding in FINDINGS if finding in found)
+
+
+def _lowered_question(question: str) -> str:
+    return _without_others(re.sub(r"\bor not\b", "", question.lower()))
+
+
+def _presupposed(lowered: str, start: int, stop: int) -> bool:
+    """Whether a question takes a thing for granted: "Is the mass …" and more than "there"."""
+    of_structure = any(re.match(structure.words, lowered[start:]) for structure in STRUCTURES)
+    return not of_structure and bool(
+        _THE.search(lowered[:start]) and not _ITS_PRESENCE.match(lowered[stop:])
+    )
 
 
 def _longest_wordings(lowered: str) -> list[tuple[str, int, int]]:
@@ -112,15 +148,14 @@ def _longest_wordings(lowered: str) -> list[tuple[str, int, int]]:
 
 def named(question: str) -> tuple[str, ...]:
     """Return the findings that a question is about, in the order of :data:`FINDINGS`."""
-    return tuple(about.finding for about in asked(question))
+    found = {about.finding for about in asked(question)}
+    found |= {finding for finding, _, _ in _longest_wordings(_lowered_question(question))}
+    return tuple(finding for finding in FINDINGS if finding in found)
 
 
 def mentions(report: str, findings: Collection[str]) -> tuple[Mention, ...]:
     """Return every mention of these findings, in the order of the text."""
-    # Lower case may change the length, and then the positions would differ from the report's.
-    lowered = report.lower() if len(report.lower()) == len(report) else report
-    lowered = _REQUEST.sub(lambda m: " " * len(m.group()), lowered)
-    places = sentences(lowered)
+    lowered, places = _prepared(report)
     starts = [start for start, _ in places]
     found: list[Mention] = []
     for finding in findings:
@@ -128,8 +163,7 @@ def mentions(report: str, findings: Collection[str]) -> tuple[Mention, ...]:
         # In order and apart, so that bisection finds the one that a wording may be part of.
         denied = [m.span() for m in denials.finditer(lowered)] if denials else []
         for start, stop in denied:
-            # "The heart is not normal in size"; a "no" at the start is the denial's own.
-            negated = NEGATIONS.search(lowered, start + 1, stop)
+            negated = _NOT_NORMAL.search(lowered, start, stop)
             found.append(Mention(finding, start, stop, "affirmed" if negated else "denied"))
         for match in names.finditer(lowered):
             start, stop = match.span()
@@ -140,6 +174,22 @@ def mentions(report: str, findings: Collection[str]) -> tuple[Mention, ...]:
             if said := stance_in(lowered, start, stop, within):
                 found.append(Mention(finding, start, stop, said))
     return tuple(sorted(found, key=lambda m: (m.start, m.stop)))
+
+
+# One finding after the other is looked for in the same reports.
+@lru_cache(maxsize=1 << 12)
+def _prepared(report: str) -> tuple[str, list[tuple[int, int]]]:
+    """Return a report in lower case, without what says nothing of the image, and its sentences."""
+    # Lower case may change the length, and then the positions would differ from the report's.
+    lowered = report.lower() if len(report.lower()) == len(report) else report
+    lowered = _REQUEST.sub(lambda m: " " * len(m.group()), lowered)
+    lowered = _without_others(lowered)
+    return lowered, sentences(lowered)
+
+
+def _without_others(lowered: str) -> str:
+    """Cross out words like a finding's that are of something else; positions stay."""
+    return _ELSEWHERE.sub(lambda m: re.sub(r"[^\W_]", "x", m.group()), lowered)
 
 
 @cache

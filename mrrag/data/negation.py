@@ -20,32 +20,45 @@ Stance = Literal["affirmed", "denied", "uncertain"]
 REACH = 240
 
 _SEEN = r"(?:seen|present|identified|demonstrated|visuali[sz]ed|evident|apparent|appreciated|noted)"
+# "Not seen on the lateral view" and "not seen on the prior film" deny nothing.
+_OTHER_FILM = (
+    r" (?:\w+ )?(?:on|in) (?:the |a |that )?(?:prior|previous|earlier|comparison|old|lateral"
+    r"|frontal|pa|ap)\b"
+)
 
 NEGATIONS = re.compile(
     r"\b(?:no|not|without|none|never|absence of|absent|free of|negative for|denies|neither|nor"
-    r"|clear of|(?:resolution|removal|clearing) of|resolved|no longer)\b"
+    r"|clear of|clear(?= (?:focal |air ?space))|(?:resolution|removal|clearing) of|resolved|cleared"
+    r"|no longer)\b"
 )
 # "No change in the effusion" affirms an effusion, "to ensure resolution" does not deny it.
 _NOT_NEGATIONS = re.compile(
-    r"\b(?:no|without|not)\b(?: \w+){0,2}? (?:changed?|increased?|decreased?|worsening"
-    r"|improvement)\b|\bnot only\b|\bno prior\b"
-    r"|\b(?:ensure|document|confirm|until|await|for)(?: \w+)? (?:resolution|clearing)(?: of)?\b"
-    r"|\b(?:partial(?:ly)?|near(?:ly)?|almost|incomplete(?:ly)?)(?: complete(?:ly)?)?"
-    r" (?:resolution|clearing|resolved)"
-    r"(?: of)?\b"
+    r"\b(?:suggest\w+ )?(?:no|without|not)\b(?: \w+){0,2}? (?:changed?|increased?|decreased?"
+    r"|worsening|improvement|progression|enlargement of the|growth|difference)\b"
+    r"|\bnot only\b|\bno prior\b"
+    r"|\bno [\w ]{0,40}?\b(?:of|in) (?:the |a )?known\b"
+    r"|\b(?:ensure|document|confirm|until|await|for)(?: \w+)? (?:resolution|clearing|cleared)"
+    r"(?: of)?\b|\buntil (?:resolved|cleared)\b"
+    r"|\b(?:partial(?:ly)?|near(?:ly)?|almost|incomplete(?:ly)?)(?:[ -]complete(?:ly)?)?"
+    r"[ -](?:resolution|clearing|resolved|cleared)"
+    rf"(?: of)?\b|\bnot (?:\w+[ -])?{_SEEN}{_OTHER_FILM}"
 )
 _NEGATIONS_AFTER = re.compile(
-    r"^(?:[\w ,-]{0,24}?|[\w -]{0,40}?)\b(?:(?:is|are|was|were|has|have)"
+    # Up to the verb: a few words, or the rest of a list that closes with "and".
+    r"^(?:[\w ,-]{0,24}?|[\w -]{0,40}?|(?:, [\w -]{1,30}?){0,3},? and [\w -]{1,40}?)"
+    r"\b(?:(?:is|are|was|were|has|have)"
     r" (?:(?:since|now|been|completely|largely) )*"
     r"(?:absent|resolved|cleared|removed|discontinued|ruled out|unlikely"
-    rf"|no longer {_SEEN}|not (?:\w+[ -])?{_SEEN})"
+    rf"|no longer {_SEEN}|not (?:\w+[ -])?{_SEEN}(?!{_OTHER_FILM}))"
+    rf"|not (?:\w+[ -])?(?:seen|identified|visuali[sz]ed)(?!{_OTHER_FILM})"
     r"|(?<!partially )(?<!nearly )(?<!almost )resolved|ruled out|removed)\b"
 )
 _DOUBTS = re.compile(
-    r"\b(?:possibl[ey]|possibility of|probabl[ey]|may|might|could|suspicious for|suspected"
+    r"\b(?:possibl[ey]|possibility of|probabl[ey]|may|might|could|suspicious for|suspect(?:ed)?"
     r"|suspicion of|question\w*|concern(?:ing)? for|worrisome for|rule out|evaluate for|exclude"
     r"|versus|vs|equivocal|likely|suggest\w*|favou?r\w*|considerations?|differential"
-    r"|borderline|presum\w+|either|rather than|correlat\w+(?: \w+)? for)\b"
+    r"|borderline|presum\w+|either|rather than|perhaps|potential(?:ly)?|consider"
+    r"|(?:thought|felt) to(?: be| represent| reflect)?|correlat\w+(?: \w+)? for)\b"
 )
 # Checked before negations, which they contain: "cannot exclude a small effusion".
 _NOT_EXCLUDED = re.compile(
@@ -54,20 +67,28 @@ _NOT_EXCLUDED = re.compile(
 _DOUBTS_AFTER = re.compile(
     r"^[\w ,-]{0,24}?\b(?:(?:can ?not|not) be (?:\w+ )?(?:excluded|ruled out)"
     r"|not (?:\w+ )?excluded|difficult to exclude|less likely|in the differential"
-    r"|(?:is|are|was|were) (?:\w+ )?(?:possible|questionable|questioned|suspected|favou?red"
-    r"|considered))\b"
+    r"|(?:is|are|was|were) (?:\w+ )?(?:possible|questionable|questioned|suspected"
+    r"|favou?red(?! to)|considered(?! to)))\b"
 )
-# "Atelectasis or scarring" affirms neither.
+# "Atelectasis or scarring" affirms neither, and so does "atelectasis/scarring".
+_CAUSE = (
+    r"(?:atelect\w+|scar(?:ring)?|infiltrates?|air ?space disease|consolidation|pneumonia"
+    r"|infection)"
+)
 _OR_BEFORE = re.compile(
     r"(?:\band/or\b|\b(?<!mild )(?<!small )(?<!moderate )or\b)(?: (?!more|less)[\w-]+){0,2} $"
+    rf"|{_CAUSE}/(?:\w+ )?$"
 )
 _OR_AFTER = re.compile(
-    r"^(?: (?!is|are|was|were)\w+)?,? (?:and/or|or|versus|vs)\b(?! (?:more|less))"
+    r"^(?:(?: (?!is|are|was|were)\w+)?,? (?:and/or|or|versus|vs)\b(?! (?:more|less))"
+    rf"|/(?:\w+ )?{_CAUSE})"
 )
 # Nothing is said of a finding that could not have been seen.
 _SAYS_NOTHING_BEFORE = re.compile(
     r"\b(?:(?:limit\w*|reduc\w+|decreas\w+|suboptimal|poor) (?:\w+ )?)?(?:evaluation|assessment"
-    r"|sensitivity|detection) (?:for|of|to)(?: [\w,-]+){0,4} $|\bhistory of(?: \w+){0,2} $"
+    r"|sensitivity|detection) (?:for|of|to)(?: [\w,-]+){0,4} $"
+    # "Consistent with the patient's history of fibrosis" is of the image, too.
+    r"|(?<!'s )(?<!with )\bhistory of(?: \w+){0,2} $"
 )
 _SAYS_NOTHING_AFTER = re.compile(
     rf"^[\w ,-]{{0,24}}?\b(?:(?:may|might|could|can ?not) (?:not )?be (?:{_SEEN}|missed|obscured"
