@@ -63,6 +63,8 @@ class Card:
         What the report adds to the probability of :attr:`word`, under RAG and MR-RAG.
     tokens : Tokens or None
         For the tint: attention on each token as a share of the most attended one.
+    alone : float or None
+        P(yes) where the model reads this report and no other.
     """
 
     item: Retrieved
@@ -73,6 +75,7 @@ class Card:
     word: str = ""
     influence: tuple[float, float] | None = None
     tokens: Tokens | None = None
+    alone: float | None = None
 
 
 # Scores
@@ -255,6 +258,7 @@ def _card(card: Card, question: str, scale: tuple[float, float], most: float) ->
         "percentile": None if math.isnan(card.percentile) else f"{card.percentile:.0f}",
         "word": card.word,
         "swings": influence_swings(card, most),
+        "alone": card.alone,
         "meter": f"{100 * item.relevance:.1f}",
     }
 

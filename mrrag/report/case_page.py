@@ -13,11 +13,11 @@ from markupsafe import Markup
 
 from mrrag.case import Case
 from mrrag.report import answer_cards, cards, plots
+from mrrag.report.heat_tables import heat_tables
 from mrrag.report.pictures import data_url, file_url, shrink
 from mrrag.report.templating import (
     embedded,
     figure_html,
-    number,
     plotly_script,
     render,
     style,
@@ -149,25 +149,8 @@ def _tables(case: Case) -> Markup | str:
     maps = plots.attention_maps(case.before, case.after, plots.REPORTS)
     if maps is None:
         return ""
-    labels = plots.layer_labels(len(maps.before), maps.critical)
-    titles = (
-        ("Before: RAG", maps.before, (0.0, maps.top), plots.SEQUENTIAL, False),
-        ("After: MR-RAG", maps.after, (0.0, maps.top), plots.SEQUENTIAL, False),
-        ("Difference", maps.difference, (-maps.swing, maps.swing), plots.DIVERGING, True),
-    )
-    tables = []
-    for title, values_LX, limits, scale, signed in titles:
-        grounds, inks = plots.cell_colours(values_LX, limits, scale)
-        rows = [
-            [
-                (number(float(value), signed=signed, digits=2), ground, ink)
-                for value, ground, ink in zip(*row, strict=True)
-            ]
-            for row in zip(values_LX, grounds, inks, strict=True)
-        ]
-        tables.append((title, list(zip(labels, rows, strict=True))))
     summary = answer_cards.extremes(plots.summary(maps))
-    return render("heat_tables.html", maps=tables, columns=maps.columns, extremes=summary)
+    return heat_tables(maps, ("Before: RAG", "After: MR-RAG", "Difference"), summary)
 
 
 def _facts(exported: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -22,68 +22,15 @@ from mrrag.model.prefill import Branch, PrefixCache, read_batch, read_prefixes
 from mrrag.model.steering import lambdas
 from mrrag.model.tracing import trace_pair
 from mrrag.pipeline import Pipeline, find_evidence, image_features, known_prefix, steering_of
-from mrrag.study.arena import ARENA, CONTROLS
+from mrrag.study.arena import ARENA
+from mrrag.study.arena_answers import OFFERED, ArenaAnswer, Curve
 from mrrag.study.evaluation import PROMPTS, Asked, answer_each_way, branch_of
 from mrrag.study.experiment import as_read
 from mrrag.study.plan import ReadingPlan, reading_of, way_of
 from mrrag.types import AttentionTrace, Query, Retrieved, Rival, Steering, Way
 
-OFFERED = tuple(name for name in ARENA if name not in CONTROLS)
 EACH = "each report"  # the prompts of a fusion
 NOT_ASKED = "The model was not asked this question, so there is nothing to compare."
-
-
-@dataclass(frozen=True)
-class ArenaAnswer:
-    """What one method of the arena answers about a case.
-
-    Attributes
-    ----------
-    method : str
-        A key of :data:`mrrag.study.arena.ARENA`.
-    p_yes, p_no : float
-        Probabilities at the first answer token, over the whole vocabulary.
-    seconds : float
-        From the question to the answer's last token, after what was read before. What several
-        methods read together counts in each.
-    ranks : tuple of int
-        Of the reports that were read, in the order of reading.
-    before, after : AttentionTrace or None
-        Plain attention, and what the method makes of it, over the same prompt and in the tokens
-        where it acts; None where it changes none.
-    alone : tuple of float
-        P(yes) of each report alone, in the order of ``ranks``, where each had its own prompt.
-    """
-
-    method: str
-    text: str
-    p_yes: float
-    p_no: float
-    seconds: float
-    ranks: tuple[int, ...]
-    before: AttentionTrace | None = None
-    after: AttentionTrace | None = None
-    alone: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Curve:
-    """P(yes) of MR-RAG as one setting moves and all others stay.
-
-    Attributes
-    ----------
-    setting : str
-        "strength", "alpha", "beta" or "gamma".
-    at, p_yes : tuple of float
-        The setting's values in order, the present one among them, and P(yes) at each.
-    present : float
-        The setting's value in the case.
-    """
-
-    setting: str
-    at: tuple[float, ...]
-    p_yes: tuple[float, ...]
-    present: float
 
 
 @dataclass(frozen=True)
@@ -111,7 +58,7 @@ def answer_arena(
     Parameters
     ----------
     methods
-        Of :data:`OFFERED`; a control makes no sense on one case.
+        Of :data:`mrrag.study.arena_answers.OFFERED`; a control makes no sense on one case.
     cache
         The case's own, where it was taken out of it; it saves reading the image.
 

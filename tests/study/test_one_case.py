@@ -16,9 +16,10 @@ from mrrag.errors import SettingsError
 from mrrag.model.answering import answer_batch
 from mrrag.pipeline import Pipeline, answer, find_evidence, steering_of
 from mrrag.study.arena import ARENA, CONTROLS
+from mrrag.study.arena_answers import OFFERED, ArenaAnswer
 from mrrag.study.evaluation import answer_ways, branch_of, encode_questions
 from mrrag.study.experiment import as_read
-from mrrag.study.one_case import OFFERED, ArenaAnswer, answer_arena, strength_curve, weight_curves
+from mrrag.study.one_case import answer_arena, strength_curve, weight_curves
 from mrrag.study.plan import ReadingPlan, reading_of, way_of
 from mrrag.types import Query, Rival, Steering, Weights
 
