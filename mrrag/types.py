@@ -252,6 +252,26 @@ class Emphasis:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """What is added to the outputs of chosen heads in the prompt's last token (ITI).
+
+    Attributes
+    ----------
+    amount : float
+        α; 0 changes nothing.
+    random : bool
+        Whether the directions are random, as a control.
+    vectors : tuple of (int, int, tuple of float)
+        Layer, head, and σ·θ: the direction times the spread of outputs along it. From
+        :func:`mrrag.study.heads.shift_along`.
+    """
+
+    amount: float
+    random: bool = False
+    vectors: tuple[tuple[int, int, tuple[float, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
 class Mixture:
     """One answer from the next-token probabilities of several prompts.
 
@@ -274,10 +294,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Rival:
-    """A rival of IFA: changes of attention, a mixture of prompts, or both."""
+    """A rival of IFA: changes of attention, a mixture of prompts, or both; or a shift."""
 
     emphases: tuple[Emphasis, ...] = ()
     mixture: Mixture | None = None
+    shift: Shift | None = None
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from mrrag.model.prefill import (
     stack,
 )
 from mrrag.model.steering import Block
-from mrrag.types import PLAIN, AttentionTrace, Emphasis, Steering
+from mrrag.types import PLAIN, AttentionTrace, Emphasis, Shift, Steering
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,7 @@ def answer_batch(
     *,
     block: Block | None = None,
     emphases: Sequence[Emphasis] = (),
+    shift: Shift | None = None,
     cache: DynamicCache | None = None,
     max_new_tokens: int = 0,
 ) -> AnswerBatch:
@@ -172,7 +173,7 @@ def answer_batch(
         Reports whose flow to the question is cut: for the choice of critical layers, and
         to measure what a report changes.
     emphases
-        What a rival of IFA changes, in place of ``steering`` and ``block``.
+        What a rival of IFA changes, in place of ``steering`` and ``block``; so does ``shift``.
     cache
         From :func:`mrrag.model.prefill.prefill_batch` on the same branches, where several
         settings are compared; it stays as it is.
@@ -183,7 +184,7 @@ def answer_batch(
     prompts = [branch.prompt for branch in branches]
     mask_BX = layout(prompts)
     relevance = [branch.relevance for branch in branches]
-    if emphases:
+    if emphases or shift:
         steered = plan_emphasis(
             prompts,
             relevance,
@@ -191,6 +192,7 @@ def answer_batch(
             emphases,
             backbone.layers,
             heads_of(backbone),
+            shift=shift,
             device=backbone.device,
         )
     else:

@@ -16,7 +16,7 @@ X key column, S span name, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -76,12 +76,18 @@ class SteeredPass:
     acts : bool
         Where False, the probe sees the edits and the pass does not: the effect that they
         would have on the plain run's own states.
+    shifts : mapping
+        By layer, what is added to the heads' outputs in the last row: float32 [B, H, D].
+    outputs : list or None
+        Where given, every layer appends its heads' outputs in the last row: [B, H, D].
     """
 
     question_BQ: Tensor
     edits: tuple[Edit, ...] = ()
     probe: Probe | None = None
     acts: bool = True
+    shifts: Mapping[int, Tensor] = field(default_factory=dict)
+    outputs: list[Tensor] | None = None
 
 
 def attention(
@@ -118,9 +124,26 @@ def attention(
         return output, None
     layer = module.layer_idx
     edits = [edit for edit in steered.edits if layer in edit.layers]
-    if not edits and steered.probe is None:
-        return output, None
+    if edits or steered.probe is not None:
+        _recompute(output, query, key, value, attention_mask, scaling, steered, edits)
+    if (shift_BHD := steered.shifts.get(layer)) is not None:
+        output[:, -1] += shift_BHD.to(output)
+    if steered.outputs is not None:
+        steered.outputs.append(output[:, -1].clone())
+    return output, None
 
+
+def _recompute(
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    steered: SteeredPass,
+    edits: Sequence[Edit],
+) -> None:
+    """Compute the question rows again with their edits, and put them into the output."""
     rows = steered.question_BQ.shape[1]
     logits_BHQX = row_logits(query[:, :, -rows:], key, scaling)
     # A layer may live on another device than the one the pass began on.
@@ -136,7 +159,6 @@ def attention(
         output[:, -rows:] = torch.where(touched_BQH1, edited_BQHD, output[:, -rows:])
     if steered.probe is not None:
         steered.probe.record(weights_BHQX, steered.question_BQ.to(device))
-    return output, None
 
 
 def one_row(

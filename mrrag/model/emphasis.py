@@ -1,10 +1,12 @@
-"""Rivals of IFA that change attention: PAI, PASTA, SpotLight, ALFAR and MAD-RAG.
+"""Rivals of IFA that change attention: PAI, PASTA, SpotLight, ALFAR, MAD-RAG, and ITI.
 
 Each is a transform of attention logits with the signature of :mod:`mrrag.model.steering`,
 and columns of the prompt on which it acts. They act in the prompt's last tokens (question
 and cue), since what comes before is read once for all ways of answering, and not while
 the answer is decoded. An answer of yes or no is read at the first token, so decoding would not
 change it.
+
+ITI shifts the outputs of heads in the last token, and leaves attention as it is.
 
 No transform knows what a report is worth. Where several act in one pass, their columns
 must not overlap.
@@ -31,7 +33,7 @@ from mrrag.model.steering import (
     question_rows,
     report_keys,
 )
-from mrrag.types import Emphasis
+from mrrag.types import Emphasis, Shift
 
 SMALLEST_SHARE = 1e-6  # of attention; a logarithm of less is of no use
 
@@ -204,6 +206,7 @@ def plan_emphasis(
     layers: int,
     heads: int,
     *,
+    shift: Shift | None = None,
     plain: Collection[int] = (),
     watched: bool = False,
     device: torch.device | str = "cpu",
@@ -219,6 +222,8 @@ def plan_emphasis(
         :func:`mrrag.model.attention.plan_pass`.
     layers, heads
         How many the model has.
+    shift
+        What is added to heads' outputs in each prompt's last token.
     plain
         The prompts, counted from 0, in which nothing is changed.
     watched
@@ -276,10 +281,24 @@ def plan_emphasis(
     if watched:
         spans_BXS = torch.stack([columns_BX("image"), columns_BX("reports")], -1)
         probe = Probe(spans_BXS.to(device))
-    if not edits and probe is None:
+    shifts = _shifts(shift, acts_B, layers, heads, device) if shift else {}
+    if not edits and probe is None and not shifts:
         return None
-    last_BQ = rows_BQ(last_row)
-    return SteeredPass(last_BQ.to(device), tuple(edit.to(device) for edit in edits), probe)
+    last_BQ = rows_BQ(last_row).to(device)
+    moved = tuple(edit.to(device) for edit in edits)
+    return SteeredPass(last_BQ, moved, probe, shifts=shifts)
+
+
+def _shifts(
+    shift: Shift, acts_B: Tensor, layers: int, heads: int, device: torch.device | str
+) -> dict[int, Tensor]:
+    """Return α·σ·θ by layer, zero where nothing is added: float32 [B, H, D]."""
+    _check_heads([(layer, head) for layer, head, _ in shift.vectors], layers, heads)
+    shifts: dict[int, Tensor] = {}
+    for layer, head, values in shift.vectors if shift.amount else ():
+        added_BHD = shifts.setdefault(layer, torch.zeros(len(acts_B), heads, len(values)))
+        added_BHD[acts_B, head] += shift.amount * torch.tensor(values)
+    return {layer: added_BHD.to(device) for layer, added_BHD in shifts.items()}
 
 
 def _places(
@@ -311,7 +330,11 @@ def _check(emphasis: Emphasis, layers: int, heads: int) -> None:
             f"A change of attention has the amount {emphasis.amount}. It must be finite, and for "
             "a floor or a mix at least 0 and below 1."
         )
-    for layer, head in emphasis.heads:
+    _check_heads(emphasis.heads, layers, heads)
+
+
+def _check_heads(chosen: Collection[tuple[int, int]], layers: int, heads: int) -> None:
+    for layer, head in chosen:
         if not (0 <= layer < layers and 0 <= head < heads):
             raise SettingsError(
                 f"Head {head} of layer {layer} was asked for; this model has layers 0 to "

@@ -311,7 +311,9 @@ def answer_each_way(
         if isinstance(way, Opera):
             answer = answer_beams(backbone, weighed, way, **shared)
         elif isinstance(way, Rival):
-            answer = answer_batch(backbone, weighed, emphases=way.emphases, **shared)
+            answer = answer_batch(
+                backbone, weighed, emphases=way.emphases, shift=way.shift, **shared
+            )
         else:
             answer = answer_batch(backbone, weighed, way, **shared)
         yield way, answer, reading + time.perf_counter() - start

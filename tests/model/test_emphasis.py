@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from mrrag.model.emphasis import (
 from mrrag.model.prefill import Branch, layout
 from mrrag.model.prompt import Prompt
 from mrrag.model.steering import Transform
-from mrrag.types import Emphasis, Span
+from mrrag.types import Emphasis, Shift, Span
 
 # other, image ×2, report 1 ×2, other, report 2 ×1, question ×2, cue ×1
 PROMPT = Prompt(
@@ -275,6 +276,61 @@ def test_mad_equals_a_dense_reference(
     assert plain.p_yes[0] == pytest.approx(before[yes].sum().item(), abs=1e-5)
     assert abs(mixed.p_yes[0] - plain.p_yes[0]) > 1e-4
     assert mixed.p_yes[2] == pytest.approx(plain.p_yes[2], abs=1e-6)
+
+
+# Both query heads of one key head, and a head of another layer, in the tiny model's width.
+SHIFT = Shift(
+    3.0,
+    vectors=(
+        (1, 0, tuple(0.1 * n for n in range(12))),
+        (1, 1, tuple(-0.1 * n for n in range(12))),
+        (2, 3, (1.0,) * 12),
+    ),
+)
+
+
+def test_a_shift_is_added_before_the_output_projection_in_every_row_of_the_batch(
+    tiny_llava: Backbone, stock: LlavaForConditionalGeneration, features: Tensor
+) -> None:
+    branches = [Branch(make(tiny_llava, REPORTS[:n]), features, LAMBDAS[:n]) for n in (1, 3)]
+
+    def shifted(layer: int) -> Callable[..., tuple[Tensor]]:
+        def hook(_module: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            heads = inputs[0].view(*inputs[0].shape[:2], 4, 12)
+            for where, head, values in SHIFT.vectors:
+                if where == layer:
+                    heads[:, -1, head] += 3.0 * torch.tensor(values)
+            return inputs
+
+        return hook
+
+    ours = answer_batch(tiny_llava, branches, shift=SHIFT)
+    layers = stock.model.language_model.layers
+    hooks = [
+        layers[n].self_attn.o_proj.register_forward_pre_hook(shifted(n)) for n in range(len(layers))
+    ]
+    try:
+        for n, branch in enumerate(branches):
+            rows = embed(tiny_llava, branch.prompt, features)[None]
+            with torch.inference_mode():
+                p = stock(inputs_embeds=rows).logits[0, -1].softmax(-1)
+            expected = p[list(tiny_llava.yes_ids)].sum().item()
+            assert ours.p_yes[n] == pytest.approx(expected, abs=1e-5)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    plain = answer_batch(tiny_llava, branches)
+    assert abs(plain.p_yes - ours.p_yes).min() > 1e-4
+
+
+def test_a_shift_of_nothing_is_plain_bit_for_bit(tiny_llava: Backbone, features: Tensor) -> None:
+    branches = [Branch(make(tiny_llava), features, LAMBDAS)]
+    plain = answer_batch(tiny_llava, branches)
+    for shift in (replace(SHIFT, amount=0.0), replace(SHIFT, vectors=())):
+        zero = answer_batch(tiny_llava, branches, shift=shift)
+        assert (plain.p_yes, plain.p_no) == (zero.p_yes, zero.p_no)
+    with pytest.raises(SettingsError, match="heads 0 to 3"):
+        answer_batch(tiny_llava, branches, shift=Shift(1.0, vectors=((0, 4, (1.0,)),)))
 
 
 def test_only_the_named_head_changes() -> None:
