@@ -95,7 +95,7 @@ def asked(question: str) -> tuple[Asked, ...]:
     if _OF_THE_METHOD.search(lowered):
         return ()
     found: dict[str, Literal["presence", "absence"]] = {}
-    granted = set()
+    granted: set[str] = set()
     for finding, start, stop in _longest_wordings(lowered):
         if _presupposed(lowered, start, stop):
             granted.add(finding)

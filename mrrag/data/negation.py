@@ -35,7 +35,7 @@ NEGATIONS = re.compile(
 _NOT_NEGATIONS = re.compile(
     r"\b(?:suggest\w+ )?(?:no|without|not)\b(?: \w+){0,2}? (?:changed?|increased?|decreased?"
     r"|worsening|improvement|progression|enlargement of the|growth|difference)\b"
-    r"|\bnot only\b|\bno prior\b"
+    r"|\bnot only\b|\b(?:no|without) (?:prior|comparisons?)\b"
     r"|\bno [\w ]{0,40}?\b(?:of|in) (?:the |a )?known\b"
     r"|\b(?:ensure|document|confirm|until|await|for)(?: \w+)? (?:resolution|clearing|cleared)"
     r"(?: of)?\b|\buntil (?:resolved|cleared)\b"
@@ -65,7 +65,7 @@ _NOT_EXCLUDED = re.compile(
     r"\b(?:can ?not|not|difficult to|unable to)(?: be)?(?: \w+)? (?:exclude|rule out)\b"
 )
 _DOUBTS_AFTER = re.compile(
-    r"^[\w ,-]{0,24}?\b(?:(?:can ?not|not) be (?:\w+ )?(?:excluded|ruled out)"
+    r"^(?:[\w ,-]{0,24}?|[\w -]{0,40}?)\b(?:(?:can ?not|not) be (?:\w+ )?(?:excluded|ruled out)"
     r"|not (?:\w+ )?excluded|difficult to exclude|less likely|in the differential"
     r"|(?:is|are|was|were) (?:\w+ )?(?:possible|questionable|questioned|suspected"
     r"|favou?red(?! to)|considered(?! to)))\b"

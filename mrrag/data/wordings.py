@@ -19,18 +19,18 @@ _NORMAL = r"(?:normal|unremarkable|not remarkable)"
 # Words between a structure and "normal": "heart size and mediastinal contours are within normal".
 _FILL = (
     r"(?:,? (?:and|or|the|of|in|at|to be|are|is|as|appears?|looks?|seems?|remains?|again|also|both"
-    r"|has become|measures|centrally|symmetric|grossly|overall|stable|within|near|top|upper"
-    r"|limits?|size|silhouettes?|contours?|configuration|shape|borders?|shadow|mediastin\w+"
+    r"|has become|measures?|lies?|falls?|centrally|symmetric|grossly|overall|stable|within|near"
+    r"|top|upper|limits?|size|silhouettes?|contours?|configuration|shape|borders?|shadow|mediastin\w+"
     r"|cardiomediastinal|hilar|hila|pulmonary|vascular\w*|vasculature|engorgement|pattern|aortic"
     r"|aorta|thoracic|caliber|appearance|xxxx|lungs?|pleura|osseous|bony|skeletal|structures|soft"
     r"|tissues?|visualized|abdomen))"
 )
 _CLEAR = (
-    r"lungs?(?:,? (?:fields|zones|bases|volumes|parenchyma|xxxx|is|are|appears?|remains?|now|both"
-    r"|otherwise|which|they|believed|grossly|relatively|low|well|and|but|the|pleural|costophrenic"
-    r"|spaces|angles|mildly|slightly|mild|hypo\w+|hyper\w+|bilaterally|essentially"
-    r"|symmetrically|normally|(?:well-)?(?:inflated|aerated|expanded)|to be|fully)){0,12}?"
-    r" clear\b(?! of)"
+    r"lungs?(?:,? (?:fields|zones|bases|volumes|parenchyma|xxxx|is|are|appears?|looks?|remains?|now"
+    r"|both|all|completely|entirely|on the (?:left|right)|otherwise|which|they|believed|grossly"
+    r"|relatively|low|well|and|but|the|pleural|costophrenic|spaces|angles|mildly|slightly|mild"
+    r"|hypo\w+|hyper\w+|bilaterally|essentially|symmetrically|normally"
+    r"|(?:well-)?(?:inflated|aerated|expanded)|to be|fully)){0,12}? clear\b(?! of)"
     r"|lungs?(?: (?:is|are|appears?|remains?|grossly|otherwise)){1,3} (?:normal|unremarkable)\b"
     r"(?! in)"
     r"|(?<!un)\bclear(?:,? (?:left|right|hyper\w+|hypo\w+|\w+-inflated)){0,2} lungs?\b(?! of)"
@@ -48,9 +48,10 @@ _CALCIFIED = r"(?:calcifi(?:ed|c)|calcifications?|calcinosis|atheroscler\w+|athe
 # Words by which a degenerative change or osteophyte is elsewhere than in the spine.
 _JOINT = (
     r"(?:shoulder|acromioclavicular|glenohumeral|costochondral|\bac\b|humer|sternoclavic"
-    r"|\b(?:knees?|hips?|ankles?|(?:mid|fore|hind)?foot|wrists?|hands?|elbows?)\b)"
+    r"|\b(?:knees?|hips?|ankles?|(?:mid|fore|hind)?foot|wrists?|hands?|elbows?"
+    r"|compartments?)\b)"
 )
-_NOT_SPINE = rf"(?!(?:(?!spin)[^.;\n]){{0,60}}{_JOINT})"
+_NOT_SPINE = rf"(?!(?:(?!spin)[^.;\n]){{0,60}}{_JOINT}(?![^.;\n]{{0,40}}spin))"
 _VEIN = r"(?:central(?: venous)?|venous|subclavian|jugular|ij|dialysis|tunneled|hemodialysis)"
 _CAVA = (
     r"[^.;\n]{0,60}\b(?:svc|ivc|cava|cavo?-?atrial|caval|atriocaval|right atrium|azygos vein"
@@ -91,7 +92,7 @@ FINDINGS: dict[str, tuple[str, str]] = {
     ),
     "pneumonia": (r"pneumonias?\b", _CLEAR),
     "opacity": (r"opaci(?:ty|ties|fied|fications?)", _CLEAR),
-    "nodule": (r"(?:micro)?nodul(?:es?|ar (?:like )?(?:opacit|densit)\w+)", ""),
+    "nodule": (r"(?:micro)?nodul(?:es?|ar (?:[\w-]+ ){0,3}?(?:opacit|densit)\w+)", ""),
     "mass": (r"mass(?:es)?\b(?! effect)", ""),
     "granuloma": (
         r"granulom\w+|calcifi(?:ed|c)(?: [\w,-]+){0,4}?"
@@ -112,7 +113,8 @@ FINDINGS: dict[str, tuple[str, str]] = {
         rf"|{_VESSELS}{_FILL}{{0,8}} {_NORMAL}",
     ),
     "atelectasis": (
-        r"atelecta(?:sis|ses|tic)|collapse of the (?:\w+ ){0,3}(?:lung|lobe)|lobar collapse",
+        r"atelecta(?:sis|ses|tic)|collapse of the (?:\w+ ){0,3}(?:lung|lobe)"
+        r"|(?:lobe|lobar) collapse",
         "",
     ),
     "hyperinflation": (

@@ -91,6 +91,25 @@ def test_negation_reaches_as_far_as_its_clause(report: str, finding: str, said: 
         ("Calcified aorta.", "granuloma", None),
         ("Degenerative changes of the left shoulder.", "spine degeneration", None),
         ("Left apex opacity.There is no effusion.", "opacity", "affirmed"),
+        ("No joint effusion.", "pleural effusion", None),
+        ("Reticular-nodular opacities.", "nodule", None),
+        ("Soft tissue edema.", "pulmonary edema", None),
+        ("Non calcified nodule.", "granuloma", None),
+        ("The shoulder has degenerative changes.", "spine degeneration", None),
+        ("Degenerative changes of the shoulder and the spine.", "spine degeneration", "affirmed"),
+        ("The bony structures show no acute abnormalities.", "fracture", "denied"),
+        ("The bony structures are not intact.", "fracture", "affirmed"),
+        ("Borderline heart size.", "cardiomegaly", "uncertain"),
+        ("Heart size near the upper limit of normal.", "cardiomegaly", "denied"),
+        ("Atelectasis/scarring.", "scar", "uncertain"),
+        ("A nodule is not seen on the lateral view.", "nodule", "affirmed"),
+        ("The nodule is not seen on this film.", "nodule", "denied"),
+        ("Near-complete resolution of the effusion.", "pleural effusion", "affirmed"),
+        ("Effusion, atelectasis, and infiltrates have cleared.", "atelectasis", "denied"),
+        ("No suggestion of growth of the known nodule.", "nodule", "affirmed"),
+        ("The opacity is favored to represent fat.", "opacity", "affirmed"),
+        ("Opacities consistent with the patient's history of fibrosis.", "fibrosis", "affirmed"),
+        ("Without comparisons, this may represent pneumonia.", "pneumonia", "uncertain"),
     ],
 )
 def test_real_reports_wordings_are_read_as_they_are_meant(
@@ -100,20 +119,25 @@ def test_real_reports_wordings_are_read_as_they_are_meant(
 
 
 def test_sentences_labelled_by_hand_are_read_with_precision_and_recall_of_95_percent() -> None:
-    """200 sentences of real reports, drawn by seed and stratum, labelled, then paraphrased."""
+    """500 sentences of real reports, labelled by hand, then paraphrased.
+
+    "first": 200 drawn by seed and stratum. 300 were drawn at random later, from as many other
+    studies: 150 ("worked on") were looked at while the rules were mended, 150 ("unseen") after.
+    """
     rows = [json.loads(line) for line in SENTENCES.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == 200
+    parts = Counter(row["part"] for row in rows)
+    assert parts == {"first": 200, "worked on": 150, "unseen": 150}
     labelled = Counter[str]()
     found = Counter[str]()
     right = Counter[str]()
     for row in rows:
         for finding in FINDINGS:
             said, meant = stance(row["text"], finding), row["says"].get(finding)
-            labelled.update([meant] if meant else [])
-            found.update([said] if said else [])
-            right.update([said] if said and said == meant else [])
-    assert min(labelled.values()) >= 20
-    for each in ("affirmed", "denied", "uncertain"):
+            labelled.update([meant, row["part"]] if meant else [])
+            found.update([said, row["part"]] if said else [])
+            right.update([said, row["part"]] if said and said == meant else [])
+    assert min(labelled.values()) >= 50
+    for each in ("affirmed", "denied", "uncertain", *parts):
         assert right[each] / found[each] >= 0.95, f"precision, {each}"
         assert right[each] / labelled[each] >= 0.95, f"recall, {each}"
 
@@ -137,6 +161,17 @@ def test_sentences_labelled_by_hand_are_read_with_precision_and_recall_of_95_per
         ("Are the costophrenic angles sharp?", ["pleural effusion"], "absence"),
         ("Is there blunting of the costophrenic angle?", ["pleural effusion"], "presence"),
         ("Is there no pneumothorax?", ["pneumothorax"], "absence"),
+        ("heart size ok?", ["cardiomegaly"], "absence"),
+        ("Is the cardiothoracic ratio increased?", ["cardiomegaly"], "presence"),
+        ("Is there fluid in the left lung?", ["pleural effusion", "pulmonary edema"], "presence"),
+        ("Are the lungs increased in size?", ["hyperinflation"], "presence"),
+        ("Is the right costophrenic angle easily visualized?", ["pleural effusion"], "absence"),
+        ("Do the lung markings extend to the periphery?", ["pneumothorax"], "absence"),
+        ("Has the left lung collapsed?", ["pneumothorax", "atelectasis"], "presence"),
+        ("Is the effusion still present?", ["pleural effusion"], "presence"),
+        ("Has the effusion resolved?", ["pleural effusion"], "absence"),
+        ("Is the heart contour a mirror image of normal?", [], None),
+        ("Can this image highlight bone fractures?", [], None),
         ("Is there a pericardial effusion?", [], None),
         ("Is the trachea midline?", [], None),
     ],
@@ -147,6 +182,12 @@ def test_a_question_asks_for_the_presence_or_the_absence_of_its_findings(
     about = asked(question)
     assert [a.finding for a in about] == findings
     assert {a.polarity for a in about} == ({polarity} if polarity else set())
+
+
+def test_a_question_about_a_thing_taken_for_granted_names_it_and_does_not_ask_for_it() -> None:
+    for question in ("Are the opacities confined to one lobe?", "Is the opacity pathologic?"):
+        assert asked(question) == ()
+        assert named(question) == ("opacity",)
 
 
 def test_the_phantom_reports_own_sentences_are_understood() -> None:
