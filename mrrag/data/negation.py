@@ -57,7 +57,7 @@ _DOUBTS = re.compile(
     r"\b(?:possibl[ey]|possibility of|probabl[ey]|may|might|could|suspicious for|suspect(?:ed)?"
     r"|suspicion of|question\w*|concern(?:ing)? for|worrisome for|rule out|evaluate for|exclude"
     r"|versus|vs|equivocal|likely|suggest\w*|favou?r\w*|considerations?|differential"
-    r"|borderline|presum\w+|either|rather than|perhaps|potential(?:ly)?|consider"
+    r"|borderline|presum\w+|either|rather than|perhaps|maybe|potential(?:ly)?|consider"
     r"|(?:thought|felt) to(?: be| represent| reflect)?|correlat\w+(?: \w+)? for)\b"
 )
 # Checked before negations, which they contain: "cannot exclude a small effusion".
@@ -65,7 +65,7 @@ _NOT_EXCLUDED = re.compile(
     r"\b(?:can ?not|not|difficult to|unable to)(?: be)?(?: \w+)? (?:exclude|rule out)\b"
 )
 _DOUBTS_AFTER = re.compile(
-    r"^(?:[\w ,-]{0,24}?|[\w -]{0,40}?)\b(?:(?:can ?not|not) be (?:\w+ )?(?:excluded|ruled out)"
+    r"^(?:[\w ,-]{0,24}?|[\w -]{0,40}?)\b(?:(?:can ?not|not)(?: \w+)? be (?:\w+ )?(?:excluded|ruled out)"
     r"|not (?:\w+ )?excluded|difficult to exclude|less likely|in the differential"
     r"|(?:is|are|was|were) (?:\w+ )?(?:possible|questionable|questioned|suspected"
     r"|favou?red(?! to)|considered(?! to)))\b"
@@ -81,6 +81,7 @@ _OR_BEFORE = re.compile(
 )
 _OR_AFTER = re.compile(
     r"^(?:(?: (?!is|are|was|were)\w+)?,? (?:and/or|or|versus|vs)\b(?! (?:more|less))"
+    r"|, (?:[\w-]+ ){1,4}and/or\b"
     rf"|/(?:\w+ )?{_CAUSE})"
 )
 # Nothing is said of a finding that could not have been seen.
@@ -102,7 +103,7 @@ _THERE = (
 # The end of a clause, where the scope of a cue ends.
 _CLAUSE_END = re.compile(
     r"\b(?:but|however|although|though|except|exception of|aside from|apart from|other than"
-    r"|despite|there (?:is|are)|which|(?:placement|insertion) of)\b|[;:]"
+    r"|despite|given|there (?:is|are)|which|(?:placement|insertion) of)\b|[;:(]"
     rf"|,(?: and)? (?:a|an|the) |, and (?={_THERE})|\bwith (?=(?:an? )?{_THERE})"
     # A new subject and verb, unless the verb closes a list: "no effusion or nodule is seen".
     r"|(?:,|\band) (?=(?:the )?(?:[a-z]+ ){1,3}(?:is|are|appears?|remains?) "
@@ -151,7 +152,7 @@ def _judge(before: str, length: int, after: str) -> Stance | None:
     They are part of it, because "the heart is not enlarged" contains its own negation.
     """
     ends = [m.end() for m in _CLAUSE_END.finditer(before[: len(before) - length])]
-    before = _NOT_NEGATIONS.sub(" ", before[ends[-1] if ends else 0 :])
+    before, unchanged = _NOT_NEGATIONS.subn(" ", before[ends[-1] if ends else 0 :])
     ahead = before[: len(before) - length]
     cut = _CLAUSE_END.search(after)
     after = after[: cut.start()] if cut else after
@@ -161,6 +162,8 @@ def _judge(before: str, length: int, after: str) -> Stance | None:
         return "uncertain"
     if _NEGATIONS_AFTER.search(after) or NEGATIONS.search(before):
         return "denied"
-    if _DOUBTS.search(before) or _OR_AFTER.search(after) or _OR_BEFORE.search(ahead):
+    if _DOUBTS.search(before):
         return "uncertain"
-    return "affirmed"
+    # "No change in the effusion or the nodule" affirms both.
+    alternatives = _OR_AFTER.search(after) or _OR_BEFORE.search(ahead)
+    return "uncertain" if alternatives and not unchanged else "affirmed"

@@ -125,7 +125,8 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "fibrosis": (r"fibro(?:sis|tic)", ""),
     "pleural thickening": (
         r"pleural(?:[ -]?parenchymal)? thickening|thickening of the pleura"
-        r"|(?:(?<=fluid or )|(?<=effusion or )|(?<=effusions or )|(?<=and/or ))thickening",
+        r"|(?:(?<=fluid or )|(?<=effusion or )|(?<=effusions or )"
+        r"|(?<=and/or )|(?<=effusion versus )|(?<=effusions versus ))thickening",
         "",
     ),
     "aortic abnormality": (
@@ -163,11 +164,12 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "fracture": (
         r"(?<!catheter )(?<!wire )(?<!lead )(?<!wires are )fractur(?:es?|ed)\b"
         r"(?! (?:of )?(?:\w+ ){0,3}(?:wires?|leads?|catheter|sternotomy|hardware|screws?)\b)",
-        rf"(?:ribs|{_BONES})(?: [\w,]+){{0,4}}? (?:intact|{_NORMAL})|{_NORMAL} {_BONES}"
+        rf"(?:ribs|clavicles?|{_BONES})(?: [\w,]+){{0,4}}? (?:intact|{_NORMAL})|{_NORMAL} {_BONES}"
         rf"|{_BONES}(?:,? (?:and|the|visualized|upper|abdomen|soft|tissues?|have|a|are)){{0,6}}"
         rf" {_NORMAL}|intact {_BONES}"
         rf"|{_BONES}(?: of the thorax)? (?:is|are|reveals?|shows?|demonstrates?) (?:no|without)"
         r"(?: (?:any|evidence of|acute|significant|definite|focal)){0,3} abnormalit\w+"
+        r"|(?:no|without) acute (?:bony|osseous|skeletal) changes?"
         r"|(?:no|without|negative(?: for)?)\b [\w ]{0,45}?(?:bony|osseous|skeletal|bone)"
         r"(?: \w+){0,3}? (?:abnormalit\w+|findings?|injur\w+|process)",
     ),
@@ -177,7 +179,7 @@ FINDINGS: dict[str, tuple[str, str]] = {
         r"spine is straight",
     ),
     "spine degeneration": (
-        r"degenerative (?:\w+ )?(?:changes?|disease|spurring|spondyl\w+|osteophyt\w+)"
+        r"degenerat(?:iv)?e (?:\w+ )?(?:changes?|disease|spurring|spondyl\w+|osteophyt\w+)"
         rf"{_NOT_SPINE}|spondylo(?:sis|tic)|dis[ck] space narrowing|osteophyt\w+{_NOT_SPINE}"
         r"|(?:spine|endplate|vertebral) spurr\w+|spurring (?:of|in|along) the(?: \w+)? spine"
         r"|degenerat\w+(?: (?!joint)\w+){0,3}? spine"
