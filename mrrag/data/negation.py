@@ -65,7 +65,8 @@ _NOT_EXCLUDED = re.compile(
     r"\b(?:can ?not|not|difficult to|unable to)(?: be)?(?: \w+)? (?:exclude|rule out)\b"
 )
 _DOUBTS_AFTER = re.compile(
-    r"^(?:[\w ,-]{0,24}?|[\w -]{0,40}?)\b(?:(?:can ?not|not)(?: \w+)? be (?:\w+ )?(?:excluded|ruled out)"
+    r"^(?:[\w ,-]{0,24}?|[\w -]{0,40}?)"
+    r"\b(?:(?:can ?not|not)(?: \w+)? be (?:\w+ )?(?:excluded|ruled out)"
     r"|not (?:\w+ )?excluded|difficult to exclude|less likely|in the differential"
     r"|(?:is|are|was|were) (?:\w+ )?(?:possible|questionable|questioned|suspected"
     r"|favou?red(?! to)|considered(?! to)))\b"
