@@ -37,7 +37,7 @@ _NOT_NEGATIONS = re.compile(
     r"|worsening|improvement|progression|enlargement of the|growth|difference)\b"
     r"|\bnot only\b|\b(?:no|without) (?:prior|comparisons?)\b"
     r"|\bno [\w ]{0,40}?\b(?:of|in) (?:the |a )?known\b"
-    r"|\b(?:ensure|document|confirm|until|await|for)(?: \w+)? (?:resolution|clearing|cleared)"
+    r"|\b(?:ensure|document|confirm|allow|until|await|for)(?: \w+)? (?:resolution|clearing|cleared)"
     r"(?: of)?\b|\buntil (?:resolved|cleared)\b"
     r"|\b(?:partial(?:ly)?|near(?:ly)?|almost|incomplete(?:ly)?)(?:[ -]complete(?:ly)?)?"
     r"[ -](?:resolution|clearing|resolved|cleared)"
@@ -88,7 +88,7 @@ _OR_AFTER = re.compile(
 # Nothing is said of a finding that could not have been seen.
 _SAYS_NOTHING_BEFORE = re.compile(
     r"\b(?:(?:limit\w*|reduc\w+|decreas\w+|suboptimal|poor) (?:\w+ )?)?(?:evaluation|assessment"
-    r"|sensitivity|detection) (?:for|of|to)(?: [\w,-]+){0,4} $"
+    r"|sensitivity|detection) (?:for|of|to)(?! (?:this|these)\b)(?: [\w,-]+){0,4} $"
     # "Consistent with the patient's history of fibrosis" is of the image, too.
     r"|(?<!'s )(?<!with )\bhistory of(?: \w+){0,2} $"
 )

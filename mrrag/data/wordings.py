@@ -87,11 +87,11 @@ FINDINGS: dict[str, tuple[str, str]] = {
     "pneumothorax": (r"(?:hydro|ha?emo)?pneuo?mothora(?:x|ces)", _PLEURA),
     "consolidation": (
         r"consolidat(?:ions?|ive)|infiltrates?|infiltration"
-        r"|air ?space (?:and \w+ )?(?:opaci\w+|disease|process)",
+        r"|air ?space (?:and \w+ )?(?:opaci\w+|densit\w+|disease|process)",
         _CLEAR,
     ),
     "pneumonia": (r"pneumonias?\b", _CLEAR),
-    "opacity": (r"opaci(?:ty|ties|fied|fications?)", _CLEAR),
+    "opacity": (r"opaci(?:ty|ties|fied|fications?)|opaque\b", _CLEAR),
     "nodule": (r"(?:micro)?nodul(?:es?|ar (?:[\w-]+ ){0,3}?(?:opacit|densit)\w+)", ""),
     "mass": (r"mass(?:es)?\b(?! effect)", ""),
     "granuloma": (
