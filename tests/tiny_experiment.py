@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tiny_bitower import make_cases, make_loaded_tower
 
@@ -23,12 +24,24 @@ from mrrag.retrieval.build import build_knowledge_base
 from mrrag.retrieval.calibration import calibrate
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.study.experiment import Experiment, answer_all, choose_questions
+from mrrag.study.heads import Heads
 from mrrag.study.plan import Plan, cells_of
 from mrrag.types import Steering, Weights
 
 LEARNT = Learnt(Weights(0.5, 0.2, 0.3), Steering(1.0, (1,), "question+cue"))
 PLAN = Plan((3,), (0.5,), ("rag_off", "rag", "mr_rag"), ablations=("masking",))
 MADE_OF = {"model": "tiny"}
+
+
+def make_heads(layers: int = 3, heads: int = 4, width: int = 12) -> Heads:
+    """Return what might have been found of the heads of a model; by default the tiny LLaVA's."""
+    rng = np.random.default_rng(0)
+    direction = rng.standard_normal((layers, heads, width)).astype(np.float32)
+    direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+    spread, probe, pasta = rng.random((3, layers, heads)).astype(np.float32)
+    return Heads(direction, spread, probe, pasta)
+
+
 ASKED = (
     "Is there pleural effusion left ?",
     "Is there no heart finding ?",

@@ -111,6 +111,13 @@ def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
         f"rivals in one table beside RAG ({', '.join(RIVALS)}; {EVERY} for all of them)",
     )
     evaluate.add_argument(
+        "--heads",
+        type=Path,
+        metavar="FILE",
+        help="what `mrrag find-heads` wrote, for methods that act in chosen heads "
+        f"({', '.join(n for n in ARENA if ARENA[n].heads)}); without it {EVERY} leaves them out",
+    )
+    evaluate.add_argument(
         "--ablations",
         nargs="*",
         choices=ABLATIONS,
@@ -143,6 +150,7 @@ def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     """Ask what is not answered yet; the first process then writes the tables."""
     from mrrag.study.experiment import Experiment, answer_all, choose_questions
+    from mrrag.study.heads import read_heads
     from mrrag.study.plan import cells_of
 
     plan = plan_of(args)
@@ -158,7 +166,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         read.records, read.questions, args.split, args.questions, read.skipped_questions
     )
     pipeline = load_chosen(args, process.device)
-    cells = cells_of(plan, pipeline.learnt, pipeline.backbone.layers)
+    heads = read_heads(args.heads, pipeline.backbone.fingerprint) if args.heads else None
+    cells = cells_of(plan, pipeline.learnt, pipeline.backbone.layers, heads)
     experiment = Experiment(questions, plan, tuple(cells), made_of(args, pipeline))
     answer_all(
         pipeline,
@@ -200,7 +209,9 @@ def plan_of(args: argparse.Namespace) -> Plan:
     ablations = ABLATIONS if args.ablations == [] else args.ablations or ()
     named = tuple(dict.fromkeys(args.methods))
     # A rival is compared with what was named of the three answers.
-    every = tuple(n for n in ARENA if not (args.no_wrong_picture and ARENA[n].wrong_picture))
+    left_out = {n for n in ARENA if args.no_wrong_picture and ARENA[n].wrong_picture}
+    left_out |= {n for n in ARENA if args.heads is None and ARENA[n].heads}
+    every = tuple(n for n in ARENA if n not in left_out)
     rivals = every if EVERY in named else tuple(n for n in named if n in ARENA)
     if not set(rivals) - set(METHODS):
         rivals = ()

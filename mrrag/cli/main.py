@@ -13,6 +13,7 @@ from mrrag.cli import (
     calibrate,
     doctor,
     evaluate,
+    heads,
     index,
     questions,
     sinks,
@@ -39,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for group in (ask, evaluate, calibrate, sinks, audit, index, questions, train, bench, doctor):
+    data = (index, questions)
+    for group in (ask, evaluate, calibrate, sinks, audit, *data, train, heads, bench, doctor):
         group.add_commands(commands)
     return top
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mrrag.types import METHODS, PLAIN, Emphasis, Mixture, Opera, Rival, Steering, Way
+from mrrag.types import METHODS, PLAIN, Emphasis, Mixture, Opera, Rival, Shift, Steering, Way
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Method:
         :class:`mrrag.study.plan.ReadingPlan`.
     all_irrelevant : bool
         Whether every report is drawn at random.
+    heads : float
+        In which share of the model's heads it acts, those that ``find-heads`` found best; 0 for
+        what needs no such search.
     """
 
     title: str
@@ -49,17 +52,19 @@ class Method:
     relevance: str = "own"
     wrong_picture: bool = False
     all_irrelevant: bool = False
+    heads: float = 0.0
 
 
 PAI_ATTENTION = Emphasis("raise", "image", 0.2, first_layer=2)
 PAI_CONTRAST = Mixture("no image", "plausible contrast", 1.1)
 PASTA = math.log(0.01)
+BOTH = "question+cue"
+PASTA_REPORTS = Emphasis("add", "all but relevant reports", PASTA, BOTH)
 ALFAR_ATTENTION = (
     Emphasis("scale", "image", -0.4),
     Emphasis("scale by question", "reports", 0.4),
 )
 ALFAR_CONTRAST = Mixture("no reports", "ratio contrast")
-BOTH = "question+cue"
 
 
 def _emphasis(*emphases: Emphasis) -> Rival:
@@ -110,7 +115,13 @@ ARENA: dict[str, Method] = {
     "pasta": Method(
         "PASTA, relevant reports",
         "Scales attention to all but the relevant reports down to a hundredth.",
-        _emphasis(Emphasis("add", "all but relevant reports", PASTA, BOTH)),
+        _emphasis(PASTA_REPORTS),
+    ),
+    "pasta_heads": Method(
+        "PASTA, relevant reports, best heads",
+        "The same in a quarter of the heads, those in which it helps most.",
+        _emphasis(PASTA_REPORTS),
+        heads=0.25,
     ),
     "pasta_image": Method(
         "PASTA, image and relevant reports",
@@ -242,7 +253,20 @@ ARENA: dict[str, Method] = {
         "Searches with five beams, as OPERA does, and rewards nothing.",
         Opera(weight=0.0),
     ),
+    # Head outputs
+    "iti": Method(
+        "ITI",
+        "Shifts the outputs of the best heads from wrong answers towards right ones.",
+        Rival(shift=Shift(5.0)),
+        heads=0.1,
+    ),
     # Controls
+    "iti_random": Method(
+        "ITI, random directions",
+        "Shifts the same heads’ outputs as far, in random directions.",
+        Rival(shift=Shift(5.0, random=True)),
+        heads=0.1,
+    ),
     "lambda_shuffled": Method(
         "MR-RAG, λ shuffled",
         "MR-RAG, with each report’s relevance given to another report.",
@@ -289,7 +313,7 @@ GROUPS = (
 )
 # Rows that only show why another row is as it is; on one case they mean nothing.
 CONTROLS = (
-    *("lambda_shuffled", "lambda_equal", "mr_rag_best_last"),
+    *("iti_random", "lambda_shuffled", "lambda_equal", "mr_rag_best_last"),
     *("all_irrelevant", "wrong_picture", "mr_rag_wrong_picture"),
 )
 RIVALS = tuple(name for name in ARENA if name not in METHODS)
@@ -316,6 +340,6 @@ def group_of(name: str) -> str:
         return GROUPS[4]
     if prompts == "each report":
         return GROUPS[3]
-    if prompts == "question twice" or isinstance(method.way, Opera):
+    if prompts == "question twice" or isinstance(method.way, Opera) or rival.shift:
         return GROUPS[5]
     return GROUPS[2] if prompts == "no reports" and not rival.emphases else GROUPS[1]

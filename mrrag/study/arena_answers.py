@@ -11,7 +11,7 @@ from mrrag.study.arena import ARENA, CONTROLS
 from mrrag.types import AttentionTrace
 
 # The methods that may be asked about one case; "rag" is what the others are compared with.
-OFFERED = tuple(name for name in ARENA if name not in CONTROLS)
+OFFERED = tuple(name for name in ARENA if name not in CONTROLS and not ARENA[name].heads)
 
 
 @dataclass(frozen=True)

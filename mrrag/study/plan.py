@@ -20,7 +20,8 @@ import numpy as np
 from mrrag.errors import SettingsError
 from mrrag.learnt import Learnt
 from mrrag.study.arena import ARENA, EVERY, Method
-from mrrag.types import METHODS, PLAIN, Steering, Way, Weights
+from mrrag.study.heads import Heads, in_best_heads
+from mrrag.types import METHODS, PLAIN, Rival, Steering, Way, Weights
 
 # RAG by one similarity alone.
 SINGLE: dict[str, Weights] = {
@@ -142,7 +143,7 @@ def effective(steering: Steering) -> Steering:
     return replace(steering, layers=tuple(sorted(steering.layers)))
 
 
-def cells_of(plan: Plan, learnt: Learnt, layers: int) -> list[Cell]:
+def cells_of(plan: Plan, learnt: Learnt, layers: int, heads: Heads | None = None) -> list[Cell]:
     """Return every row of every table, in order.
 
     Rows of different tables may share a way of answering; it is answered once.
@@ -151,6 +152,8 @@ def cells_of(plan: Plan, learnt: Learnt, layers: int) -> list[Cell]:
     ----------
     layers
         Number of layers of the model.
+    heads
+        The heads in which some rivals act.
 
     Raises
     ------
@@ -161,7 +164,7 @@ def cells_of(plan: Plan, learnt: Learnt, layers: int) -> list[Cell]:
     cells = []
     for k in plan.ks:
         cells += [*_method_cells(plan, learnt, k), *_noise_cells(plan, learnt, k)]
-        cells += [*_wrong_picture_cells(plan, learnt, k), *_arena_cells(plan, learnt, k)]
+        cells += [*_wrong_picture_cells(plan, learnt, k), *_arena_cells(plan, learnt, k, heads)]
     k = plan.ks[0]
     for group in plan.ablations:
         for share in ABLATION_SHARES if group != "similarities" else (0.0,):
@@ -247,8 +250,21 @@ def reading_of(method: Method, reading: ReadingPlan) -> ReadingPlan:
     return replace(read, noise=read.k, kind="random") if method.all_irrelevant else read
 
 
-def way_of(method: Method, steering: Steering) -> Way:
-    """Return how a rival answers where MR-RAG is steered by ``steering``."""
+def way_of(method: Method, steering: Steering, heads: Heads | None = None) -> Way:
+    """Return how a rival answers where MR-RAG is steered by ``steering``.
+
+    Raises
+    ------
+    SettingsError
+        Where it acts in chosen heads, and none are given.
+    """
+    if method.heads and isinstance(method.way, Rival):
+        if heads is None:
+            raise SettingsError(
+                f"{method.title} acts in chosen heads of the model. Find them with `mrrag "
+                "find-heads`, and name the file with --heads."
+            )
+        return in_best_heads(method.way, heads, method.heads)
     if method.way is None:
         return effective(steering)
     if isinstance(method.way, Steering) and method.way.strength:
@@ -256,7 +272,7 @@ def way_of(method: Method, steering: Steering) -> Way:
     return method.way
 
 
-def _arena_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
+def _arena_cells(plan: Plan, learnt: Learnt, k: int, heads: Heads | None) -> list[Cell]:
     """Return plain RAG and every rival at each kind and share of irrelevant reports."""
     if not plan.arena:
         return []
@@ -266,7 +282,7 @@ def _arena_cells(plan: Plan, learnt: Learnt, k: int) -> list[Cell]:
             method = ARENA[name]
             # Without reports nothing is irrelevant, but the row belongs to this block.
             read = reading_of(method, reading) if method.reads else ReadingPlan()
-            way = way_of(method, learnt.steering)
+            way = way_of(method, learnt.steering, heads)
             cells.append(Cell(arena_block(reading), name, k, read, way, "rag"))
     return cells
 

@@ -21,9 +21,11 @@ def test_without_names_it_is_the_paper_s_methods_and_no_arena() -> None:
 
 
 def test_the_arena_is_every_rival_in_one_table() -> None:
-    every = plan("--methods", "arena")
+    every = plan("--methods", "arena", "--heads", "heads.safetensors")
     assert (every.methods, every.arena) == ((), tuple(ARENA))
-    without = plan("--methods", "arena", "--no-wrong-picture")
+    without = plan("--methods", "arena")
+    assert {*ARENA} - {*without.arena} == {"pasta_heads", "iti", "iti_random"}
+    without = plan("--methods", "arena", "--heads", "heads.safetensors", "--no-wrong-picture")
     assert {*ARENA} - {*without.arena} == {"wrong_picture", "mr_rag_wrong_picture"}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_experiment import LEARNT, MADE_OF, make_pipeline, make_questions
+from tiny_experiment import LEARNT, MADE_OF, make_heads, make_pipeline, make_questions
 
 from mrrag.model.answering import answer_batch
 from mrrag.model.emphasis import COLUMNS, LOOKING, TRANSFORMS
@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llava_folder: Path) -> M
     folder = tmp_path_factory.mktemp("arena")
     pipeline, cases = make_pipeline(folder, tiny_llava_folder)
     questions = choose_questions(cases, make_questions(cases), limit=9)
-    cells = tuple(cells_of(PLAN, LEARNT, pipeline.backbone.layers))
+    cells = tuple(cells_of(PLAN, LEARNT, pipeline.backbone.layers, make_heads()))
     experiment = Experiment(questions, PLAN, cells, MADE_OF)
     answer_all(pipeline, experiment, folder / "run", batch=8)
     return pipeline, experiment, read_answers(folder / "run")

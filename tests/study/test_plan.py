@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from tiny_experiment import make_heads
 
 from mrrag.errors import SettingsError
 from mrrag.learnt import Learnt
 from mrrag.study.arena import ARENA, CONTROLS, RIVALS
+from mrrag.study.heads import best_heads, shift_along
 from mrrag.study.plan import (
     ABLATIONS,
     Plan,
@@ -15,7 +17,7 @@ from mrrag.study.plan import (
     cells_of,
     random_layers,
 )
-from mrrag.types import PLAIN, Steering, Weights
+from mrrag.types import PLAIN, Rival, Shift, Steering, Weights
 
 LEARNT = Learnt(Weights(0.5, 0.2, 0.3), Steering(0.1, (0, 5), "question+cue"))
 
@@ -113,7 +115,7 @@ def test_candidates_differ_by_reports_cut_off_or_steering_and_none_comes_twice()
 
 def test_the_arena_is_a_block_for_each_kind_of_noise_with_plain_rag_first() -> None:
     plan = Plan(methods=(), arena=tuple(ARENA), shares=(0.0, 0.5), kinds=("random", "distant"))
-    cells = cells_of(plan, LEARNT, 6)
+    cells = cells_of(plan, LEARNT, 6, make_heads(6))
     blocks = {table: [c for c in cells if c.table == table] for table in {c.table for c in cells}}
     assert {*blocks} == {"arena", "arena, 4 random", "arena, 4 distant"}
     for block in blocks.values():
@@ -130,7 +132,7 @@ def test_the_arena_is_a_block_for_each_kind_of_noise_with_plain_rag_first() -> N
 
 def test_a_control_differs_from_its_row_in_one_thing() -> None:
     plan = Plan(methods=(), arena=tuple(ARENA), shares=(0.5,), kinds=("distant",))
-    cells = {c.name: c for c in cells_of(plan, LEARNT, 6)}
+    cells = {c.name: c for c in cells_of(plan, LEARNT, 6, make_heads(6))}
     mr_rag, rag = cells["mr_rag"], cells["rag"]
     for name, read in {
         "lambda_shuffled": replace(mr_rag.reading, relevance="shuffled"),
@@ -146,6 +148,20 @@ def test_a_control_differs_from_its_row_in_one_thing() -> None:
     assert {*CONTROLS} <= {*cells}
 
 
+def test_a_rival_in_chosen_heads_needs_them_and_acts_in_the_best() -> None:
+    plan = Plan(methods=(), arena=("pasta_heads", "iti", "iti_random"), shares=(0.0,))
+    with pytest.raises(SettingsError, match="find-heads"):
+        cells_of(plan, LEARNT, 6)
+    heads = make_heads(6)
+    pasta, iti, random = (c.steering for c in cells_of(plan, LEARNT, 6, heads)[1:])
+    assert isinstance(pasta, Rival)
+    assert isinstance(iti, Rival)
+    assert isinstance(random, Rival)
+    assert pasta.emphases[0].heads == best_heads(heads.pasta_LH, 0.25)
+    assert iti.shift == shift_along(Shift(5.0), heads, 0.1)
+    assert iti.shift != random.shift
+
+
 def test_the_arena_has_plain_rag_even_where_it_was_not_named() -> None:
     cells = cells_of(Plan(methods=(), arena=("cad",), shares=(0.0,)), LEARNT, 6)
     assert [c.name for c in cells] == ["rag", "cad"]
@@ -154,5 +170,5 @@ def test_the_arena_has_plain_rag_even_where_it_was_not_named() -> None:
 
 
 def test_no_two_rivals_are_the_same_way() -> None:
-    cells = cells_of(Plan(methods=(), arena=RIVALS, shares=(0.0,)), LEARNT, 6)
+    cells = cells_of(Plan(methods=(), arena=RIVALS, shares=(0.0,)), LEARNT, 6, make_heads(6))
     assert len({(c.reading, c.steering) for c in cells}) == len(cells)
