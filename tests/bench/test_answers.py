@@ -29,6 +29,7 @@ from mrrag.bench.answers import (
     naive,
     ours,
     peak_bytes,
+    peak_in_own_process,
     plain,
     step_bytes,
 )
@@ -194,10 +195,13 @@ def test_a_peak_that_kills_its_process_costs_no_other_figure(
     case: BenchInputs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "_peak", die)
-    monkeypatch.setattr(module, "load_inputs", lambda _: case)
     with caplog.at_level(logging.WARNING):
-        result = bench(Bench(ASSETS, repeats=1))
-    assert caplog.messages[0] == ("The peak of naive is unknown: its process was killed.")
+        killed = peak_in_own_process(Bench(ASSETS), "naive")
+    assert killed is None
+    assert caplog.messages == ["The peak of naive is unknown: its process was killed."]
+    monkeypatch.setattr(module, "peak_in_own_process", lambda *_: killed)
+    monkeypatch.setattr(module, "load_inputs", lambda _: case)
+    result = bench(Bench(ASSETS, repeats=1))
     assert result["ours"]["peak_bytes"] is None
     assert result["ours"]["seconds"] > 0
     assert bench_text(result).splitlines()[3].split()[-4] == "?"
