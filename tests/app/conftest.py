@@ -56,7 +56,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def profile(browser: Any) -> Any:
-    """One module's browsing context, so that the page's scripts are compiled once for all visits."""
+    """One module's browsing context: the page's scripts are compiled once for all its visits."""
     return browser.new_context(viewport={"width": 1440, "height": 900})
 
 
