@@ -72,6 +72,11 @@ def empty(sentence: str) -> Markup:
     return render("empty.html", sentence=sentence)
 
 
+def arena_intro() -> Markup:
+    """Return what the arena is for, and what it waits for."""
+    return render("arena_intro.html")
+
+
 def status(sentence: str, *, kind: str = "plain") -> Markup:
     """Return the line under the Ask button; ``kind`` is plain, busy, done or problem."""
     mark = {"plain": "", "busy": "…", "done": "✓", "problem": "!"}[kind]

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import gradio as gr
-import plotly.graph_objects as go
 
 from app import frame
 from app.about import About
+from app.arena_panel import ArenaParts, lay_out_arena
+from app.markup import html, plot
 from app.sections import viewer
 from app.sections.attention import AS_IT_RAN, MEAN_OF_HEADS, STATES, heads
 from app.sections.case import Sample, samples_html
@@ -130,6 +131,7 @@ class Parts(NamedTuple):
     settings: SettingsParts
     evidence: EvidenceParts
     answers: AnswerParts
+    arena: ArenaParts
     attention: AttentionParts
     saving: SavingParts
 
@@ -147,9 +149,10 @@ def lay_out(abouts: Sequence[About], samples: Sequence[Sample]) -> Parts:
             html(frame.how_to_read())
             evidence = lay_out_evidence(abouts)
             answers = lay_out_answers()
+            arena = lay_out_arena(CASE_SECONDS)
             attention = lay_out_attention(about)
             saving = lay_out_saving()
-    return Parts(state, case, settings, evidence, answers, attention, saving)
+    return Parts(state, case, settings, evidence, answers, arena, attention, saving)
 
 
 def lay_out_state() -> StateParts:
@@ -354,14 +357,6 @@ def lay_out_attention(about: About) -> AttentionParts:
     )  # fmt: skip
 
 
-def plot(label: str, name: str) -> gr.Plot:
-    """Make a plot; its empty figure makes the browser fetch the plotting code early."""
-    return gr.Plot(
-        go.Figure(), show_label=False, label=label, container=False,
-        elem_classes="map", elem_id=name, min_width=0,
-    )  # fmt: skip
-
-
 def lay_out_saving() -> SavingParts:
     """Make the buttons that save a case, and the list of this tab."""
     with gr.Column(elem_id="keep-panel", min_width=0):
@@ -382,20 +377,3 @@ def components(parts: Parts) -> dict[str, gr.blocks.Block]:
     sections = (*parts, parts.settings.controls)
     fields = {name: part for section in sections for name, part in section._asdict().items()}
     return {name: fields[name] for name in Update.__annotations__}
-
-
-def html(
-    content: str,
-    name: str | None = None,
-    script: str | None = None,
-    template: str = "${value}",
-) -> gr.HTML:
-    """Make a component for our own markup; a fixed ``template`` leaves it to a script."""
-    return gr.HTML(
-        content,
-        html_template=template,
-        elem_id=name,
-        elem_classes="ours",
-        apply_default_css=False,
-        js_on_load=script,
-    )

@@ -21,7 +21,7 @@ from app.events import LIVE, NOW, QUIET, Contents, contents, field_of
 from app.internals import Page, questions_ahead
 from app.layout import Parts, components, lay_out
 from app.picker import offer_archive
-from app.sections import viewer
+from app.sections import arena, viewer
 from app.sections.asking import AskInputs, ask, impression, stop, vote
 from app.sections.attention import heatmaps, lines, overlay
 from app.sections.case import Sample, choose_frame, choose_sample, model_view
@@ -87,6 +87,7 @@ def build_page(
         wire_settings(parts, backends, redrawing)
         wire_evidence(parts, backends, redrawing)
         wire_answers(parts, backends, redrawing)
+        wire_arena(parts, backends, redrawing)
         wire_attention(parts)
         wire_saving(parts, backends)
         if api:
@@ -288,6 +289,38 @@ def wire_answers(parts: Parts, backends: Sequence[Backend], redrawing: Event) ->
     )
 
 
+def wire_arena(parts: Parts, backends: Sequence[Backend], redrawing: Event) -> None:
+    """Wire the two buttons of the arena, which wait for their turn as a question does."""
+    state, panel = parts.state, parts.arena
+    shared = [state.ask_time, state.visit, parts.evidence.base, state.case_state]
+    outputs = [
+        *(panel.arena_state, panel.arena_table, panel.curve_text),
+        *(panel.strength_curve, panel.weight_curve, parts.case.status),
+    ]
+
+    def on_press(moment: Any, visit: Any) -> Any:
+        visit.press(moment)
+        return moment
+
+    def on_run(moment: Any, visit: Any, base: Any, case: Any, *ticked: Any) -> Iterator[Contents]:
+        for update in arena.run(select(backends, base), visit, moment, case, ticked):
+            yield contents(parts, update)
+
+    def on_curves(moment: Any, visit: Any, base: Any, case: Any) -> Iterator[Contents]:
+        for update in arena.draw(select(backends, base), visit, moment, case):
+            yield contents(parts, update)
+
+    many, press = {"trigger_mode": "multiple", **QUIET}, [state.ask_time, state.visit]
+    queued = {"concurrency_limit": 1, "concurrency_id": ONE_AT_A_TIME, **many}
+    for button, work, inputs in (
+        (panel.run, on_run, [*shared, *panel.ticked]),
+        (panel.curves, on_curves, shared),
+    ):
+        button.click(on_press, press, state.ask_time, js=NOW, queue=False, **many)
+        done = button.click(work, inputs, outputs, **queued)
+        done.then(*redrawing, **QUIET)  # for what each report says alone
+
+
 def wire_attention(parts: Parts) -> None:
     """Wire the maps to view, head and states, and the lines and the picture to the layer."""
     state, case, attention = parts.state.case_state, parts.case, parts.attention
@@ -348,6 +381,7 @@ def evidence_inputs(parts: Parts) -> EvidenceInputs:
         case_state=parts.state.case_state,
         tint=parts.evidence.tint,
         layer=parts.attention.layer,
+        arena_state=parts.arena.arena_state,
     )
 
 

@@ -13,7 +13,8 @@ import gradio as gr
 
 from app import frame
 from app.events import NOW, QUIET, Contents, contents, field_of
-from app.layout import CASE_SECONDS, Parts, components, html
+from app.layout import CASE_SECONDS, Parts, components
+from app.markup import html
 from app.sections import archive as actions
 from app.sections.archive import PickerUpdate, Press
 from app.sections.case import Sample

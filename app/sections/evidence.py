@@ -7,6 +7,7 @@ same evidence.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,15 @@ from app import frame
 from app.about import About
 from app.backend import Backend
 from app.sections.settings import Controls, settings_from, whole
-from app.sections.visit import CaseState, EvidenceState, Update, cleared, of_base, refuse
+from app.sections.visit import (
+    ArenaState,
+    CaseState,
+    EvidenceState,
+    Update,
+    cleared,
+    of_base,
+    refuse,
+)
 from mrrag.errors import SettingsError
 from mrrag.report import answer_cards, cards
 from mrrag.report.pictures import file_url
@@ -32,6 +41,7 @@ class EvidenceInputs(NamedTuple):
     case_state: Any
     tint: Any
     layer: Any
+    arena_state: Any = None
 
 
 def choose_base(about: About) -> Update:
@@ -120,7 +130,14 @@ def redraw(backend: Backend, inputs: EvidenceInputs) -> Update:
         reasons = changes(state, case)
         visible = case if case and not reasons and not case.reading.waits_for else None
         return {
-            "evidence_cards": evidence_html(backend.pipeline(), state, visible, inputs.tint, layer),
+            "evidence_cards": evidence_html(
+                backend.pipeline(),
+                state,
+                visible,
+                inputs.tint,
+                layer,
+                alone(about, inputs.arena_state, visible),
+            ),
             "stale": answer_cards.stale(reasons),
         }
     except Exception as error:
@@ -145,9 +162,18 @@ def changes(state: EvidenceState, case: CaseState | None) -> list[str]:
 
 
 def evidence_html(
-    pipeline: Pipeline, state: EvidenceState, case: CaseState | None, tint: str, layer: int
+    pipeline: Pipeline,
+    state: EvidenceState,
+    case: CaseState | None,
+    tint: str,
+    layer: int,
+    p_alone: Mapping[str, float] | None = None,
 ) -> str:
-    """Return the evidence cards; ``case`` is given if its answers belong to this evidence."""
+    """Return the evidence cards.
+
+    ``case`` is given if its answers belong to this evidence, and ``p_alone``, document id →
+    P(yes) by its report alone, where the arena found it.
+    """
     evidence, settings = state.evidence, state.settings
     base = pipeline.knowledge_base
     learnt = learnt_ranks(pipeline, state) if settings.weights is not None else None
@@ -163,6 +189,7 @@ def evidence_html(
             word=influence.word if influence else "",
             influence=(influence.before[n], influence.after[n]) if influence else None,
             tokens=tokens[n] if tokens else None,
+            alone=(p_alone or {}).get(item.document.id),
         )
         for n, item in enumerate(evidence.retrieved)
     ]
@@ -175,6 +202,14 @@ def evidence_html(
         evidence.warnings,
         settings.excluded,
     )
+
+
+def alone(about: About, state: object, case: CaseState | None) -> Mapping[str, float]:
+    """Return P(yes) by each report alone, where the arena found it for this case; else nothing."""
+    if case is None or not isinstance(state, ArenaState):
+        return {}
+    same = (state.question, state.base) == (case.result.question, about.base.number)
+    return state.alone if same else {}
 
 
 def learnt_ranks(pipeline: Pipeline, state: EvidenceState) -> dict[str, int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
 
@@ -89,6 +90,23 @@ class CaseState:
     base: int = 0
 
 
+@dataclass(frozen=True)
+class ArenaState:
+    """What a run of the arena found that the cards show.
+
+    Attributes
+    ----------
+    alone : mapping
+        Document id → P(yes) where the model reads its report and no other.
+    question, base
+        Of the case.
+    """
+
+    question: str
+    alone: Mapping[str, float]
+    base: int = 0
+
+
 @dataclass
 class Visit:
     """The newest press in a visit, by the clock of its page; the only mutable value here.
@@ -157,6 +175,12 @@ class Update(TypedDict, total=False):
     lines: Any
     layer: int
     overlays: str
+    # The arena; the curves are plotly figures.
+    arena_state: ArenaState | None
+    arena_table: str
+    strength_curve: Any
+    weight_curve: Any
+    curve_text: str
     # Saving.
     download: str
     history: str
@@ -172,6 +196,9 @@ def cleared() -> Update:
         "evidence_cards": frame.empty("The most similar reports appear here, before any answer."),
         "answer_columns": frame.empty("Three answers appear here, side by side."),
         "attention_note": frame.empty("The question’s attention appears here, layer by layer."),
+        "arena_state": None,
+        "arena_table": "",
+        "curve_text": "",
     }
 
 
