@@ -14,8 +14,9 @@ from typing import Any
 from mrrag.errors import ModelError
 from mrrag.files import read_json
 from mrrag.learnt import Learnt, default_weights, learnt_for
-from mrrag.report.audit_panel import read_audit
-from mrrag.retrieval.manifest import read_manifest
+from mrrag.report.audit_panel import AUDIT, checked_audit, read_audit
+from mrrag.retrieval.address import Place
+from mrrag.retrieval.manifest import MANIFEST, files_of, read_manifest
 from mrrag.types import BUNDLED, Weights
 
 PHANTOM_MODEL = "MR-RAG phantom LLaVA"
@@ -85,7 +86,7 @@ def read_about(
     *,
     model: str = BUNDLED,
     folder: Path | None = None,
-    knowledge_base: Path | None = None,
+    knowledge_base: Place | None = None,
     number: int = 0,
     why: str = "",
 ) -> About:
@@ -105,7 +106,8 @@ def read_about(
     ModelError, KnowledgeBaseError
         If a file is missing or damaged.
     """
-    learnt = learnt_for(model, knowledge_base, assets)
+    files = files_of(knowledge_base)
+    learnt = learnt_for(model, files, assets)
     bundled, folder = folder is None, folder or assets / "llava"
     layers, heads = _shape(folder, bundled=bundled)
     phantoms_only = model == BUNDLED and (folder / "scope.json").exists()
@@ -119,7 +121,7 @@ def read_about(
         phantoms_only=phantoms_only,
         heads=heads,
         why=why,
-        base=_read_base(knowledge_base, assets, number, learnt),
+        base=_read_base(knowledge_base, files, assets, number, learnt),
     )
 
 
@@ -142,19 +144,33 @@ def _shape(folder: Path, *, bundled: bool) -> tuple[int, int]:
         ) from None
 
 
-def _read_base(given: Path | None, assets: Path, number: int, learnt: Learnt) -> Base:
-    bundled = assets / "knowledge_base"
-    directory = (given or bundled).resolve()
-    manifest = read_manifest(directory)
+def _read_base(
+    place: Place | None,
+    files: Path | Mapping[str, Any] | None,
+    assets: Path,
+    number: int,
+    learnt: Learnt,
+) -> Base:
+    """Describe a knowledge base; ``files`` is what :func:`files_of` returned of its place."""
+    if isinstance(files, Mapping):
+        manifest, default = files[MANIFEST], default_weights(files)
+        audit = checked_audit(files.get(AUDIT), manifest)
+        name = place.name if place is not None else ""
+    else:
+        bundled = (assets / "knowledge_base").resolve()
+        directory = bundled if files is None else files.resolve()
+        manifest, default = read_manifest(directory), default_weights(directory)
+        name = "bundled" if directory == bundled else directory.name
+        audit = read_audit(directory)
     return Base(
-        name="bundled" if directory == bundled.resolve() else directory.name,
+        name=name,
         number=number,
         documents=manifest["count"],
         sources=tuple((s["source"], s["licence"]) for s in manifest.get("sources", ())),
         encoder=manifest["encoder"]["name"],
         intervals=learnt.intervals,
-        chosen=not learnt.intervals and learnt.weights != default_weights(directory),
-        audit=read_audit(directory),
+        chosen=not learnt.intervals and learnt.weights != default,
+        audit=audit,
     )
 
 

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 
 from app.about import read_about
 from app.choice import Choice, choose_model, has_cuda, instead_of
+from mrrag.cli.options import knowledge_base
 from mrrag.data.dicomweb_request import Archive, archive_at, log_no_addresses
 from mrrag.errors import MRRAGError
 from mrrag.files import ASSETS
+from mrrag.retrieval.address import Place
 from mrrag.types import BUNDLED, LLAVA_MED
 
 if TYPE_CHECKING:
@@ -118,11 +120,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kb",
-        type=Path,
+        type=knowledge_base,
         action="append",
-        metavar="DIR",
-        help="a knowledge base of your own; repeatable, visitors then choose one "
-        "(default: the bundled one)",
+        metavar="KB",
+        help="a knowledge base of your own: a folder, or milvus:URI/COLLECTION (see "
+        "docs/scale.md); repeatable, visitors then choose one (default: the bundled one)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model's repository")
     parser.add_argument(
@@ -299,7 +301,7 @@ def load(backends: Sequence[Backend], choice: Choice, arguments: argparse.Namesp
     # Torch takes seconds to import; the page is already there while it does.
     from mrrag.pipeline import load_pipeline, with_knowledge_base
 
-    bases: list[Path | None] = arguments.kb or [None]
+    bases: list[Place | None] = arguments.kb or [None]
     first = load_pipeline(
         arguments.assets,
         model=choice.model,

@@ -22,6 +22,7 @@ from mrrag.explain import explain as explain_case
 from mrrag.pipeline import Pipeline, answer, find_evidence, load_pipeline
 from mrrag.report.case_page import case_fragment, case_to_html
 from mrrag.report.export import case_to_json
+from mrrag.retrieval.address import Place, place_of
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.types import BUNDLED, Image, Query, Weights
 
@@ -30,7 +31,7 @@ Picture = str | Path | bytes | Image | None
 
 def load(
     model: str = BUNDLED,
-    knowledge_base: str | Path | None = None,
+    knowledge_base: str | Place | None = None,
     *,
     revision: str | None = None,
     device: str | None = None,
@@ -45,7 +46,8 @@ def load(
         ``"bundled"`` (the small model that ships with the package), a checkpoint's folder, or
         a name on the Hugging Face hub such as ``"microsoft/llava-med-v1.5-mistral-7b"``.
     knowledge_base : path, optional
-        A folder written by ``mrrag index``; the bundled one by default.
+        A folder written by ``mrrag index``, or a collection of Milvus
+        (``"milvus:URI/COLLECTION"``); the bundled one by default.
     revision : str, optional
         Branch, tag or commit on the hub.
     device : str, optional
@@ -65,7 +67,7 @@ def load(
     return MRRAG(
         load_pipeline(
             model=model,
-            knowledge_base=None if knowledge_base is None else Path(knowledge_base),
+            knowledge_base=None if knowledge_base is None else place_of(knowledge_base),
             revision=revision,
             device=device,
             vision_tower=vision_tower,

@@ -28,7 +28,7 @@ from mrrag.schema import (
 )
 from mrrag.types import BUNDLED, Steering, Weights
 
-FILE = "learnt.json"
+FILE, MANIFEST = "learnt.json", "manifest.json"
 ALIKE = Weights(1 / 3, 1 / 3, 1 / 3)
 # What α, β and γ count for by default, in units of each similarity's spread. A question says
 # less about a patient than a picture does, and so counts half.
@@ -103,8 +103,12 @@ def load_learnt(path: Path) -> Learnt:
     ModelError
         Where the file is absent, or a field is not what it may be.
     """
-    stored = _read(path)
-    with refusing_fields(path.name, REMEDY, ModelError):
+    return check_learnt(_read(path), path.name)
+
+
+def check_learnt(stored: object, name: str) -> Learnt:
+    """Check every field of what :func:`load_learnt` reads; ``name`` is its file."""
+    with refusing_fields(name, REMEDY, ModelError):
         values = _LEARNT.check(stored)
         weights = Weights(**values["weights"])
         if not any(astuple(weights)):
@@ -145,15 +149,20 @@ def study_digest(study: str) -> str:
     return hashlib.sha256(study.encode()).hexdigest()[:12]
 
 
-def learnt_path(model: str, knowledge_base: Path | None, assets: Path) -> Path:
+def learnt_path(model: str, knowledge_base: Path | object | None, assets: Path) -> Path:
     """Return the path of ``learnt.json`` for a model on a knowledge base.
 
     Raises
     ------
     SettingsError
         For another model on the bundled knowledge base, whose file belongs to the bundled
-        model.
+        model; and for a knowledge base that is in no folder.
     """
+    if knowledge_base is not None and not isinstance(knowledge_base, Path):
+        raise SettingsError(
+            f"What is learnt is written to a folder, and {knowledge_base} is none. Copy it to one "
+            "with `mrrag kb copy`, learn there, and copy it back; learnt.json goes along."
+        )
     own = _own(knowledge_base, assets)
     if own is not None:
         return own / FILE
@@ -191,7 +200,7 @@ def write_learnt(path: Path, learnt: Learnt, *, model: str, **found: Mapping[str
     write_atomic(path, json.dumps(stored | used | found, indent=2) + "\n")
 
 
-def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
+def learnt_for(model: str, knowledge_base: Path | Mapping[str, Any] | None, assets: Path) -> Learnt:
     """Return what was learnt for a model on a knowledge base.
 
     α, β and γ belong to the knowledge base, the critical layers to the model. A knowledge base
@@ -204,15 +213,15 @@ def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
     model
         ``"bundled"``, or another name.
     knowledge_base
-        Its folder; None for the bundled one.
+        Its folder, or where it is in none its JSON files by name; None for the bundled one.
     """
-    own = _own(knowledge_base, assets)
+    given = knowledge_base
+    own = given if isinstance(given, Mapping) else _own(given, assets)
     learnt = load_learnt(assets / FILE)
     if own is not None:
         weights = default_weights(own)
         learnt = replace(learnt, weights=weights, intervals=(), studies=frozenset())
-        if (own / FILE).is_file():
-            known = load_learnt(own / FILE)
+        if known := _learnt_in(own):
             if known.model == model:
                 return known
             learnt = replace(
@@ -223,7 +232,13 @@ def learnt_for(model: str, knowledge_base: Path | None, assets: Path) -> Learnt:
     return learnt
 
 
-def default_weights(knowledge_base: Path) -> Weights:
+def _learnt_in(own: Path | Mapping[str, Any]) -> Learnt | None:
+    if isinstance(own, Mapping):
+        return check_learnt(own[FILE], FILE) if FILE in own else None
+    return load_learnt(own / FILE) if (own / FILE).is_file() else None
+
+
+def default_weights(knowledge_base: Path | Mapping[str, Any]) -> Weights:
     """Return α, β, γ where none were learnt: :data:`SHARES`, each divided by its spread.
 
     Cosines of question and report may spread twice as wide over the documents as those of
@@ -232,7 +247,10 @@ def default_weights(knowledge_base: Path) -> Weights:
     a sum of 1. A knowledge base that was built without it has equal weights.
     """
     try:
-        stored = read_json(knowledge_base / "manifest.json", ValueError)
+        if isinstance(knowledge_base, Mapping):
+            stored = knowledge_base[MANIFEST]
+        else:
+            stored = read_json(knowledge_base / MANIFEST, ValueError)
         spread = Weights(**stored["spread"])
         known = all(0 <= width <= 2 for width in astuple(spread))  # false for NaN too
         spreads = known and max(astuple(spread)) >= LEAST_SPREAD

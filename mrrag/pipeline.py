@@ -40,6 +40,7 @@ from mrrag.model.prompt import prompt_text
 from mrrag.model.scope import Scope, load_scope
 from mrrag.model.steering import FORMS, ROWS, lambdas
 from mrrag.model.world import World, is_outside, load_world
+from mrrag.retrieval.address import Place
 from mrrag.retrieval.calibration import (
     Calibration,
     calibrate,
@@ -51,6 +52,7 @@ from mrrag.retrieval.calibration import (
 from mrrag.retrieval.doubts import warnings_of
 from mrrag.retrieval.encoders import Encoder
 from mrrag.retrieval.knowledge_base import KnowledgeBase, load_encoder_of
+from mrrag.retrieval.manifest import files_of
 from mrrag.retrieval.mcr import effective_weights, encode_query, retrieve
 from mrrag.retrieval.votes import votes_of
 from mrrag.types import (
@@ -83,7 +85,7 @@ def load_pipeline(
     assets: Path = ASSETS,
     *,
     model: str = BUNDLED,
-    knowledge_base: Path | None = None,
+    knowledge_base: Place | None = None,
     revision: str | None = None,
     device: str | None = None,
     vision_tower: str = "checkpoint",
@@ -99,7 +101,7 @@ def load_pipeline(
     device
         As there; None for :func:`best_device`.
     knowledge_base
-        A folder; None for the bundled one.
+        A folder or a collection of Milvus; None for the bundled one.
 
     Raises
     ------
@@ -135,7 +137,7 @@ def best_device(model: str) -> str:
 
 
 def with_knowledge_base(
-    pipeline: Pipeline, knowledge_base: Path, *, assets: Path = ASSETS, model: str = BUNDLED
+    pipeline: Pipeline, knowledge_base: Place, *, assets: Path = ASSETS, model: str = BUNDLED
 ) -> Pipeline:
     """Return the same model over another knowledge base, with its encoder and weights.
 
@@ -162,12 +164,12 @@ def _check_layers(pipeline: Pipeline) -> None:
 
 
 def _base_parts(
-    assets: Path, model: str, knowledge_base: Path | None
+    assets: Path, model: str, knowledge_base: Place | None
 ) -> tuple[Encoder, KnowledgeBase, Learnt, Calibration]:
-    directory = knowledge_base or assets / "knowledge_base"
-    encoder = load_encoder_of(directory, assets / "encoder")
-    base = KnowledgeBase.load(directory, encoder)
-    learnt = learnt_for(model, knowledge_base, assets)
+    place = knowledge_base or assets / "knowledge_base"
+    encoder = load_encoder_of(place, assets / "encoder")
+    base = KnowledgeBase.load(place, encoder)
+    learnt = learnt_for(model, files_of(knowledge_base), assets)
     if learnt.steering.form not in FORMS or learnt.steering.rows not in ROWS:
         raise ModelError(
             f"learnt.json names the form {learnt.steering.form!r} and the rows "

@@ -30,6 +30,7 @@ DISTRIBUTIONS = {
     "gdcm": "python-gdcm",
     "huggingface_hub": "huggingface-hub",
     "gradio_client": "gradio-client",
+    "grpc": "grpcio",
     "sklearn": "scikit-learn",
     "typing_extensions": "typing-extensions",
     "yaml": "pyyaml",
@@ -37,7 +38,7 @@ DISTRIBUTIONS = {
 # Imported only where they are there: by an extra, on a Space, or to drive the page's bench.
 OPTIONAL = {
     *("bitsandbytes", "pyarrow", "python-gdcm", "spaces", "playwright"),
-    *("dicomweb-client", "requests"),
+    *("dicomweb-client", "requests", "pymilvus", "grpcio"),
 }
 # Not imported: transformers needs them to read SentencePiece models.
 INDIRECT = {"protobuf", "sentencepiece"}

@@ -13,6 +13,7 @@ from mrrag.cli.options import (
     add_command,
     add_data,
     add_json,
+    add_kb,
     print_json,
     read_chosen,
     ticker,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mrrag.data.records import Record
+    from mrrag.retrieval.address import Place
 
 
 def add_commands(commands: Commands) -> None:
@@ -41,9 +43,7 @@ def add_commands(commands: Commands) -> None:
         "which the page shows.",
         "mrrag audit --kb runs/kb --data data/iu-xray --split validation",
     )
-    audit.add_argument(
-        "--kb", type=Path, metavar="DIR", help="knowledge base (default: the bundled one)"
-    )
+    add_kb(audit)
     add_data(audit, required=False, text="data set of the queries (default: the base's own)")
     audit.add_argument(
         "--split",
@@ -75,9 +75,10 @@ def add_commands(commands: Commands) -> None:
 
 def run_audit(args: argparse.Namespace) -> None:
     """Audit the knowledge base, store the result in it, and print it."""
-    from mrrag.learnt import learnt_for
+    from mrrag.learnt import learnt_for, learnt_path
     from mrrag.report.audit_panel import AUDIT, audit_to_html
     from mrrag.retrieval.knowledge_base import KnowledgeBase, load_encoder_of
+    from mrrag.retrieval.manifest import files_of
     from mrrag.study.audit import audit, choose_weights, compared, facts_of, sample_of
     from mrrag.study.audit_text import audit_text, choice_text
     from mrrag.study.similarities import queries_of_base, queries_of_records
@@ -89,10 +90,12 @@ def run_audit(args: argparse.Namespace) -> None:
             "The bundled knowledge base's weights were learnt with the bundled model and stay as "
             "they are. Name another knowledge base with --kb."
         )
-    directory = args.kb or args.assets / "knowledge_base"
-    encoder = load_encoder_of(directory, args.assets / "encoder")
-    knowledge_base = KnowledgeBase.load(directory, encoder)
-    weights = learnt_for(BUNDLED, args.kb, args.assets).weights
+    if args.choose_weights:
+        learnt_path(BUNDLED, args.kb, args.assets)  # refuses before anything is measured
+    place = args.kb or args.assets / "knowledge_base"
+    encoder = load_encoder_of(place, args.assets / "encoder")
+    knowledge_base = KnowledgeBase.load(place, encoder)
+    weights = learnt_for(BUNDLED, files_of(args.kb), args.assets).weights
     numbers_N, records = sample_of(knowledge_base, args.seed), _records(args)
     if args.data is None:
         queries = queries_of_base(knowledge_base, numbers_N, args.queries, seed=args.seed)
@@ -112,13 +115,23 @@ def run_audit(args: argparse.Namespace) -> None:
         if chosen["better"]:
             text += f" They were written to {_write_weights(args, chosen)}."
         result["chosen"] = {name: value for name, value in chosen.items() if name != "studies"}
-    write_atomic(directory / AUDIT, json.dumps(result) + "\n")
+    _keep(place, AUDIT, result)
     if args.html:
         args.html.write_text(audit_to_html(result), encoding="utf-8")
     if args.json:
         print_json(result)
     else:
         print(text)
+
+
+def _keep(place: Place, name: str, result: dict[str, Any]) -> None:
+    """Store a result with its knowledge base."""
+    if isinstance(place, Path):
+        write_atomic(place / name, json.dumps(result) + "\n")
+        return
+    from mrrag.retrieval.milvus_notes import keep_note  # pymilvus may not be installed
+
+    keep_note(place, name, result)
 
 
 def _records(args: argparse.Namespace) -> Sequence[Record]:

@@ -12,13 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrrag.cli.kb import copied_lines
 from mrrag.cli.options import (
     RUNS,
     Commands,
     Process,
     add_command,
     add_data,
+    add_index_type,
     add_layout,
+    check_index_type,
+    knowledge_base,
     read_chosen,
     spare_the_cores,
     this_process,
@@ -29,6 +33,7 @@ from mrrag.errors import SettingsError
 if TYPE_CHECKING:
     from mrrag.data.dicomweb_request import Archive
     from mrrag.data.records import Corpus, Record
+    from mrrag.retrieval.address import Place
     from mrrag.retrieval.encoders import Encoder
     from mrrag.retrieval.knowledge_base import KnowledgeBase
     from mrrag.retrieval.open_images import ImageSource
@@ -95,10 +100,12 @@ def _add_index(commands: Commands) -> None:
     )
     index.add_argument(
         "--kb",
-        type=Path,
-        metavar="DIR",
-        help="output directory (default: the bundled knowledge base, made by its recipe)",
+        type=knowledge_base,
+        metavar="KB",
+        help="output directory, or milvus:URI/COLLECTION (default: the bundled knowledge base, "
+        "made by its recipe)",
     )
+    add_index_type(index)
     index.add_argument(
         "--vqa",
         action="store_true",
@@ -171,6 +178,7 @@ def run_index(args: argparse.Namespace) -> None:
     elif torch.cuda.is_available():
         encoder.cuda()
     settings = {
+        "index": check_index_type(args.index_type, directory),
         "thumbnail_size": args.thumbnail_size,
         "batch": args.batch,
         "workers": workers,
@@ -184,13 +192,14 @@ def run_index(args: argparse.Namespace) -> None:
         return
     for reason, ids in built.manifest["skipped"].items():
         if ids:
-            listed = built.directory / "manifest.json"
-            print(f"left out: {len(ids)}, {reason} (listed in {listed})")
+            print(f"left out: {len(ids)}, {reason} (listed in the manifest of {built.place})")
     patients = built.manifest["patients"]
     print(f"{len(built)} documents of {patients} patients, fingerprint {built.fingerprint[:12]}")
+    for line in copied_lines(built)[1:]:
+        print(line)
 
 
-def encoder_of(args: argparse.Namespace, directory: Path) -> Any:
+def encoder_of(args: argparse.Namespace, directory: Place) -> Any:
     """Load the encoder that the options name."""
     from mrrag.retrieval.encoders import load_encoder
     from mrrag.retrieval.knowledge_base import load_encoder_of
@@ -204,7 +213,7 @@ def encoder_of(args: argparse.Namespace, directory: Path) -> Any:
 
 
 def _build(
-    directory: Path,
+    directory: Place,
     records: Sequence[Record],
     encoder: Encoder,
     process: Process,

@@ -15,6 +15,7 @@ from mrrag.cli import (
     evaluate,
     heads,
     index,
+    kb,
     questions,
     sinks,
     train,
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    data = (index, questions)
+    data = (index, kb, questions)
     for group in (ask, evaluate, calibrate, sinks, audit, *data, train, heads, bench, doctor):
         group.add_commands(commands)
     return top

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrrag.errors import SettingsError
 from mrrag.files import ASSETS, read_json
+from mrrag.retrieval.address import MilvusCollection, Place, place_of
 from mrrag.types import BUNDLED
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 # A copy of mrrag.data.corpus.LAYOUTS, which would double the time that --help takes.
 LAYOUTS = "indiana, openi, r2gen, mimic-cxr, fairvlmed, rule, vqa-rad, slake, folder"
+
+# A copy of the keys of mrrag.retrieval.milvus_client.INDEXES, for the same reason.
+INDEX_TYPES = ("FLAT", "IVF_FLAT", "HNSW", "DISKANN")
 
 Commands = Any  # argparse's own type of a group of subparsers is private
 Run = Callable[[argparse.Namespace], None]
@@ -69,9 +73,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
 def add_pipeline(command: argparse.ArgumentParser) -> None:
     """Add the options that choose a model and a knowledge base."""
     add_model(command)
-    command.add_argument(
-        "--kb", type=Path, metavar="DIR", help="knowledge base (default: the bundled one)"
-    )
+    add_kb(command)
     command.add_argument("--revision", help="branch, tag or commit of the model on the hub")
     command.add_argument(
         "--vision-tower",
@@ -81,6 +83,43 @@ def add_pipeline(command: argparse.ArgumentParser) -> None:
         help='vision tower: "checkpoint" (its own), "stock" (the CLIP that it names), or a '
         "directory or hub name (default: %(default)s)",
     )
+
+
+def add_kb(command: argparse._ActionsContainer) -> None:
+    """Add the option that names a knowledge base."""
+    command.add_argument(
+        "--kb",
+        type=knowledge_base,
+        metavar="KB",
+        help="knowledge base: a folder, or milvus:URI/COLLECTION (default: the bundled one)",
+    )
+
+
+def knowledge_base(text: str) -> Place:
+    """Return the folder or the collection of Milvus that ``--kb`` names."""
+    try:
+        return place_of(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_index_type(command: argparse._ActionsContainer) -> None:
+    """Add the option of a collection's index."""
+    command.add_argument(
+        "--index-type",
+        choices=INDEX_TYPES,
+        help="index of a collection of Milvus (default: FLAT, which is exact; see docs/scale.md)",
+    )
+
+
+def check_index_type(chosen: str | None, place: Place) -> str:
+    """Return the index of a collection; raise SettingsError where it goes with none."""
+    if chosen is not None and not isinstance(place, MilvusCollection):
+        raise SettingsError(
+            f"--index-type is of a collection of Milvus, and {place} is a folder, whose index is "
+            "always exact. Leave it out."
+        )
+    return chosen or INDEX_TYPES[0]
 
 
 def add_layout(command: argparse._ActionsContainer) -> None:

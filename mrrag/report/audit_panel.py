@@ -18,7 +18,7 @@ from markupsafe import Markup
 from mrrag.report.templating import embedded, number, render, style
 from mrrag.study.audit_text import FIGURES, LEGEND, NAMES, about, choice_text, reading
 
-__all__ = ["AUDIT", "audit_panel", "audit_to_html", "read_audit"]
+__all__ = ["AUDIT", "audit_panel", "audit_to_html", "checked_audit", "read_audit"]
 
 AUDIT = "audit.json"
 MANIFEST = "manifest.json"
@@ -33,14 +33,21 @@ def read_audit(directory: Path) -> dict[str, Any] | None:
     it is better than one that does not open.
     """
     try:
-        result: dict[str, Any] = json.loads((directory / AUDIT).read_text(encoding="utf-8"))
+        result = json.loads((directory / AUDIT).read_text(encoding="utf-8"))
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return checked_audit(result, manifest)
+
+
+def checked_audit(result: Any, manifest: Any) -> dict[str, Any] | None:
+    """Return an audit, or None where it is damaged or not of this manifest's knowledge base."""
+    try:
         files = json.dumps(manifest["files"], sort_keys=True)
         if result["fingerprint"] != hashlib.sha256(files.encode()).hexdigest():
             return None
         _shown(result)  # everything that is shown is there
     except (
-        OSError,
         ArithmeticError,
         AttributeError,
         LookupError,
@@ -49,7 +56,8 @@ def read_audit(directory: Path) -> dict[str, Any] | None:
         RecursionError,
     ):
         return None
-    return result
+    audit: dict[str, Any] = result
+    return audit
 
 
 def audit_panel(result: Mapping[str, Any] | None, directory: str = "") -> Markup:

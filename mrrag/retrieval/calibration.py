@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
+from mrrag.retrieval.documents import sampled
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.retrieval.mcr import retrieve
 from mrrag.types import FloatArray, Image, QueryVectors, Weights
@@ -92,23 +93,24 @@ def calibrate(knowledge_base: KnowledgeBase, *, seed: int = 0) -> Calibration:
     """Measure the yardsticks; about a second for a few thousand documents."""
     rng = np.random.default_rng(seed)
     count = len(knowledge_base)
-    patient_N = knowledge_base.documents.patients
-    reference = rng.permutation(count)[:REFERENCE]
+    reference = sampled(rng, count, REFERENCE)
+    patient_N = knowledge_base.documents.patients[reference]
     t_ND, v_ND = knowledge_base.vectors(reference)
     # Learnt on one half of the patients, and the usual measured on the other.
-    learnt_from = np.isin(patient_N[reference], np.unique(patient_N)[::2])
+    learnt_from = np.isin(patient_N, np.unique(patient_N)[::2])
     center_D, whitening_DD = _whitening(v_ND[learnt_from] if learnt_from.sum() > 1 else v_ND)
     distances = _distances(v_ND[~learnt_from], center_D, whitening_DD)
 
     sample = reference[:SAMPLED]
-    small_MF = np.stack([_small_thumbnail(knowledge_base, int(i)) for i in sample])
+    small_MF = np.stack([_small(picture) for picture in knowledge_base.pictures(sample.tolist())])
     alike_MM = small_MF @ small_MF.T
-    alike_MM[patient_N[sample][:, None] == patient_N[sample]] = -1.0
+    patient_M = patient_N[: len(sample)]
+    alike_MM[patient_M[:, None] == patient_M] = -1.0
 
     enough = count >= FEWEST and min(learnt_from.sum(), (~learnt_from).sum()) >= FEWEST // 4
     return Calibration(
         sample_M=sample if enough else sample[:0],
-        own_report=_own_report(t_ND, v_ND, patient_N[reference]) if enough else math.nan,
+        own_report=_own_report(t_ND, v_ND, patient_N) if enough else math.nan,
         center_D=center_D,
         whitening_DD=whitening_DD,
         farthest=float(np.percentile(distances, 100 - RARE)) if enough else math.nan,
@@ -224,7 +226,7 @@ def is_same_picture(
     for found in nearest:
         if found.cosines[1] < SAME_VECTOR:
             break
-        if float(small @ _small_thumbnail(knowledge_base, found.number)) > SAME_PICTURE:
+        if float(small @ _small(knowledge_base.picture(found.number))) > SAME_PICTURE:
             return found.document.id
     return None
 
@@ -232,10 +234,6 @@ def is_same_picture(
 def small_picture(image: Image) -> FloatArray:
     """Return the picture, padded to a square of :data:`SIDE` px, of mean 0 and norm 1: [F]."""
     return _small(PIL.Image.fromarray(image.display))
-
-
-def _small_thumbnail(knowledge_base: KnowledgeBase, i: int) -> FloatArray:
-    return _small(knowledge_base.picture(i))
 
 
 def _small(picture: PIL.Image.Image) -> FloatArray:

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
-from mrrag.retrieval.encoders import Encoder
+from mrrag.retrieval.documents import ReadDocument
 from mrrag.retrieval.manifest import DOCUMENTS, MANIFEST
-from mrrag.types import Document, FloatArray
+from mrrag.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +40,28 @@ class Step:
     skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-class ReadDocument(NamedTuple):
-    """A document with its thumbnail, and size and time of its image file."""
+def thumbnail_name(number: int) -> str:
+    """Return the name of a thumbnail file."""
+    return f"thumbnails-{number:03d}.bin"
 
-    document: Document
-    jpeg: bytes
-    stamp: tuple[int, int]
+
+def not_in(file: int, offset: int, jpeg: bytes) -> bool:
+    """Return whether a thumbnail begins the next file, not this one at this offset."""
+    return file < 0 or offset + len(jpeg) > THUMBNAIL_FILE_BYTES
+
+
+def line_of(item: ReadDocument, file: int, offset: int) -> bytes:
+    """Return a document's line, with the place of its thumbnail."""
+    place = [thumbnail_name(file), offset, len(item.jpeg)]
+    line = {**asdict(item.document), "thumbnail": place}
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
 class Draft:
     """The files of a build, each open at the end of what the journal covers."""
 
-    def __init__(self, directory: Path, plan: str, encoder: Encoder) -> None:
-        self.directory, self.width = directory, 2 * encoder.dimension
+    def __init__(self, directory: Path, plan: str, width: int) -> None:
+        self.directory, self.width = directory, width
         self.skipped: dict[str, list[str]] = {}
         self.step = Step()
         steps = self._read_journal(plan)
@@ -74,11 +83,6 @@ class Draft:
         journal = "".join(json.dumps(asdict(step)) + "\n" for step in steps)
         self._open(JOURNAL, len(journal.encode()))
 
-    @staticmethod
-    def thumbnail_name(number: int) -> str:
-        """Return the name of a thumbnail file."""
-        return f"thumbnails-{number:03d}.bin"
-
     def _sizes(self, step: Step) -> dict[str, int]:
         """Return how many bytes of which file a step covers."""
         sizes = {
@@ -87,7 +91,7 @@ class Draft:
             STAMP_ROWS: step.documents * 16,
         }
         if step.thumbnail_file >= 0:
-            sizes[self.thumbnail_name(step.thumbnail_file)] = step.thumbnail_bytes
+            sizes[thumbnail_name(step.thumbnail_file)] = step.thumbnail_bytes
         return sizes
 
     def _open(self, name: str, size: int) -> BinaryIO:
@@ -119,15 +123,13 @@ class Draft:
         """Write documents with their vectors and thumbnails; :meth:`commit` makes them count."""
         file, offset, lines = self.step.thumbnail_file, self.step.thumbnail_bytes, b""
         for item in read:
-            if file < 0 or offset + len(item.jpeg) > THUMBNAIL_FILE_BYTES:
+            if not_in(file, offset, item.jpeg):
                 if file >= 0:
-                    self._files.pop(self.thumbnail_name(file)).close()
+                    self._files.pop(thumbnail_name(file)).close()
                 file, offset = file + 1, 0
-                self._open(self.thumbnail_name(file), 0)
-            name = self.thumbnail_name(file)
-            self._files[name].write(item.jpeg)
-            line = {**asdict(item.document), "thumbnail": [name, offset, len(item.jpeg)]}
-            lines += json.dumps(line, ensure_ascii=False).encode() + b"\n"
+                self._open(thumbnail_name(file), 0)
+            self._files[thumbnail_name(file)].write(item.jpeg)
+            lines += line_of(item, file, offset)
             offset += len(item.jpeg)
         self._files[DOCUMENTS].write(lines)
         self._files[ROWS].write(vectors_ND.astype("<f2").tobytes())

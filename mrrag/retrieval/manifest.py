@@ -1,6 +1,7 @@
 """The manifest of a knowledge base: format, encoder, counts, and what each file must be.
 
-Read without faiss and torch, so that a page can show what it serves before they are loaded.
+Read without faiss and torch, from a folder at least, so that a page can show what it serves
+before they are loaded.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from mrrag.errors import KnowledgeBaseError
 from mrrag.files import file_sha256, read_json
+from mrrag.retrieval.address import Place
 from mrrag.schema import Items, Kind, Number, Record, Table, Text, Whole, refusing_fields
 
 FORMAT = 2  # format 1 has neither splits nor images.npy; it is read too
@@ -19,9 +21,11 @@ MANIFEST = "manifest.json"
 DOCUMENTS = "documents.jsonl"
 VECTORS = "vectors.index"
 STAMPS = "images.npy"
+# Further files that are kept with a knowledge base, and go along when it is copied.
+KEPT = ("learnt.json", "audit.json")
 
 REMEDY = "Build the knowledge base again, or get an undamaged copy."
-MOST_DOCUMENTS = 100_000_000
+MOST_DOCUMENTS = 10_000_000_000
 _COUNT = Whole(0, MOST_DOCUMENTS)
 # A folder is kept relative to the knowledge base; anything else is a name of the hub.
 _PLACE = Text(
@@ -63,7 +67,28 @@ _OPTIONAL: dict[str, Kind] = {
     "sources": Items(_SOURCE),
     "skipped": Table(Text(), Items(Text(), most=MOST_DOCUMENTS)),
     "spread": _SPREAD,
+    # Of a collection of Milvus alone.
+    "index": Record({"type": Text(1, 100)}, {"recall": Number(0, 1)}),
 }
+
+
+def manifest_of(place: Place) -> dict[str, Any]:
+    """Read the manifest of a folder or a collection, and check every field."""
+    if isinstance(place, Path):
+        return read_manifest(place)
+    from mrrag.retrieval.milvus_notes import read_notes  # pymilvus may not be installed
+
+    return read_notes(place).manifest
+
+
+def files_of(place: Place | None) -> Path | Mapping[str, Any] | None:
+    """Return a folder as it is; of a collection, its JSON files as values by name."""
+    if place is None or isinstance(place, Path):
+        return place
+    from mrrag.retrieval.milvus_notes import read_notes  # pymilvus may not be installed
+
+    notes = read_notes(place)
+    return {**notes.others, MANIFEST: notes.manifest}
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -88,14 +113,24 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         )
 
     _check_inside(path, directory)
-    stored = read_json(path, refuse)
+    return check_manifest(read_json(path, refuse), directory, str(path))
+
+
+def check_manifest(stored: object, place: Place, name: str) -> dict[str, Any]:
+    """Return a manifest with every field checked.
+
+    Parameters
+    ----------
+    place, name
+        The knowledge base and its manifest, for the error.
+    """
     later = stored.get("format") if isinstance(stored, Mapping) else None
     if type(later) is int and FORMAT < later < 1000:
         raise KnowledgeBaseError(
-            f"The knowledge base in {directory} has format {later}, and this version "
+            f"The knowledge base in {place} has format {later}, and this version "
             f"reads up to {FORMAT}. Update MR-RAG, or build it again with this version."
         )
-    with refusing_fields(str(path), REMEDY, KnowledgeBaseError):
+    with refusing_fields(name, REMEDY, KnowledgeBaseError):
         return Record(_FIELDS, _OPTIONAL).check(stored)
 
 

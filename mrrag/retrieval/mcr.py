@@ -218,19 +218,21 @@ def _best(
     Of documents with one report (further views of a study, or the same words for another
     patient) only the best is chosen, unless there are too few other ones.
     """
-    reports_N = knowledge_base.documents.reports
+    report_keys = knowledge_base.documents.reports
     pinned, left = set(scored), len(knowledge_base) - len(excluded)
     query, fetch = fused_query(vectors, weights), count + len(pinned) + _MARGIN
     while True:
         found, _ = knowledge_base.search(query, fetch, excluded)
         scored.update(_score(knowledge_base, vectors, weights, sorted({*found.tolist()} - pinned)))
-        ranked = [i for i in _ranked(scored) if i not in pinned]
-        read = {int(reports_N[i]) for i in pinned}
+        known = _ranked(scored)
+        key_of = dict(zip(known, report_keys[np.array(known, np.int64)].tolist(), strict=True))
+        ranked = [i for i in known if i not in pinned]
+        read = {key_of[i] for i in pinned}
         first: list[int] = []
         again: list[int] = []
         for i in ranked:
-            (again if int(reports_N[i]) in read else first).append(i)
-            read.add(int(reports_N[i]))
+            (again if key_of[i] in read else first).append(i)
+            read.add(key_of[i])
         # The last ones may lack a place to one that was not fetched.
         settled = set(ranked[: len(ranked) - _MARGIN])
         if fetch >= left:
@@ -266,14 +268,17 @@ def _drawn(
     """
     if not noise:
         return []
-    reports_N = knowledge_base.documents.reports
-    free = np.ones(len(knowledge_base), dtype=bool)
-    free[[*taken, *excluded]] = False
-    other = free & ~np.isin(reports_N, reports_N[taken])
-    candidates = np.flatnonzero(other if other.sum() >= noise else free)
-    rng = np.random.default_rng(seed)
-    drawn: list[int] = rng.choice(candidates, noise, replace=False).tolist()
-    return drawn
+    count = len(knowledge_base)
+    barred = {*taken, *excluded}
+    alike = barred.union(knowledge_base.with_reports_of(taken))
+    if count - len(alike) >= noise:
+        barred = alike
+    free = np.random.default_rng(seed).choice(count - len(barred), noise, replace=False)
+    # Number n of the free ones has before it as many barred ones as have at most n free before.
+    barred_N = np.array(sorted(barred), np.int64)
+    drawn = free + np.searchsorted(barred_N - np.arange(len(barred_N)), free, side="right")
+    numbers: list[int] = drawn.tolist()
+    return numbers
 
 
 def _explained(
@@ -286,18 +291,21 @@ def _explained(
     """Return the chosen documents, best first, with why they were chosen."""
     scores = [math.fsum(scored[i][1]) for i in chosen]
     steered = zip(relevance(scores), gaps(scores, weights), strict=True)
+    documents = knowledge_base.documents.read(chosen)
+    copies = knowledge_base.studies_with_reports_of(chosen)
+    rows = zip(chosen, documents, scores, steered, copies, strict=True)
     return tuple(
         Retrieved(
-            knowledge_base.document(i),
+            document,
             rank,
             score,
             *scored[i],
             *by,
             drawn=i in drawn,
             number=i,
-            copies=knowledge_base.studies_with_report_of(i),
+            copies=studies,
         )
-        for rank, (i, score, by) in enumerate(zip(chosen, scores, steered, strict=True), start=1)
+        for rank, (i, document, score, by, studies) in enumerate(rows, start=1)
     )
 
 

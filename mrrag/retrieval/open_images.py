@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,13 +74,19 @@ def open_in_order(
     open_batch: Callable[[Sequence[Path]], list[OpenedImage]],
     batches: Sequence[Sequence[Path]],
     workers: int,
+    method: str | None = None,
 ) -> Iterator[list[OpenedImage]]:
-    """Yield the batches in order, opened by worker processes a few batches ahead."""
+    """Yield the batches in order, opened by worker processes a few batches ahead.
+
+    ``method`` is how they are started (``multiprocessing``'s name of it).
+    """
     if workers < 2:
         yield from map(open_batch, batches)
         return
     # One thread per process: more would wait for each other.
-    with ProcessPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        workers, get_context(method), initializer=threadpool_limits, initargs=(1,)
+    ) as pool:
         waiting: deque[list[Future[list[OpenedImage]]]] = deque()
         for paths in batches:
             size = max(1, -(-len(paths) // workers))

@@ -18,7 +18,7 @@ import PIL.Image
 from mrrag.errors import KnowledgeBaseError
 from mrrag.retrieval.manifest import REMEDY
 
-__all__ = ["MOST_SIDE", "check_thumbnails", "jpeg_size", "open_thumbnail"]
+__all__ = ["MOST_SIDE", "check_thumbnails", "fault_of", "jpeg_size", "open_thumbnail"]
 
 MOST_SIDE = 4096  # px
 # ITU-T T.81, table B.1: markers of a frame header, which holds the size.
@@ -90,6 +90,14 @@ def check_thumbnails(
                     came = "no JPEG file" if found is None else f"{found[0]} × {found[1]} px"
                     allowed = f"a JPEG file of 1 to {MOST_SIDE:,} px a side"
                     raise _refused(directory, int(chosen[row]) + 1, came, allowed)
+
+
+def fault_of(jpeg: bytes) -> str:
+    """Return what is wrong with a thumbnail, to be read from its header; empty where nothing."""
+    found = jpeg_size(jpeg, 0, len(jpeg))
+    if found is None:
+        return "no JPEG file"
+    return "" if 1 <= min(found) <= max(found) <= MOST_SIDE else f"{found[0]} × {found[1]} px"
 
 
 def open_thumbnail(jpeg: bytes, whose: str) -> PIL.Image.Image:

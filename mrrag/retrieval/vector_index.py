@@ -6,6 +6,7 @@ one type only, so the whole header is known beforehand from count and width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,8 +15,9 @@ import numpy as np
 
 from mrrag.errors import KnowledgeBaseError
 from mrrag.retrieval.manifest import REMEDY
+from mrrag.types import FloatArray
 
-__all__ = ["empty_index", "read_index"]
+__all__ = ["check_norms", "empty_index", "index_header", "read_index"]
 
 # The builder allows norms within 1e-3 of 1, and float16 adds at most 5e-4.
 NORM_TOLERANCE = 2e-3
@@ -54,10 +56,16 @@ def read_index(path: Path, count: int, dimension: int) -> faiss.Index:
         raise KnowledgeBaseError(f"{path} cannot be read ({error}). {REMEDY}") from None
 
 
+def index_header(count: int, width: int) -> bytes:
+    """Return what stands before the vectors, float16 [N, 2D], in the file of an index."""
+    header = bytearray(faiss.serialize_index(empty_index(width)).tobytes())
+    header[_COUNT] = count.to_bytes(8, "little")
+    header[_CODES] = (2 * count * width).to_bytes(8, "little")
+    return bytes(header)
+
+
 def _check_header(stream: BinaryIO, path: Path, count: int, width: int) -> None:
-    wanted = bytearray(faiss.serialize_index(empty_index(width)).tobytes())
-    wanted[_COUNT] = count.to_bytes(8, "little")
-    wanted[_CODES] = (2 * count * width).to_bytes(8, "little")
+    wanted = index_header(count, width)
     found = bytearray(stream.read(len(wanted)))
     found[_IGNORED] = wanted[_IGNORED]
     size = len(wanted) + 2 * count * width
@@ -75,14 +83,19 @@ def _check_vectors(stream: BinaryIO, path: Path, count: int, dimension: int) -> 
     for start in range(0, count, CHUNK):
         n = min(CHUNK, count - start)
         halves = np.frombuffer(stream.read(4 * n * dimension), "<f2")
-        vectors = halves.astype(np.float32).reshape(n, 2, dimension)
-        # The square, since the root of a sum that overflows is a warning more.
-        squares_N2 = np.einsum("nkd,nkd->nk", vectors, vectors)
-        bad_N2 = ~(np.abs(squares_N2 - 1) <= 2 * NORM_TOLERANCE)  # true for NaN too
-        if bad_N2.any():
-            row, half = np.argwhere(bad_N2)[0].tolist()
-            norm = float(np.sqrt(squares_N2[row, half]))
-            raise KnowledgeBaseError(
-                f"In {path}, the {('report', 'image')[half]} vector of document {start + row} "
-                f"has norm {norm:.4g}. Allowed: finite vectors of norm 1. {REMEDY}"
-            )
+        check_norms(halves.astype(np.float32).reshape(n, -1), str(path), range(start, start + n))
+
+
+def check_norms(vectors_ND: FloatArray, where: str, numbers: Sequence[int]) -> None:
+    """Raise KnowledgeBaseError where one of [t_d ; v_d], float32 [N, 2D], is not of norm 1."""
+    halves_N2D = vectors_ND.reshape(len(vectors_ND), 2, vectors_ND.shape[1] // 2)
+    # The square, since the root of a sum that overflows is a warning more.
+    squares_N2 = np.einsum("nkd,nkd->nk", halves_N2D, halves_N2D)
+    bad_N2 = ~(np.abs(squares_N2 - 1) <= 2 * NORM_TOLERANCE)  # true for NaN too
+    if bad_N2.any():
+        row, half = np.argwhere(bad_N2)[0].tolist()
+        norm = float(np.sqrt(squares_N2[row, half]))
+        raise KnowledgeBaseError(
+            f"In {where}, the {('report', 'image')[half]} vector of document {numbers[row]} "
+            f"has norm {norm:.4g}. Allowed: finite vectors of norm 1. {REMEDY}"
+        )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mrrag.data.findings import FINDINGS, named, stance
+from mrrag.retrieval.documents import sampled
 from mrrag.types import Retrieved, Vote
 
 if TYPE_CHECKING:  # faiss and torch take seconds to import, and words need neither
@@ -80,8 +81,10 @@ def base_rates(
 
     Of a base of more than :data:`COUNTED` documents, a sample is counted.
     """
-    numbers = np.random.default_rng(seed).permutation(len(knowledge_base))[:COUNTED]
-    reports = [knowledge_base.document(int(i)).report for i in numbers]
+    if not findings:
+        return {}
+    numbers = sampled(np.random.default_rng(seed), len(knowledge_base), COUNTED).tolist()
+    reports = [document.report for document in knowledge_base.documents.read(numbers)]
     return {
         finding: sum(stance(report, finding) == "affirmed" for report in reports)
         / max(len(reports), 1)

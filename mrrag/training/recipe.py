@@ -252,7 +252,7 @@ def make_world(assets: Path) -> World:
     base = KnowledgeBase.load(directory, load_encoder_of(directory, assets / "encoder"))
     images = [read_image(base.thumbnail(i)) for i in range(len(base))]
     backbone = load_backbone(assets / "llava")
-    world = measure_world(backbone, images, base.documents.patients, TRAINED_ON)
+    world = measure_world(backbone, images, np.asarray(base.documents.patients), TRAINED_ON)
     save_world(world, assets / "llava")
     return world
 

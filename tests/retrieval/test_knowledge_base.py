@@ -18,7 +18,7 @@ from tiny_bitower import make_cases, make_loaded_tower, make_tower
 
 from mrrag.data.images import load_image
 from mrrag.errors import KnowledgeBaseError
-from mrrag.retrieval import knowledge_base as module
+from mrrag.retrieval import folder as module
 from mrrag.retrieval.bi_tower import BiTower
 from mrrag.retrieval.build import build_knowledge_base, build_share
 from mrrag.retrieval.knowledge_base import KnowledgeBase
