@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mrrag.case import (
@@ -39,6 +38,7 @@ from mrrag.model.prefill import Branch, PrefixCache, fits_in_memory
 from mrrag.model.prompt import prompt_text
 from mrrag.model.scope import Scope, load_scope
 from mrrag.model.steering import FORMS, ROWS, lambdas
+from mrrag.model.weights import best_device
 from mrrag.model.world import World, is_outside, load_world
 from mrrag.retrieval.address import Place
 from mrrag.retrieval.calibration import (
@@ -129,11 +129,6 @@ def load_pipeline(
     )
     _check_layers(pipeline)
     return pipeline
-
-
-def best_device(model: str) -> str:
-    """Return "auto", which is every GPU there is, or "cpu" for the bundled model."""
-    return "auto" if model != BUNDLED and torch.cuda.is_available() else "cpu"
 
 
 def with_knowledge_base(

@@ -123,7 +123,7 @@ def _add_bench_search(commands: Commands) -> None:
 def run_bench(args: argparse.Namespace) -> None:
     """Time three answers and their trace."""
     from mrrag.bench.answers import Bench, bench, bench_text
-    from mrrag.pipeline import best_device
+    from mrrag.model.weights import best_device
 
     options = Bench(
         args.assets,

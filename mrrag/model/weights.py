@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 
 from mrrag.errors import ModelError
 from mrrag.hub import one_line
+from mrrag.types import BUNDLED
 
 OTHERWISE = "Or use the bundled model: --model bundled."
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+LARGE = 10**9  # parameters
 QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5625}
 _QUANTIZED_NAME = re.compile(r"layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$")
 
@@ -94,18 +96,22 @@ def _tensors(folder: Path) -> Iterator[tuple[str, list[int], str]]:
 
 
 def default_dtype(folder: Path, device: str) -> torch.dtype:
-    """Return the type to compute in: bfloat16 on a GPU, and on a CPU that multiplies it.
+    """Return the type to compute in: bfloat16 on a GPU, and for a large model on some CPUs.
 
     A CPU with Intel's AMX or AVX-512 BF16 reads a prompt several times as fast in bfloat16, and
-    the model takes half the memory. On a CPU, files that store float32 keep their precision.
+    the model takes half the memory. Files that store float32 keep their precision on a CPU, and
+    so does a small model, whose answers are then the same on every machine.
     """
     if device != "cpu":
         return torch.bfloat16
     # Not in every PyTorch that is allowed; float32 is always right.
     able = getattr(torch.cpu, "get_capabilities", dict)()
-    native = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
-    half = native and any(kind in ("BF16", "F16") for _, _, kind in _tensors(folder))
-    return torch.bfloat16 if half else torch.float32
+    if not (able.get("amx_bf16") or able.get("avx512_bf16")):
+        return torch.float32
+    tensors = [*_tensors(folder)]
+    large = sum(math.prod(shape) for _, shape, _ in tensors) >= LARGE
+    half = any(kind in ("BF16", "F16") for _, _, kind in tensors)
+    return torch.bfloat16 if large and half else torch.float32
 
 
 def fingerprint(folder: Path) -> str:
@@ -141,6 +147,11 @@ def bytes_needed(sizes: Mapping[str, int], dtype: torch.dtype, quantize: str | N
             for name, size in sizes.items()
         )
     )
+
+
+def best_device(model: str) -> str:
+    """Return "auto", which is every GPU there is, or "cpu" for the bundled model."""
+    return "auto" if model != BUNDLED and torch.cuda.is_available() else "cpu"
 
 
 def room(device: str, quantize: str | None = None) -> int:

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from mrrag.errors import ModelError, SettingsError
-from mrrag.model import checkpoint
+from mrrag.model import checkpoint, weights
 from mrrag.model.answering import answer_branches
 from mrrag.model.backbone import (
     Backbone,
@@ -596,7 +596,7 @@ def test_room_is_counted_where_the_weights_may_go(monkeypatch: pytest.MonkeyPatc
     assert room("auto") == pytest.approx(14.4e9 + cpu, rel=0.2)
 
 
-def test_half_precision_is_kept_on_a_cpu_that_multiplies_it_and_nowhere_else(
+def test_a_large_model_keeps_half_precision_on_a_cpu_that_multiplies_it(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = tmp_path / "half"
@@ -604,6 +604,8 @@ def test_half_precision_is_kept_on_a_cpu_that_multiplies_it_and_nowhere_else(
     for file in weight_files(half):
         save_file({n: t.to(torch.bfloat16) for n, t in load_file(file).items()}, file)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert default_dtype(half, "cpu") is torch.float32
+    monkeypatch.setattr(weights, "LARGE", 1)
     assert default_dtype(half, "cpu") is torch.bfloat16
     assert load_backbone(half).model.dtype is torch.bfloat16
     assert default_dtype(published, "cpu") is torch.float32
