@@ -11,7 +11,7 @@ A thin face over :mod:`mrrag.pipeline` and :mod:`mrrag.report`; it computes noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from mrrag.report.case_page import case_fragment, case_to_html
 from mrrag.report.export import case_to_json
 from mrrag.retrieval.address import Place, place_of
 from mrrag.retrieval.knowledge_base import KnowledgeBase
+from mrrag.study.arena_answers import OFFERED, ArenaAnswer
+from mrrag.study.one_case import answer_arena
 from mrrag.types import BUNDLED, Image, Query, Weights
 
 Picture = str | Path | bytes | Image | None
@@ -229,6 +231,27 @@ class MRRAG:
         """
         query = Query(case.image, case.question)
         return self._report(explain_case(self.pipeline, query, case), case.image)
+
+    def arena(self, case: CaseReport, methods: Sequence[str] = OFFERED) -> dict[str, ArenaAnswer]:
+        """Answer a case's question by methods of the arena, with its reports and settings.
+
+        Parameters
+        ----------
+        methods
+            Keys of :data:`mrrag.study.arena.ARENA`; all of them by default.
+
+        Returns
+        -------
+        dict
+            By method: text, P(yes), P(no), seconds, and attention where the method changes it.
+
+        Raises
+        ------
+        SettingsError
+            For an unknown method, or a question that the model was not asked.
+        """
+        query = Query(case.image, case.question)
+        return {a.method: a for a in answer_arena(self.pipeline, query, case, methods)}
 
     def _report(self, case: Case, image: Image | None) -> CaseReport:
         values = {f.name: getattr(case, f.name) for f in fields(Case)}

@@ -88,6 +88,14 @@ def test_a_stream_ends_with_its_case(rag: mrrag.MRRAG) -> None:
     assert rag.explain(last).influence is not None
 
 
+def test_a_case_is_put_to_the_arena(rag: mrrag.MRRAG, case: mrrag.CaseReport) -> None:
+    found = rag.arena(case, ["rag", "vote"])
+    assert list(found) == ["rag", "vote"]
+    assert found["rag"].p_yes == pytest.approx(case.answers["rag"].p_yes, abs=0.02)
+    with pytest.raises(mrrag.SettingsError, match="no method"):
+        rag.arena(case, ["nothing"])
+
+
 def test_an_image_may_be_a_path_its_bytes_an_image_or_none(rag: mrrag.MRRAG) -> None:
     path = SAMPLES / "case-1.dcm"
     pictures: list[str | Path | bytes | mrrag.Image] = [

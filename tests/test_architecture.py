@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "pipeline": GROUND | {"case", "data", "retrieval", "model"},
     "explain": GROUND | {"case", "data", "model", "pipeline", "retrieval"},
     "study": GROUND | {"case", "data", "retrieval", "model", "pipeline"},
-    "api": GROUND | {"case", "data", "retrieval", "pipeline", "explain", "report"},
+    "api": GROUND | {"case", "data", "retrieval", "pipeline", "explain", "report", "study"},
     "report": GROUND | {"case", "data", "retrieval", "study"},
     "phantom": GROUND,
     "training": GROUND | {"case", "data", "retrieval", "model", "pipeline", "study", "phantom"},
