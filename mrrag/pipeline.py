@@ -90,14 +90,15 @@ def load_pipeline(
     device: str | None = None,
     vision_tower: str = "checkpoint",
     quantize: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Pipeline:
     """Load a model, and a knowledge base with its encoder; the bundled ones by default.
 
     Parameters
     ----------
     model
-        ``"bundled"``, a folder, or a name on the hub. ``revision``, ``vision_tower`` and
-        ``quantize`` are those of :func:`mrrag.model.backbone.load_backbone`.
+        ``"bundled"``, a folder, or a name on the hub. ``revision``, ``vision_tower``, ``quantize``
+        and ``adapter`` are those of :func:`mrrag.model.backbone.load_backbone`.
     device
         As there; None for :func:`best_device`.
     knowledge_base
@@ -116,6 +117,7 @@ def load_pipeline(
         device=device or best_device(model),
         vision_tower=vision_tower,
         quantize=quantize,
+        adapter=adapter,
     )
     pipeline = Pipeline(
         backbone=backbone,

@@ -83,6 +83,12 @@ def add_pipeline(command: argparse.ArgumentParser) -> None:
         help='vision tower: "checkpoint" (its own), "stock" (the CLIP that it names), or a '
         "directory or hub name (default: %(default)s)",
     )
+    command.add_argument(
+        "--adapter",
+        metavar="SOURCE",
+        help="LoRA adapter to merge into the model: a directory or hub name, in peft's format, as "
+        "safetensors",
+    )
 
 
 def add_kb(command: argparse._ActionsContainer) -> None:
@@ -180,6 +186,7 @@ def load_chosen(args: argparse.Namespace, device: str | None = None) -> Pipeline
         device=device,
         vision_tower=args.vision_tower,
         quantize=args.quantize,
+        adapter=args.adapter,
     )
 
 

@@ -406,6 +406,11 @@ def _learn(args: argparse.Namespace, step: str, learn: Callable[..., str], **opt
 
     path = learnt_path(args.model, args.kb, args.assets)
     bundled = path.parent == args.assets
+    if bundled and args.adapter:
+        raise SettingsError(
+            "What is learnt with --adapter is not the included model's. Name where to keep it with "
+            "--kb."
+        )
     pipeline = bundled_pipeline(args.assets) if bundled else load_chosen(args)
     split = split_questions(read_chosen(args), pipeline.knowledge_base)
     for reason, count in split.left_out.items():

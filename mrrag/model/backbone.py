@@ -24,6 +24,8 @@ from torch import Tensor
 
 from mrrag.errors import ModelError, SettingsError
 from mrrag.model import attention
+from mrrag.model.adapter import FILES as ADAPTER_FILES
+from mrrag.model.adapter import fingerprint_with, merge_adapter
 from mrrag.model.checkpoint import find_checkpoint, load_model, read_config
 from mrrag.model.families import Family, family_of, text_of
 from mrrag.model.norms import use_native_norms
@@ -150,6 +152,7 @@ def load_backbone(
     device: str = "cpu",
     vision_tower: str = "checkpoint",
     quantize: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Backbone:
     """Load a checkpoint from a folder or the hub; safetensors files only.
 
@@ -160,13 +163,23 @@ def load_backbone(
     device, vision_tower, quantize
         As in :func:`mrrag.model.checkpoint.load_model`; ``revision`` as in
         :func:`mrrag.model.checkpoint.find_checkpoint`.
+    adapter
+        A folder or a name on the hub: a LoRA adapter to merge into the weights
+        (:mod:`mrrag.model.adapter`).
 
     Raises
     ------
     ModelError
         Where the checkpoint does not exist or is of another kind, a parameter is missing,
-        unexpected or of another shape, or memory does not suffice.
+        unexpected or of another shape, the adapter does not fit, or memory does not suffice.
+    SettingsError
+        Where an adapter is to be merged into quantised weights.
     """
+    if adapter is not None and quantize is not None:
+        raise SettingsError(
+            f"--adapter cannot be merged into the rounded weights of --quantize {quantize}. Leave "
+            "one of them out."
+        )
     folder = find_checkpoint(name, revision)
     config = read_config(folder)
     tokenizer = load_tokenizer(folder, config)
@@ -178,14 +191,20 @@ def load_backbone(
         vision_tower=vision_tower,
         quantize=quantize,
     )
+    known = fingerprint(folder)
+    shown = folder.name if Path(name).expanduser().is_dir() else str(name)
+    if adapter is not None:
+        merged = find_checkpoint(adapter, files=ADAPTER_FILES)
+        merge_adapter(model, merged)
+        known, shown = fingerprint_with(known, merged), f"{shown} with {merged.name}"
     devices = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
     return make_backbone(
         model,
         tokenizer,
         load_image_processor(folder, config),
         template=load_template(folder, tokenizer, config),
-        name=folder.name if Path(name).expanduser().is_dir() else str(name),
-        fingerprint=fingerprint(folder),
+        name=shown,
+        fingerprint=known,
         # bitsandbytes' int8 reads values back to the CPU, which a graph cannot do.
         capture=device == "auto" and len(devices) <= 1 and quantize != "int8",
     )
