@@ -35,19 +35,29 @@ def branches_of(backbone: Backbone, features: Tensor) -> list[Branch]:
 def test_without_penalty_and_with_all_candidates_it_is_transformers_beam_search(
     tiny_llava: Backbone, stock: LlavaForConditionalGeneration, features: Tensor
 ) -> None:
-    branches = branches_of(tiny_llava, features)
-    plain = Opera(beams=3, candidates=ALL, weight=0.0)
-    ours = answer_beams(tiny_llava, branches, plain, max_new_tokens=7)
-    for branch, text in zip(branches, ours.texts, strict=True):
+    branches = branches_of(tiny_llava, features)[:2]
+    plain = Opera(beams=2, candidates=ALL, weight=0.0)
+
+    def generated(branch: Branch, eos: tuple[int, ...]) -> list[int]:
         rows = embed(tiny_llava, branch.prompt, features)[None]
+        mask = torch.ones(rows.shape[:2], dtype=torch.long)
+        options = {"num_beams": 2, "do_sample": False, "max_new_tokens": 5}
         ids = stock.generate(
-            inputs_embeds=rows,
-            attention_mask=torch.ones(rows.shape[:2], dtype=torch.long),
-            num_beams=3,
-            do_sample=False,
-            max_new_tokens=7,
+            inputs_embeds=rows, attention_mask=mask, eos_token_id=list(eos), **options
         )[0]
-        assert text == tiny_llava.tokenizer.decode(ids, skip_special_tokens=True).strip() != ""
+        return [i for i in ids.tolist() if i not in (*eos, *tiny_llava.eos_ids)]
+
+    first = generated(branches[0], tiny_llava.eos_ids)
+    # With tokens that end answers early, so that beams end one after the other.
+    lengths = set()
+    for eos in (tiny_llava.eos_ids, (first[1],), (first[2], first[4])):
+        ending = replace(tiny_llava, eos_ids=eos)
+        ours = answer_beams(ending, branches, plain, max_new_tokens=5)
+        for branch, text in zip(branches, ours.texts, strict=True):
+            ids = generated(branch, eos)
+            lengths.add(len(ids))
+            assert text == tiny_llava.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert min(lengths) < 5 in lengths
     greedy = answer_batch(tiny_llava, branches)
     assert ours.p_yes.tolist() == pytest.approx(greedy.p_yes.tolist(), abs=1e-6)
     assert ours.next_id.tolist() == greedy.next_id.tolist()
