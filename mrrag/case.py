@@ -45,7 +45,7 @@ class Settings:
     layers : tuple of int or None
         The critical layers, counted from 0.
     form : str or None
-        How relevance steers, a key of :data:`mrrag.model.steering.FORMS`.
+        How relevance steers, a key of :data:`mrrag.forms.FORMS`.
     noise : int
         Number of the k reports that are replaced by reports drawn at random.
     max_new_tokens : int

@@ -15,6 +15,7 @@ from typing import Any
 
 from mrrag.errors import ModelError, SettingsError
 from mrrag.files import read_json, write_atomic
+from mrrag.forms import FORMS
 from mrrag.schema import (
     FieldError,
     Flag,
@@ -44,7 +45,6 @@ REMEDY = (
 _WEIGHT = Number(-1000, 1000)  # as mrrag.retrieval.mcr.MAX_WEIGHT
 _STUDIES = Items(Text(pattern="[0-9a-f]{12}", what="12 hexadecimal digits"))
 _INTERVALS = Items(Row((_WEIGHT, _WEIGHT)))
-STEERING_FORMS = ("ifa", "balanced")  # as mrrag.model.steering.FORMS, which needs torch
 # How these values were found stands beside them, and little of it is read.
 _TRIAL = Record(
     {"layers": Items(Whole(0, 999), most=1000), "strength": Number(0, 10), "rows": Text(1, 100)}
@@ -62,7 +62,7 @@ _LEARNT = Record(
         "adapter": Record({}, {"intervals": _INTERVALS, "used": Flag(), "studies": _STUDIES}),
         "sweep": Record(
             {},
-            {"studies": _STUDIES, "best_of_forms": Record({}, {f: _TRIAL for f in STEERING_FORMS})},
+            {"studies": _STUDIES, "best_of_forms": Record({}, {f: _TRIAL for f in FORMS})},
         ),
     },
 )
@@ -132,7 +132,7 @@ def check_learnt(stored: object, name: str) -> Learnt:
         forms={
             form: Steering(found["strength"], tuple(found["layers"]), found["rows"], form=form)
             for form, found in sweep.get("best_of_forms", {}).items()
-            if form in STEERING_FORMS
+            if form in FORMS
         },
     )
 

@@ -31,13 +31,14 @@ from mrrag.case import (
 from mrrag.data.views import view_of
 from mrrag.errors import ModelError, SettingsError
 from mrrag.files import ASSETS
+from mrrag.forms import FORMS, lambdas
 from mrrag.learnt import Learnt, learnt_for
 from mrrag.model.answering import Step, answer_branches
 from mrrag.model.backbone import Backbone, encode_images, load_backbone
 from mrrag.model.prefill import Branch, PrefixCache, fits_in_memory
 from mrrag.model.prompt import prompt_text
 from mrrag.model.scope import Scope, load_scope
-from mrrag.model.steering import FORMS, ROWS, lambdas
+from mrrag.model.steering import ROWS
 from mrrag.model.weights import best_device
 from mrrag.model.world import World, is_outside, load_world
 from mrrag.retrieval.address import Place

@@ -210,7 +210,7 @@ class Steering:
         Layers in which the reports of a relevance below the mean are hidden from the question
         (a hard mask, for comparison).
     form : str
-        How relevance steers, a key of :data:`mrrag.model.steering.FORMS`.
+        How relevance steers, a key of :data:`mrrag.forms.FORMS`.
     """
 
     strength: float = 0.0

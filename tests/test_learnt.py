@@ -14,13 +14,11 @@ from mrrag.files import ASSETS
 from mrrag.learnt import (
     ALIKE,
     FILE,
-    STEERING_FORMS,
     default_weights,
     learnt_for,
     load_learnt,
     write_learnt,
 )
-from mrrag.model.steering import FORMS
 from mrrag.types import Steering, Weights
 
 WHOLE: dict[str, Any] = {
@@ -44,10 +42,6 @@ WHOLE: dict[str, Any] = {
         },
     },
 }
-
-
-def test_the_forms_that_can_be_read_are_those_that_there_are() -> None:
-    assert set(STEERING_FORMS) == set(FORMS)
 
 
 def test_every_value_is_read(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from app.about import About
 from mrrag.case import Case, Settings
 from mrrag.errors import SettingsError
+from mrrag.forms import FORMS
 from mrrag.types import Weights
 
 # Narrower than mrrag.retrieval.mcr.MAX_K and mrrag.case.MAX_STRENGTH: no more cards than a
@@ -18,8 +19,7 @@ from mrrag.types import Weights
 MAX_K = 16
 MAX_STRENGTH = 8.0  # the strongest that find-layers tries
 WEIGHT_STEP = 0.01
-# Label → key of mrrag.model.steering.FORMS, which needs torch; a test holds them together.
-FORM_NAMES = {"As in the paper": "ifa", "Balanced": "balanced"}
+FORM_NAMES = {form.title: name for name, form in FORMS.items()}
 
 
 class Controls(NamedTuple):

@@ -31,7 +31,7 @@ from mrrag.errors import SettingsError
 from mrrag.model.prompt import Prompt
 from mrrag.model.steering import (
     DEFAULT_ROWS,
-    FORMS,
+    TRANSFORMS,
     Block,
     Edit,
     align,
@@ -244,9 +244,10 @@ def plan_pass(
     SettingsError
         Where the form or the rows are unknown, or λ times strength is negative or not finite.
     """
-    if steering.form not in FORMS:
+    if steering.form not in TRANSFORMS:
         raise SettingsError(
-            f"There is no steering called {steering.form!r}. Choose one of: {', '.join(FORMS)}."
+            f"There is no steering called {steering.form!r}. Choose one of: "
+            f"{', '.join(TRANSFORMS)}."
         )
     rows = steering.rows or DEFAULT_ROWS
     Q = max(len(p.ids) - p.span("question").start for p in prompts)
@@ -258,7 +259,7 @@ def plan_pass(
     amounts = [[steering.strength * lam for lam in row] for row in relevance]
     edits = [
         make_edit(
-            FORMS[steering.form].transform, prompts, amounts, question_BQ, mask_BX, steering.layers
+            TRANSFORMS[steering.form], prompts, amounts, question_BQ, mask_BX, steering.layers
         )
     ]
     hidden = Block(steering.masked, [below_mean(row) for row in relevance], DEFAULT_ROWS)

@@ -19,11 +19,8 @@ from torch import Tensor
 
 from mrrag.errors import SettingsError
 from mrrag.model.prompt import Prompt
-from mrrag.types import Retrieved
 
 Transform = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-GAP = 0.1  # of cosine: the unit in which the balanced form counts differences of scores
 
 
 def ifa(logits: Tensor, lam: Tensor, _reports: Tensor) -> Tensor:
@@ -59,33 +56,8 @@ def block(logits: Tensor, lam: Tensor, _reports: Tensor) -> Tensor:
     return logits.masked_fill(lam > 0, -torch.inf)
 
 
-@dataclass(frozen=True)
-class Form:
-    """One way to steer by relevance.
-
-    Attributes
-    ----------
-    transform : Transform
-        What happens to the logits.
-    lam : callable
-        λ of a retrieved document, before the strength; zero or more.
-    """
-
-    transform: Transform
-    lam: Callable[[Retrieved], float]
-
-
-# The paper's λ spreads from 0 to 1 however alike the documents are. The balanced form's is
-# the difference of the scores itself, so that documents nearly alike are read nearly alike.
-FORMS: dict[str, Form] = {
-    "ifa": Form(ifa, lambda document: document.relevance),
-    "balanced": Form(balanced, lambda document: document.gap / GAP),
-}
-
-
-def lambdas(documents: Sequence[Retrieved], form: str) -> tuple[float, ...]:
-    """Return λ of each document before the strength; ``form`` is a key of :data:`FORMS`."""
-    return tuple(FORMS[form].lam(document) for document in documents)
+# By the names of mrrag.forms.FORMS.
+TRANSFORMS: dict[str, Transform] = {"ifa": ifa, "balanced": balanced}
 
 
 def below_mean(relevance: Sequence[float]) -> tuple[int, ...]:

@@ -20,12 +20,12 @@ from torch import Tensor
 from mrrag.data.images import load_image
 from mrrag.data.records import Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
+from mrrag.forms import lambdas
 from mrrag.model.answering import AnswerBatch, answer_batch
 from mrrag.model.backbone import encode_each
 from mrrag.model.mixing import Group, answer_mixtures
 from mrrag.model.opera import answer_beams
 from mrrag.model.prefill import Branch, PrefixCache, read_batch
-from mrrag.model.steering import lambdas
 from mrrag.model.world import is_outside
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.mcr import retrieve

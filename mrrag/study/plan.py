@@ -18,6 +18,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 
 from mrrag.errors import SettingsError
+from mrrag.forms import FORMS
 from mrrag.learnt import Learnt
 from mrrag.study.arena import ARENA, EVERY, Method
 from mrrag.study.heads import Heads, in_best_heads
@@ -42,8 +43,6 @@ NOISE_KINDS = {
 }
 ABLATION_SHARES = (0.0, 0.5)  # IFA is meant for reports that differ in relevance
 STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
-# The strengths at which each form is compared; the paper's is 1.
-FORM_STRENGTHS = {"ifa": (0.1, 0.25, 1.0), "balanced": (1.0, 2.0, 4.0)}
 # Cut-offs and thresholds that are compared; MMed-RAG's script has a ratio of 1.5.
 CUT_TRIALS = {"gap": (0.1, 0.2), "ratio": (1.1, 1.5), "difference": (0.05, 0.1)}
 RANDOM_SETS = 3
@@ -377,9 +376,9 @@ def _strength(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cel
 
 def _form(control: Cell, learnt: Learnt, layers: int, seed: int) -> list[Cell]:
     forms = {
-        f"{form}, {s:g}": effective(replace(learnt.steering, form=form, strength=s))
-        for form, strengths in FORM_STRENGTHS.items()
-        for s in strengths
+        f"{name}, {s:g}": effective(replace(learnt.steering, form=name, strength=s))
+        for name, form in FORMS.items()
+        for s in form.ablation
     }
     best = {f"{form}, its best": effective(steering) for form, steering in learnt.forms.items()}
     return _steered(control, {"none": PLAIN, **best, **forms})

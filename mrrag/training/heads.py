@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
+from mrrag.forms import lambdas
 from mrrag.model.answering import answer_batch, heads_of
 from mrrag.model.attention import SteeredPass
 from mrrag.model.backbone import Backbone, embed
 from mrrag.model.prefill import Branch, fork, layout, prefill_batch, run_batch
-from mrrag.model.steering import lambdas
 from mrrag.pipeline import Pipeline
 from mrrag.study.arena import PASTA_REPORTS
 from mrrag.study.evaluation import (

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mrrag.errors import SettingsError
+from mrrag.forms import FORMS
 from mrrag.model.answering import answer_batch
 from mrrag.model.prefill import prefill_batch
-from mrrag.model.steering import DEFAULT_ROWS, FORMS, ROWS, Block
+from mrrag.model.steering import DEFAULT_ROWS, ROWS, Block
 from mrrag.pipeline import Pipeline
 from mrrag.study.evaluation import (
     BATCH,
@@ -34,9 +35,6 @@ from mrrag.study.evaluation import (
 from mrrag.study.metrics import paired_gain
 from mrrag.training.loop import cached
 from mrrag.types import PLAIN, Steering, Weights
-
-# Up to what the page's slider reaches.
-STRENGTHS = {"ifa": (0.25, 0.5, 1.0, 2.0), "balanced": (1.0, 2.0, 4.0, 8.0)}
 
 
 @dataclass(frozen=True)
@@ -188,10 +186,10 @@ def try_steering(
     try_all = partial(_try, pipeline, items, weights, folder, k, noise, ticker)
     trials = try_all(
         [
-            Steering(strength, layers, DEFAULT_ROWS, form=form)
+            Steering(strength, layers, DEFAULT_ROWS, form=name)
             for layers in layer_sets
-            for form in FORMS
-            for strength in STRENGTHS[form]
+            for name, form in FORMS.items()
+            for strength in form.strengths
         ],
         "steering",
     )

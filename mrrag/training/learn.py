@@ -19,8 +19,8 @@ from mrrag.data.records import Corpus, Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.errors import CorpusError
 from mrrag.files import json_sha256
+from mrrag.forms import FORMS, GAP
 from mrrag.learnt import default_weights, study_digest, write_learnt
-from mrrag.model.steering import GAP
 from mrrag.pipeline import Pipeline
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.study.evaluation import EncodedItem, Ticker, answer_items, encode_items
@@ -36,7 +36,6 @@ from mrrag.training.adapter import (
 )
 from mrrag.training.data import DataSet, sample_patients
 from mrrag.training.layers import (
-    STRENGTHS,
     Sweep,
     Trial,
     best_of_forms,
@@ -336,7 +335,8 @@ def learn_layers(
     """
     items = _encode(pipeline, split.validation, questions, ticker)
     weights = pipeline.learnt.weights
-    settings = [len(items), astuple(weights), k, window, stride, STRENGTHS, GAP]
+    tried = {name: form.strengths for name, form in FORMS.items()}
+    settings = [len(items), astuple(weights), k, window, stride, tried, GAP]
     measured = folder / _run_key(pipeline, split.fingerprint, *settings)
     sweep = sweep_layers(
         pipeline, items, weights, measured, k=k, window=window, stride=stride, ticker=ticker

@@ -7,10 +7,9 @@ import math
 import pytest
 from tiny_case import ABOUT, LEARNT_CONTROLS
 
-from app.sections.settings import FORM_NAMES, MAX_STRENGTH, settings_from
+from app.sections.settings import MAX_STRENGTH, settings_from
 from mrrag.errors import SettingsError
-from mrrag.model.steering import FORMS
-from mrrag.training.layers import STRENGTHS
+from mrrag.forms import FORMS
 from mrrag.types import Weights
 
 
@@ -32,11 +31,7 @@ def test_settings_outside_their_range_are_refused(control: str, value: object) -
 
 
 def test_every_strength_that_is_tried_can_be_chosen_on_the_page() -> None:
-    assert max(s for strengths in STRENGTHS.values() for s in strengths) <= MAX_STRENGTH
-
-
-def test_every_form_of_ifa_can_be_chosen() -> None:
-    assert tuple(FORM_NAMES.values()) == tuple(FORMS)
+    assert max(s for form in FORMS.values() for s in form.strengths) <= MAX_STRENGTH
 
 
 def test_untouched_sliders_mean_the_learnt_weights_exactly() -> None:

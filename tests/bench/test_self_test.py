@@ -25,11 +25,11 @@ from mrrag.bench.self_test import (
     written,
 )
 from mrrag.bench.watched import REFERENCES
+from mrrag.forms import FORMS
 from mrrag.model import decoding
 from mrrag.model.attention import attention
 from mrrag.model.backbone import Backbone, load_backbone
 from mrrag.model.decoding import token_step
-from mrrag.model.steering import FORMS
 from mrrag.pipeline import Pipeline, load_pipeline
 
 CPU = torch.device("cpu")

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from mrrag.errors import SettingsError
+from mrrag.forms import FORMS
 from mrrag.model.prompt import Prompt
 from mrrag.model.steering import (
-    FORMS,
     ROWS,
+    TRANSFORMS,
     Transform,
     align,
     balanced,
@@ -87,7 +88,11 @@ def test_balanced_changes_nothing_where_all_reports_are_alike() -> None:
     torch.testing.assert_close(balanced(logits, reports * 1.5, reports), logits)
 
 
-@pytest.mark.parametrize("transform", [block, *(form.transform for form in FORMS.values())])
+def test_every_form_has_a_transform() -> None:
+    assert [*TRANSFORMS] == [*FORMS]
+
+
+@pytest.mark.parametrize("transform", [block, *TRANSFORMS.values()])
 def test_every_transform_is_the_identity_at_zero(transform: Transform) -> None:
     logits = torch.tensor([1.5, -2.5, 0.0, -1e30])
     reports = torch.tensor([True, False, True, True])

@@ -11,7 +11,7 @@ import pytest
 from tiny_bitower import make_cases, make_images, make_loaded_tower
 
 from mrrag.errors import SettingsError
-from mrrag.model.steering import lambdas
+from mrrag.forms import lambdas
 from mrrag.retrieval.bi_tower import BiTower
 from mrrag.retrieval.build import build_knowledge_base
 from mrrag.retrieval.knowledge_base import KnowledgeBase
