@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from app import frame
 from app.about import About
@@ -71,48 +72,67 @@ def run(
     ticked
         What is ticked under each heading.
     """
-    yield from _in_turn(
-        backend, visit, pressed, state, lambda case, late: _answers(backend, case, ticked, late)
+    yield from _settled(
+        backend.about,
+        visit,
+        pressed,
+        state,
+        lambda case, press: _answers(backend, case, ticked, press),
     )
 
 
 def draw(backend: Backend, visit: Visit, pressed: object, state: object) -> Iterator[Update]:
     """Yield MR-RAG's P(yes) over IFA's strength and over α, β and γ around the present ones."""
-    yield from _in_turn(
-        backend, visit, pressed, state, lambda case, late: _curves(backend, case, late)
+    yield from _settled(
+        backend.about, visit, pressed, state, lambda case, press: _curves(backend, case, press)
     )
 
 
-Late = Callable[[], bool]  # whether a later press has superseded the run
+class Press(NamedTuple):
+    """A press of one of the arena's buttons."""
+
+    visit: Visit
+    moment: float
+
+    @property
+    def superseded(self) -> bool:
+        """Whether there was a later press."""
+        return max(self.visit.newest, self.visit.beside) > self.moment
+
+    @property
+    def gone(self) -> bool:
+        """Whether a later press took the answers away that the arena is about."""
+        return self.visit.renewed > self.moment
 
 
-def _in_turn(
-    backend: Backend,
+def _settled(
+    about: About,
     visit: Visit,
     pressed: object,
     state: object,
-    work: Callable[[CaseState, Late], Iterator[Update]],
+    work: Callable[[CaseState, Press], Iterator[Update]],
 ) -> Iterator[Update]:
     """Work on the answered case, unless there was a later press; always leave the page settled."""
     try:
-        moment = visit.press(pressed)
-        if visit.newest > moment:
+        press = Press(visit, visit.press_beside(pressed))
+        if press.superseded:
             yield {"status": superseded_status(visit)}
             return
-        case = _answered(backend.about, state)
-        yield from work(case, lambda: visit.newest > moment)
+        yield from work(_answered(about, state), press)
+        if press.gone:
+            # What took the answers away has emptied the arena, too, but an update of this run may
+            # have come after that. A later Ask has the status line.
+            none = cleared()
+            emptied: Update = {
+                "arena_state": none["arena_state"],
+                "arena_table": none["arena_table"],
+                "curve_text": none["curve_text"],
+            }
+            if visit.cleared:
+                emptied["status"] = superseded_status(visit)
+            yield emptied
     except Exception as error:
         yield refuse(error)
-        return
-    if visit.newest > moment and visit.cleared:
-        # What was chosen meanwhile has cleared the page; nothing of this run may stay.
-        none, status = cleared(), superseded_status(visit)
-        yield {
-            "arena_state": none["arena_state"],
-            "arena_table": none["arena_table"],
-            "curve_text": none["curve_text"],
-            "status": status,
-        }
 
 
 def _answered(about: About, state: object) -> CaseState:
@@ -148,7 +168,7 @@ def checked_methods(ticked: Sequence[object]) -> list[str]:
 
 
 def _answers(
-    backend: Backend, case: CaseState, ticked: Sequence[object], late: Late
+    backend: Backend, case: CaseState, ticked: Sequence[object], press: Press
 ) -> Iterator[Update]:
     from mrrag.study.one_case import answer_arena
 
@@ -159,7 +179,9 @@ def _answers(
     for answer in answer_arena(backend.pipeline(), query, case.result, methods, cache=case.cache):
         found.append(answer)
         found.sort(key=lambda a: methods.index(a.method))
-        if late():
+        if press.gone:
+            return
+        if press.superseded:
             break
         count = f"The arena: {len(found)} of {len(methods)} methods have answered"
         so_far: Update = {"status": frame.status(count, kind="busy")}
@@ -190,7 +212,7 @@ def _alone(case: CaseState, found: Sequence[ArenaAnswer]) -> dict[str, float]:
     return {}
 
 
-def _curves(backend: Backend, case: CaseState, late: Late) -> Iterator[Update]:
+def _curves(backend: Backend, case: CaseState, press: Press) -> Iterator[Update]:
     from mrrag.study.one_case import strength_curve, weight_curves
 
     result, pipeline, start = case.result, backend.pipeline(), time.perf_counter()
@@ -204,8 +226,9 @@ def _curves(backend: Backend, case: CaseState, late: Late) -> Iterator[Update]:
         "status": frame.status("Retrieving and reading for other α, β and γ", kind="busy"),
     }
     yield drawn
-    if late():
-        yield {"status": frame.status("Stopped. The curves are not complete.")}
+    if press.superseded:
+        if not press.gone:
+            yield {"status": frame.status("Stopped. The curves are not complete.")}
         return
     weights = weight_curves(
         pipeline,

@@ -107,6 +107,13 @@ class ArenaState:
     base: int = 0
 
 
+def moment_of(moment: object) -> float:
+    """Return the moment of a press in ms; −∞ for what is none."""
+    if isinstance(moment, bool) or not isinstance(moment, int | float) or not moment >= 0:
+        return -math.inf
+    return float(moment)
+
+
 @dataclass
 class Visit:
     """The newest press in a visit, by the clock of its page; the only mutable value here.
@@ -120,15 +127,29 @@ class Visit:
     newest: float = -math.inf  # ms
     picture: bool = False  # the newest press chose another picture
     base: bool = False  # or another knowledge base
+    renewed: float = -math.inf  # the newest press that takes results away: any but Stop
+    beside: float = -math.inf  # the newest press in the arena, which supersedes no answers
 
-    def press(self, moment: object, *, picture: bool = False, base: bool = False) -> float:
-        """Record a press and return its moment in ms; an invalid one counts as −∞."""
-        if isinstance(moment, bool) or not isinstance(moment, int | float) or not moment >= 0:
-            return -math.inf
-        if moment >= self.newest:
-            self.newest = min(float(moment), MAX_MOMENT)
+    def press(
+        self, moment: object, *, picture: bool = False, base: bool = False, keeps: bool = False
+    ) -> float:
+        """Record a press and return its moment in ms; an invalid one counts as −∞.
+
+        ``keeps`` is for Stop, which leaves the results on the page.
+        """
+        pressed = moment_of(moment)
+        if pressed >= self.newest and pressed >= 0:
+            self.newest = min(pressed, MAX_MOMENT)
             self.picture, self.base = picture, base
-        return float(moment)
+        if not keeps:
+            self.renewed = max(self.renewed, min(pressed, MAX_MOMENT))
+        return pressed
+
+    def press_beside(self, moment: object) -> float:
+        """Record a press in the arena, as :meth:`press` does all others."""
+        pressed = moment_of(moment)
+        self.beside = max(self.beside, min(pressed, MAX_MOMENT))
+        return pressed
 
     @property
     def cleared(self) -> bool:
