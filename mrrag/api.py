@@ -39,6 +39,7 @@ def load(
     device: str | None = None,
     vision_tower: str = "checkpoint",
     quantize: str | None = None,
+    adapter: str | Path | None = None,
 ) -> MRRAG:
     """Load a model, and a knowledge base with its encoder.
 
@@ -60,11 +61,14 @@ def load(
         name.
     quantize : {"int8", "int4"}, optional
         Quantise the weights with bitsandbytes.
+    adapter : path, optional
+        A LoRA adapter to merge into the model: a folder, or a name on the hub, in peft's format
+        as safetensors. Not with ``quantize``.
 
     Raises
     ------
-    ModelError, KnowledgeBaseError
-        Where a part is missing, incomplete, or was made for other parts.
+    ModelError, KnowledgeBaseError, SettingsError
+        Where a part is missing, incomplete, was made for other parts, or does not go with another.
     """
     return MRRAG(
         load_pipeline(
@@ -74,6 +78,7 @@ def load(
             device=device,
             vision_tower=vision_tower,
             quantize=quantize,
+            adapter=adapter,
         )
     )
 
