@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from app import frame
-from app.about import About
 from app.backend import Backend
 from app.sections.asking import superseded_status
 from app.sections.settings import MAX_STRENGTH, max_weight
@@ -52,6 +51,9 @@ PRETICKED = (
 )
 STRENGTHS = tuple(MAX_STRENGTH * (n / 16) ** 2 for n in range(17))  # more of them near plain RAG
 STEPS = (-0.5, -0.25, -0.125, 0.125, 0.25, 0.5)  # of a weight, as shares of its largest value
+BORROWED = (
+    "The arena is closed here: this page borrows a GPU for each question, and for nothing else."
+)
 NO_WORD = (
     "RAG’s answer begins with neither yes nor no, so there is no P(yes) to follow. Ask a yes-or-no "
     "question."
@@ -73,7 +75,7 @@ def run(
         What is ticked under each heading.
     """
     yield from _settled(
-        backend.about,
+        backend,
         visit,
         pressed,
         state,
@@ -84,7 +86,7 @@ def run(
 def draw(backend: Backend, visit: Visit, pressed: object, state: object) -> Iterator[Update]:
     """Yield MR-RAG's P(yes) over IFA's strength and over α, β and γ around the present ones."""
     yield from _settled(
-        backend.about, visit, pressed, state, lambda case, press: _curves(backend, case, press)
+        backend, visit, pressed, state, lambda case, press: _curves(backend, case, press)
     )
 
 
@@ -106,7 +108,7 @@ class Press(NamedTuple):
 
 
 def _settled(
-    about: About,
+    backend: Backend,
     visit: Visit,
     pressed: object,
     state: object,
@@ -118,7 +120,7 @@ def _settled(
         if press.superseded:
             yield {"status": superseded_status(visit)}
             return
-        yield from work(_answered(about, state), press)
+        yield from work(_answered(backend, state), press)
         if press.gone:
             # What took the answers away has emptied the arena, too, but an update of this run may
             # have come after that. A later Ask has the status line.
@@ -135,15 +137,17 @@ def _settled(
         yield refuse(error)
 
 
-def _answered(about: About, state: object) -> CaseState:
+def _answered(backend: Backend, state: object) -> CaseState:
     """Return the answered case whose answers are shown.
 
     Raises
     ------
     SettingsError
-        If there is none, or its answers still wait for the reader.
+        If there is none, its answers still wait for the reader, or the model is not here.
     """
-    case = of_base(about, state, CaseState)
+    if backend.answer is not None:
+        raise SettingsError(BORROWED)
+    case = of_base(backend.about, state, CaseState)
     if case is None:
         raise SettingsError(NO_CASE)
     if case.reading.waits_for:
