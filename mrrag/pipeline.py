@@ -12,7 +12,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -55,7 +55,7 @@ from mrrag.retrieval.encoders import Encoder
 from mrrag.retrieval.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.retrieval.manifest import files_of
 from mrrag.retrieval.mcr import effective_weights, encode_query, retrieve
-from mrrag.retrieval.votes import votes_of
+from mrrag.retrieval.votes import BaseRates, votes_of
 from mrrag.types import (
     BUNDLED,
     METHODS,
@@ -71,7 +71,15 @@ PACKAGES = ("torch", "transformers", "faiss-cpu", "pydicom", "gradio", "numpy")
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The loaded parts, shared by every case; nothing in it changes."""
+    """The loaded parts, shared by every case; nothing in it changes.
+
+    Attributes
+    ----------
+    world : World or None
+        The pictures that the model was trained on, where known.
+    rates : BaseRates
+        Of the findings in the knowledge base.
+    """
 
     backbone: Backbone
     encoder: Encoder
@@ -79,7 +87,11 @@ class Pipeline:
     learnt: Learnt
     scope: Scope | None
     calibration: Calibration
-    world: World | None = None  # the pictures that the model was trained on, where known
+    world: World | None = None
+    rates: BaseRates = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", BaseRates(self.knowledge_base))
 
 
 def load_pipeline(
@@ -291,7 +303,7 @@ def find_evidence(
             view_of(query.image.tags.get("view position", "")) if query.image else "",
         ),
         familiarity,
-        votes_of(pipeline.knowledge_base, query.question, retrieved, known.votes if known else ()),
+        votes_of(pipeline.rates, query.question, retrieved),
     )
 
 

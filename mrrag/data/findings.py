@@ -13,7 +13,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Literal
 
 from mrrag.data.negation import NEGATIONS, Stance, sentences, stance_in
@@ -176,8 +176,6 @@ def mentions(report: str, findings: Collection[str]) -> tuple[Mention, ...]:
     return tuple(sorted(found, key=lambda m: (m.start, m.stop)))
 
 
-# One finding after the other is looked for in the same reports.
-@lru_cache(maxsize=1 << 12)
 def _prepared(report: str) -> tuple[str, list[tuple[int, int]]]:
     """Return a report in lower case, without what says nothing of the image, and its sentences."""
     # Lower case may change the length, and then the positions would differ from the report's.
@@ -196,6 +194,11 @@ def _without_others(lowered: str) -> str:
 def _patterns(finding: str) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
     names, denials = FINDINGS[finding]
     return re.compile(rf"\b(?:{names})"), re.compile(rf"\b(?:{denials})\b") if denials else None
+
+
+def affirmed_in(report: str, findings: Collection[str]) -> frozenset[str]:
+    """Return those of these findings that a report affirms somewhere."""
+    return frozenset(m.finding for m in mentions(report, findings) if m.stance == "affirmed")
 
 
 def stance(report: str, finding: str) -> Stance | None:

@@ -6,19 +6,21 @@ It reads words alone: no image, no score, and no language model.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mrrag.data.findings import FINDINGS, named, stance
+from mrrag.data.findings import affirmed_in, named, stance
 from mrrag.retrieval.documents import sampled
 from mrrag.types import Retrieved, Vote
 
 if TYPE_CHECKING:  # faiss and torch take seconds to import, and words need neither
     from mrrag.retrieval.knowledge_base import KnowledgeBase
 
-__all__ = ["base_rates", "per_cent", "sentence", "silent", "votes", "votes_of"]
+__all__ = ["BaseRates", "per_cent", "sentence", "silent", "votes", "votes_of"]
 
 # Reports that a base rate is counted over, at most: 0.1 s a finding, and 95 % of such counts
 # are within 1 point of a rate of 5 %.
@@ -33,7 +35,7 @@ def votes(
     Parameters
     ----------
     rates
-        Finding → share of the knowledge base's reports that affirm it (:func:`base_rates`).
+        Finding → share of the knowledge base's reports that affirm it (:class:`BaseRates`).
 
     Returns
     -------
@@ -59,37 +61,37 @@ def votes(
     return tuple(counted)
 
 
-def votes_of(
-    knowledge_base: KnowledgeBase,
-    question: str,
-    retrieved: Sequence[Retrieved],
-    known: Sequence[Vote] = (),
-) -> tuple[Vote, ...]:
-    """Count what retrieved reports say of a question's findings, beside their base rates.
-
-    ``known`` are earlier votes in the same knowledge base, whose base rates are taken over.
-    """
-    rates = {vote.finding: vote.base_rate for vote in known}
-    rates |= base_rates(knowledge_base, [f for f in named(question) if f not in rates])
-    return votes(question, [r.document.report for r in retrieved], rates)
-
-
-def base_rates(
-    knowledge_base: KnowledgeBase, findings: Collection[str] = tuple(FINDINGS), *, seed: int = 0
-) -> dict[str, float]:
-    """Return which share of a knowledge base's reports affirms each finding, 0 to 1.
+class BaseRates:
+    """Which share of a knowledge base's reports affirms a finding, counted when first asked for.
 
     Of a base of more than :data:`COUNTED` documents, a sample is counted.
     """
-    if not findings:
-        return {}
-    numbers = sampled(np.random.default_rng(seed), len(knowledge_base), COUNTED).tolist()
-    reports = [document.report for document in knowledge_base.documents.read(numbers)]
-    return {
-        finding: sum(stance(report, finding) == "affirmed" for report in reports)
-        / max(len(reports), 1)
-        for finding in findings
-    }
+
+    def __init__(self, knowledge_base: KnowledgeBase) -> None:
+        self._knowledge_base = knowledge_base
+        self._counted: dict[str, float] = {}
+
+    @cached_property
+    def _reports(self) -> list[str]:
+        count = len(self._knowledge_base)
+        numbers = sampled(np.random.default_rng(0), count, COUNTED).tolist()
+        return [document.report for document in self._knowledge_base.documents.read(numbers)]
+
+    def of(self, findings: Collection[str]) -> dict[str, float]:
+        """Return the share of each finding, 0 to 1."""
+        missing = [finding for finding in findings if finding not in self._counted]
+        if missing:
+            affirmed = Counter(
+                finding for report in self._reports for finding in affirmed_in(report, missing)
+            )
+            reports = max(len(self._reports), 1)
+            self._counted |= {finding: affirmed[finding] / reports for finding in missing}
+        return {finding: self._counted[finding] for finding in findings}
+
+
+def votes_of(rates: BaseRates, question: str, retrieved: Sequence[Retrieved]) -> tuple[Vote, ...]:
+    """Count what retrieved reports say of a question's findings, beside their base rates."""
+    return votes(question, [r.document.report for r in retrieved], rates.of(named(question)))
 
 
 def silent(vote: Vote) -> int:

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mrrag.data.findings import FINDINGS
 from mrrag.data.records import Record
 from mrrag.errors import SettingsError
 from mrrag.learnt import per_spread
 from mrrag.retrieval.encoders import Encoder
 from mrrag.retrieval.knowledge_base import KnowledgeBase
-from mrrag.retrieval.votes import base_rates
+from mrrag.retrieval.votes import BaseRates
 from mrrag.study.agreement import (
     NEAR,
     Agreement,
@@ -209,7 +210,7 @@ def facts_of(knowledge_base: KnowledgeBase) -> dict[str, Any]:
         "format": FORMAT,
         "fingerprint": knowledge_base.fingerprint,
         "documents": len(knowledge_base),
-        "base_rates": base_rates(knowledge_base),
+        "base_rates": BaseRates(knowledge_base).of(FINDINGS),
     }
 
 

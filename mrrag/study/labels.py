@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from mrrag.data.findings import FINDINGS, asked, stance
+from mrrag.data.findings import FINDINGS, affirmed_in, asked, stance
 from mrrag.data.records import Question, Record
 
 __all__ = [
@@ -94,7 +94,8 @@ def _affirmed(reports: Sequence[str], names: Sequence[str]) -> BoolArray:
     said: dict[str, list[bool]] = {}  # boilerplate reports come again and again
     for report in reports:
         if report not in said:
-            said[report] = [stance(report, name) == "affirmed" for name in names]
+            affirmed = affirmed_in(report, names)
+            said[report] = [name in affirmed for name in names]
     return np.array([said[report] for report in reports], dtype=bool).reshape(-1, len(names))
 
 

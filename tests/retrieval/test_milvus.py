@@ -28,7 +28,7 @@ from mrrag.retrieval.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.retrieval.mcr import retrieve
 from mrrag.retrieval.milvus import MilvusBase
 from mrrag.retrieval.recall import recall_of
-from mrrag.retrieval.votes import base_rates
+from mrrag.retrieval.votes import BaseRates
 from mrrag.types import QueryVectors, Weights
 
 COUNT = 60
@@ -132,7 +132,8 @@ def test_what_is_usual_is_the_same(folder: KnowledgeBase, copied: MilvusBase) ->
     ours, theirs = calibrate(copied), calibrate(folder)
     for field in fields(ours):
         np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
-    assert base_rates(copied, ["pleural effusion"]) == base_rates(folder, ["pleural effusion"])
+    asked = ["pleural effusion"]
+    assert BaseRates(copied).of(asked) == BaseRates(folder).of(asked)
     sampled = replace(ours, sample_M=np.arange(20))
     weights, vectors = Weights(0.4, 0.3, 0.3), queries(folder, 1)[0]
     usual = [usual_scores(base, sampled, vectors, weights, 5) for base in (copied, folder)]

@@ -2,7 +2,8 @@
 
 import math
 
-from mrrag.retrieval.votes import sentence, votes
+from mrrag.retrieval.votes import BaseRates, sentence, votes
+from mrrag.types import Document
 
 REPORTS = [
     "Small left pleural effusion.",
@@ -30,3 +31,29 @@ def test_each_report_votes_once_on_each_finding_that_the_question_names() -> Non
 def test_nothing_votes_without_a_finding_or_a_report() -> None:
     assert votes("What is seen?", REPORTS) == ()
     assert votes("Is there a pleural effusion?", []) == ()
+
+
+class Base:
+    """What a base rate is counted of: a knowledge base with these reports."""
+
+    def __init__(self, reports: list[str]) -> None:
+        self.reports, self.documents, self.reads = reports, self, 0
+
+    def __len__(self) -> int:
+        return len(self.reports)
+
+    def read(self, numbers: list[int]) -> list[Document]:
+        self.reads += 1
+        return [Document(str(n), self.reports[n], patient="", study="") for n in numbers]
+
+
+def test_a_base_rate_is_the_share_of_reports_that_affirm_and_is_counted_once() -> None:
+    base = Base(REPORTS)
+    rates = BaseRates(base)  # type: ignore[arg-type]
+    assert rates.of(["pleural effusion", "pneumothorax"]) == {
+        "pleural effusion": 0.2,
+        "pneumothorax": 0.0,
+    }
+    assert rates.of(["cardiomegaly", "pleural effusion"])["cardiomegaly"] == 0.2
+    assert base.reads == 1
+    assert BaseRates(Base([])).of(["pneumothorax"]) == {"pneumothorax": 0.0}  # type: ignore[arg-type]
