@@ -126,8 +126,8 @@ def attention(
     edits = [edit for edit in steered.edits if layer in edit.layers]
     if edits or steered.probe is not None:
         _recompute(output, query, key, value, attention_mask, scaling, steered, edits)
-    if (shift_BHD := steered.shifts.get(layer)) is not None:
-        output[:, -1] += shift_BHD.to(output)
+    if layer in steered.shifts:
+        output[:, -1] += steered.shifts[layer].to(output)
     if steered.outputs is not None:
         steered.outputs.append(output[:, -1].clone())
     return output, None

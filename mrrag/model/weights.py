@@ -105,7 +105,7 @@ def default_dtype(folder: Path, device: str) -> torch.dtype:
     if device != "cpu":
         return torch.bfloat16
     # Not in every PyTorch that is allowed; float32 is always right.
-    able = getattr(torch.cpu, "get_capabilities", dict)()
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if not (able.get("amx_bf16") or able.get("avx512_bf16")):
         return torch.float32
     tensors = [*_tensors(folder)]

@@ -61,12 +61,10 @@ def test_critical_layers_are_marked() -> None:
 
 def test_cell_labels_contrast_with_their_cell() -> None:
     values = np.linspace(0, 1, 41, dtype=np.float32)[None]
-    for trace_ in plots.cell_labels(values, (0.0, 1.0), plots.SEQUENTIAL, signed=False):
-        assert trace_.textfont.color in ("#ffffff", "#000000")
-    assert (
-        sum(len(t.x) for t in plots.cell_labels(values, (0.0, 1.0), plots.SEQUENTIAL, signed=False))
-        == values.size
-    )
+    labels = plots.cell_labels(values, (0.0, 1.0), plots.SEQUENTIAL, signed=False)
+    for trace_ in labels:
+        assert trace_["textfont"]["color"] in ("#ffffff", "#000000")
+    assert sum(len(trace_["x"]) for trace_ in labels) == values.size
 
 
 def test_patches_tile_a_square_picture() -> None:
