@@ -122,7 +122,7 @@ def attention(
     )
     if steered is None:
         return output, None
-    layer = module.layer_idx
+    layer: Any = module.layer_idx
     edits = [edit for edit in steered.edits if layer in edit.layers]
     if edits or steered.probe is not None:
         _recompute(output, query, key, value, attention_mask, scaling, steered, edits)
