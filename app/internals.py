@@ -5,6 +5,7 @@ Checked with gradio 6; the tests of this module fail where another version has c
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gradio as gr
@@ -14,31 +15,39 @@ from mrrag.errors import ModelError
 
 
 class Page(gr.Blocks):
-    """Blocks that keep no more of a visit than its states.
+    """Blocks that keep no more of a visit than its states, and spend nothing on what stays.
 
     gradio keeps what each visit was shown, in order to link to it, and adds a copy under a new
     number whenever an update leaves a component alone: without limit, and longer than the case.
-    No option turns this off.
+    No option turns this off. It also makes each component anew that an update leaves alone: of an
+    update of one line of the page, that was nearly all the work (docs/performance.md).
     """
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
         """Prepare an event's outputs for sending, and forget them."""
         try:
-            return await super().postprocess_data(block_fn, predictions, state)
+            if not (isinstance(predictions, dict) and predictions) or not all(
+                isinstance(part, gr.blocks.Block) for part in predictions
+            ):
+                return await super().postprocess_data(block_fn, predictions, state)
+            given = {part: value for part, value in predictions.items() if not _stays(value)}
+            written = copy.copy(block_fn)
+            written.outputs = [part for part in block_fn.outputs if part in given]
+            sent = await super().postprocess_data(written, given, state) if given else []
+            contents = dict(zip(written.outputs, sent, strict=True))
+            return [
+                contents.get(part, None if part.stateful else gr.skip())
+                for part in block_fn.outputs
+            ]
         finally:
             if state is not None:
                 state.blocks_config.blocks = dict(self.default_config.blocks)
                 state.config_values = {}
 
 
-def questions_ahead(page: gr.Blocks, session: str | None, concurrency_id: str) -> int:
-    """Return how many events run before a visit's newest one; 0 once it runs itself.
-
-    gradio tells a place in the queue only to its own progress display, of all events together.
-    """
-    queue = page._queue.event_queue_per_concurrency_id.get(concurrency_id)
-    waiting = [event.session_hash for event in queue.queue] if queue else []
-    return max((n for n, who in enumerate(waiting, 1) if who == session), default=0)
+def _stays(value: object) -> bool:
+    """Return whether a value is gradio's own for leaving a component as it is."""
+    return isinstance(value, dict) and value == gr.skip()
 
 
 def log_tools_in(page: gr.Blocks, address: str, login: tuple[str, str] | None) -> None:

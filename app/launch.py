@@ -18,6 +18,7 @@ from app.programs import ReadableCalls, ToolLogin
 from app.sections.case import MAX_UPLOAD_BYTES
 from app.theme import theme
 from app.uploads import BoundedBodies, WholeUploads
+from app.waiting import PLACES
 from mrrag.report.templating import STATIC
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 STYLES = [STATIC / "base.css", Path(__file__).parent / "static" / "page.css", STATIC / "case.css"]
 
 MAX_VISITS = 64
+# What waits in the room waits in a thread; the others are for all else that the page does.
+MAX_THREADS = PLACES + 16
 MAX_BODY_BYTES = 2**24
 
 
@@ -101,7 +104,7 @@ def launch_options(
         "strict_cors": True,
         "allowed_paths": [],
         "max_file_size": MAX_UPLOAD_BYTES,
-        "max_threads": 8,
+        "max_threads": MAX_THREADS,
         "state_session_capacity": MAX_VISITS,
         "auth": login,
         "app_kwargs": {

@@ -66,7 +66,6 @@ class CaseParts(NamedTuple):
     ask: gr.Button
     stop: gr.Button
     status: gr.HTML
-    queue: gr.HTML
 
 
 class SettingsParts(NamedTuple):
@@ -205,7 +204,6 @@ def lay_out_case(samples: Sequence[Sample]) -> CaseParts:
             ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=0)
             stop = gr.Button("Stop", elem_id="stop", min_width=0)
         status = html(frame.status("Opening the page", kind="busy"), "status")
-        queue = html("", "line", frame.script("queue"))
     return CaseParts(
         samples=picker,
         upload=upload,
@@ -220,7 +218,6 @@ def lay_out_case(samples: Sequence[Sample]) -> CaseParts:
         ask=ask,
         stop=stop,
         status=status,
-        queue=queue,
     )
 
 

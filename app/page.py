@@ -6,10 +6,8 @@ of its section (:mod:`app.sections`), and how the page is served is in :mod:`app
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import count
 from typing import Any, Literal
 
 import gradio as gr
@@ -18,7 +16,7 @@ from app import frame, programs
 from app.about import About
 from app.backend import Backend, select
 from app.events import LIVE, NOW, QUIET, Contents, contents, field_of
-from app.internals import Page, questions_ahead
+from app.internals import Page
 from app.layout import Parts, components, lay_out
 from app.picker import offer_archive
 from app.sections import arena, viewer
@@ -29,14 +27,13 @@ from app.sections.evidence import EvidenceInputs, choose_base, redraw, rerank
 from app.sections.saving import save
 from app.sections.settings import Controls, max_weight
 from app.sections.study import choose_picture, read_uploads
+from app.sections.visit import Update
 from app.uploads import FILE_SECONDS, take_uploads
+from app.waiting import Room, step_by_step
 from mrrag.data.dicomweb_request import Archive
 
-MAX_WAITING = 32
-ONE_AT_A_TIME = "model"  # the name of the queue of questions
-WAIT_SECONDS = 0.5  # between two looks at that queue
-MAX_LOOKS = 10  # for a question that does not reach it
-SAME_PRESS_MS = 250  # events of one press do not record the very same moment
+# Events that gradio has not begun; questions are begun at once, and wait in the room.
+MAX_EVENTS = 128
 
 # A handler with its inputs and outputs, as an event takes them.
 Event = tuple[Callable[..., Contents], list[gr.blocks.Block], list[gr.blocks.Block]]
@@ -54,6 +51,7 @@ def build_page(
     With ``api``, programs may ask, too (:mod:`app.programs`). With an ``archive``, pictures can
     be opened from it.
     """
+    room = Room()
     page = Page(
         title="MR-RAG",
         analytics_enabled=False,
@@ -82,17 +80,16 @@ def build_page(
         if archive is not None:
             offer_archive(parts, samples, archive)
         wire_viewer(parts, backends[0])
-        wire_asking(parts, backends, redrawing)
-        wire_queue(page, parts)
+        wire_asking(parts, backends, room, redrawing)
         wire_settings(parts, backends, redrawing)
         wire_evidence(parts, backends, redrawing)
         wire_answers(parts, backends, redrawing)
-        wire_arena(parts, backends, redrawing)
+        wire_arena(parts, backends, room, redrawing)
         wire_attention(parts)
         wire_saving(parts, backends)
         if api:
-            programs.offer(backends, ONE_AT_A_TIME)
-    page.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
+            programs.offer(backends, room)
+    page.queue(max_size=MAX_EVENTS, api_open=False, default_concurrency_limit=4)
     return page
 
 
@@ -140,7 +137,7 @@ def wire_viewer(parts: Parts, backend: Backend) -> None:
     )
 
 
-def wire_asking(parts: Parts, backends: Sequence[Backend], redrawing: Event) -> None:
+def wire_asking(parts: Parts, backends: Sequence[Backend], room: Room, redrawing: Event) -> None:
     """Wire Ask and Stop."""
     state, case = parts.state, parts.case
     press = [case.ask.click, case.question.submit]
@@ -152,7 +149,7 @@ def wire_asking(parts: Parts, backends: Sequence[Backend], redrawing: Event) -> 
     def on_ask(moment: Any, visit: Any, base: Any, *values: Any) -> Iterator[Contents]:
         n = len(Controls._fields)
         controls, inputs = Controls(*values[:n]), AskInputs(*values[n:])
-        for update in ask(select(backends, base), visit, moment, inputs, controls):
+        for update in ask(select(backends, base), room, visit, moment, inputs, controls):
             yield contents(parts, update)
 
     # The press is recorded before it waits for its turn, so that it supersedes earlier ones.
@@ -175,8 +172,7 @@ def wire_asking(parts: Parts, backends: Sequence[Backend], redrawing: Event) -> 
         ],
         list(components(parts).values()),
         js=viewer.READ_VIEW,
-        concurrency_limit=1,
-        concurrency_id=ONE_AT_A_TIME,
+        concurrency_limit=None,
         trigger_mode="multiple",
         **QUIET,
     ).then(*redrawing, **QUIET)  # for controls that moved while the model answered
@@ -186,36 +182,6 @@ def wire_asking(parts: Parts, backends: Sequence[Backend], redrawing: Event) -> 
         [state.press_time, state.visit],
         case.status,
         js=NOW,
-        trigger_mode="multiple",
-        **QUIET,
-    )
-
-
-def wire_queue(page: gr.Blocks, parts: Parts) -> None:
-    """Wire the line that says how many questions are answered before one's own."""
-
-    async def on_wait(moment: Any, visit: Any, request: gr.Request) -> AsyncIterator[str]:
-        until = moment + SAME_PRESS_MS if isinstance(moment, int | float) else 0
-        queued = False
-        for look in count():
-            await asyncio.sleep(WAIT_SECONDS)
-            ahead = questions_ahead(page, request.session_hash, ONE_AT_A_TIME)
-            # The question may reach the queue after this event does.
-            running = not ahead and (queued or look >= MAX_LOOKS)
-            if running or visit.newest > until:
-                break
-            if ahead:
-                queued = True
-                yield frame.queue_line(ahead)
-        yield ""
-
-    # An event of its own, since those of one click run one after the other.
-    parts.case.queue.asked(
-        on_wait,
-        [parts.state.press_time, parts.state.visit],
-        parts.case.queue,
-        js=NOW,
-        concurrency_limit=None,
         trigger_mode="multiple",
         **QUIET,
     )
@@ -289,8 +255,8 @@ def wire_answers(parts: Parts, backends: Sequence[Backend], redrawing: Event) ->
     )
 
 
-def wire_arena(parts: Parts, backends: Sequence[Backend], redrawing: Event) -> None:
-    """Wire the two buttons of the arena, which wait for their turn as a question does."""
+def wire_arena(parts: Parts, backends: Sequence[Backend], room: Room, redrawing: Event) -> None:
+    """Wire the two buttons of the arena, whose steps come after those who wait for answers."""
     state, panel = parts.state, parts.arena
     shared = [state.ask_time, state.visit, parts.evidence.base, state.case_state]
     outputs = [
@@ -299,19 +265,24 @@ def wire_arena(parts: Parts, backends: Sequence[Backend], redrawing: Event) -> N
     ]
 
     def on_press(moment: Any, visit: Any) -> Any:
-        visit.press(moment)
+        visit.press_beside(moment)
         return moment
 
+    def waits(ahead: int) -> Update:
+        return {"status": frame.queue_line(ahead)}
+
     def on_run(moment: Any, visit: Any, base: Any, case: Any, *ticked: Any) -> Iterator[Contents]:
-        for update in arena.run(select(backends, base), visit, moment, case, ticked):
+        steps = arena.run(select(backends, base), visit, moment, case, ticked)
+        for update in step_by_step(room, id(visit), steps, waits):
             yield contents(parts, update)
 
     def on_curves(moment: Any, visit: Any, base: Any, case: Any) -> Iterator[Contents]:
-        for update in arena.draw(select(backends, base), visit, moment, case):
+        steps = arena.draw(select(backends, base), visit, moment, case)
+        for update in step_by_step(room, id(visit), steps, waits):
             yield contents(parts, update)
 
     many, press = {"trigger_mode": "multiple", **QUIET}, [state.ask_time, state.visit]
-    queued = {"concurrency_limit": 1, "concurrency_id": ONE_AT_A_TIME, **many}
+    queued = {"concurrency_limit": None, **many}
     for button, work, inputs in (
         (panel.run, on_run, [*shared, *panel.ticked]),
         (panel.curves, on_curves, shared),

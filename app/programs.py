@@ -22,6 +22,7 @@ from app.backend import Backend
 from app.sections.programs import Call, ask_case, retrieve_evidence
 from app.sections.visit import sentence_of
 from app.uploads import take_upload
+from app.waiting import Room
 from mrrag.errors import ImageError
 
 UPLOADED_AT = "/gradio_api/file="
@@ -43,34 +44,33 @@ RETRIEVE = (
 )
 
 
-Action = Callable[[Sequence[Backend], Call], dict[str, Any]]
+Action = Callable[[Sequence[Backend], Call, Room, str], dict[str, Any]]
 
 
-def offer(backends: Sequence[Backend], concurrency_id: str) -> None:
-    """Add the two endpoints to the page that is being built.
-
-    Both wait in the queue of the page's questions, ``concurrency_id``, one at a time.
-    """
+def offer(backends: Sequence[Backend], room: Room) -> None:
+    """Add the two endpoints to the page that is being built; both wait in the page's room."""
     offered: dict[str, tuple[Action, str]] = {
         "ask": (ask_case, ASK),
         "retrieve": (retrieve_evidence, RETRIEVE),
     }
     for name, (action, text) in offered.items():
         api(
-            endpoint(name, action, backends),
+            endpoint(name, action, backends, room),
             api_name=name,
             api_description=text,
-            concurrency_limit=1,
-            concurrency_id=concurrency_id,
+            concurrency_limit=None,
         )
 
 
-def endpoint(name: str, action: Action, backends: Sequence[Backend]) -> Callable[..., Any]:
+def endpoint(
+    name: str, action: Action, backends: Sequence[Backend], room: Room
+) -> Callable[..., Any]:
     """Return an action as gradio documents it: by its name, its types and its docstring."""
 
     def called(
         picture: str,
         question: str,
+        request: gr.Request,
         settings: dict[str, Any] | None = None,
         knowledge_base: str = "",
         frame: int = 0,
@@ -86,7 +86,8 @@ def endpoint(name: str, action: Action, backends: Sequence[Backend]) -> Callable
         """
         try:
             call = Call(bytes_of(picture), question, settings, knowledge_base, frame)
-            return action(backends, call)
+            # All programs of one machine are one visitor.
+            return action(backends, call, room, request.client.host if request.client else "")
         except Exception as error:  # the page's sentence, which gradio passes on and does not log
             raise gr.Error(sentence_of(error), print_exception=False) from None
 

@@ -2,8 +2,8 @@
 
 Starts ``python app.py`` and lets many visitors use it at once, with the requests that a browser
 sends: upload a picture, ask a question, read the answers, again and again. Each visitor has a
-picture and a question of their own. Checked: no visitor is shown another's, all uploads are
-deleted, and the server's memory does not grow.
+picture and a question of their own, and comes back when told to where too many wait. Checked: no
+visitor is shown another's, all uploads are deleted, and the server's memory does not grow.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import secrets
 import statistics
 import sys
@@ -162,10 +163,12 @@ class Visitor:
 
 @dataclass
 class Tally:
-    """What all visitors saw; times in seconds."""
+    """What all visitors saw; times in seconds, from the click on Ask."""
 
     evidence: list[float] = field(default_factory=list)
     answers: list[float] = field(default_factory=list)
+    done: list[float] = field(default_factory=list)  # what each report adds is measured, too
+    refused: int = 0  # presses of Ask, since too many waited
     mixed: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -181,31 +184,43 @@ def picture(number: int) -> bytes:
 
 def visit(address: str, number: int, until: float, tally: Tally) -> None:
     """Use the page until the time is over; record what belongs to another visitor."""
-    mine, rows = f"Is there an effusion, asks visitor {number:03d}?", 128 + number
+    rows = 128 + number
     try:
         visitor = Visitor(address)
         while time.monotonic() < until:
             shown = visitor.upload(picture(number))
             if f"{rows} px" not in shown["preview"] or json.loads(shown["viewer"])["rows"] != rows:
                 tally.mixed.append(f"visitor {number} was shown another picture")
-            clicked, seen = time.monotonic(), 0.0
-            answered = 0.0
-            for shown in visitor.watch("ask", "click", question=mine):
-                if not seen and "evidence-card" in shown["evidence"]:
-                    seen = time.monotonic() - clicked
-                if not answered and shown["answers"].count('data-done="true"') == 3:
-                    answered = time.monotonic() - clicked
-            if 'class="status done"' not in shown["status"]:
-                tally.errors.append(f"visitor {number}: {shown['status']}")
-                continue
-            tally.evidence.append(seen)
-            tally.answers.append(answered)
-            if shown["answers"].count("asks visitor") != shown["answers"].count(mine) or (
-                mine not in shown["answers"]
-            ):
-                tally.mixed.append(f"visitor {number} was shown another's answers")
+            while time.monotonic() < until and (seconds := ask(visitor, number, tally)):
+                time.sleep(seconds)
     except Exception as error:
         tally.errors.append(f"visitor {number}: {type(error).__name__}: {error}")
+
+
+def ask(visitor: Visitor, number: int, tally: Tally) -> float:
+    """Press Ask and read to the end; return after how many seconds to press again, if refused."""
+    mine = f"Is there an effusion, asks visitor {number:03d}?"
+    clicked, seen, answered = time.monotonic(), 0.0, 0.0
+    for shown in visitor.watch("ask", "click", question=mine):
+        if not seen and "evidence-card" in shown["evidence"]:
+            seen = time.monotonic() - clicked
+        if not answered and shown["answers"].count('data-done="true"') == 3:
+            answered = time.monotonic() - clicked
+    shown = visitor.shown
+    if told := re.search(r"Ask again in (?:about )?(\d+|a) (second|minute)", shown["status"]):
+        tally.refused += 1
+        return (1 if told[1] == "a" else int(told[1])) * (60 if told[2] == "minute" else 1)
+    if 'class="status done"' not in shown["status"]:
+        tally.errors.append(f"visitor {number}: {shown['status']}")
+        return 0.0
+    tally.evidence.append(seen)
+    tally.answers.append(answered)
+    tally.done.append(time.monotonic() - clicked)
+    if shown["answers"].count("asks visitor") != shown["answers"].count(mine) or (
+        mine not in shown["answers"]
+    ):
+        tally.mixed.append(f"visitor {number} was shown another's answers")
+    return 0.0
 
 
 def resident(process: int) -> int:
@@ -214,15 +229,23 @@ def resident(process: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def run(visitors: int, seconds: float) -> int:
-    """Let the visitors use the page, print the figures, and return the exit status."""
+def cpu_seconds(process: int) -> float:
+    """Return the seconds that a process and its threads have computed (Linux)."""
+    after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run(visitors: int, seconds: float) -> tuple[str, list[str]]:
+    """Let the visitors use the page; return the figures as a line, and what went wrong."""
     tally, memory = Tally(), []
     with tempfile.TemporaryDirectory(prefix="mr-rag-load-") as name:
         with running(Path(name) / "served") as server:
             server.wait_for()
-            until = time.monotonic() + seconds
+            began, computed = time.monotonic(), cpu_seconds(server.process.pid)
             threads = [
-                threading.Thread(target=visit, args=(server.address, number, until, tally))
+                threading.Thread(
+                    target=visit, args=(server.address, number, began + seconds, tally)
+                )
                 for number in range(visitors)
             ]
             for thread in threads:
@@ -230,17 +253,13 @@ def run(visitors: int, seconds: float) -> int:
             while any(thread.is_alive() for thread in threads):
                 memory.append(resident(server.process.pid))
                 time.sleep(1)
+            took = time.monotonic() - began
+            computed = cpu_seconds(server.process.pid) - computed
             uploads = server.uploads()
         left = list(server.folder.iterdir())
         logged = "asks visitor" in server.log.read_text()
     third = max(1, len(memory) // 3)
     first, last = statistics.median(memory[:third]), statistics.median(memory[-third:])
-    print(f"{visitors} visitors, {seconds:g} s: {len(tally.answers)} cases answered")
-    for name, times in (("evidence", tally.evidence), ("answers", tally.answers)):
-        if times:
-            p50, p95 = np.percentile(times, [50, 95])
-            print(f"click to {name:9s} p50 {p50:.2f} s, p95 {p95:.2f} s")
-    print(f"memory, median of first and last third: {first / 2**20:.0f}, {last / 2**20:.0f} MiB")
     failures = [
         *tally.mixed,
         *tally.errors,
@@ -250,8 +269,18 @@ def run(visitors: int, seconds: float) -> int:
         *["memory grew by more than a tenth"] * (last > 1.1 * first),
         *["no case was answered"] * (not tally.answers),
     ]
-    print("\n".join(failures) if failures else "Nothing mixed, nothing left, memory flat.")
-    return 1 if failures else 0
+    cases = len(tally.answers)
+    line = f"{visitors:8d} {cases:6d} {cases / took:9.2f} {computed / max(1, cases):7.2f}"
+    for times in (tally.evidence, tally.answers, tally.done):
+        p50, p95 = np.percentile(times, [50, 95]) if times else (np.nan, np.nan)
+        line += f" {p50:5.2f} {p95:6.2f}"
+    return f"{line} {tally.refused:8d} {first / 2**20:6.0f} {last / 2**20:4.0f}", failures
+
+
+HEADINGS = """\
+                                  seconds from the click on Ask to              memory,
+                              CPU     evidence      answers   everything      Ask  MiB at
+visitors  cases  a second  a case   p50    95%   p50    95%   p50    95%  refused  first last"""
 
 
 def main() -> int:
@@ -260,11 +289,22 @@ def main() -> int:
         prog="python -m app.bench.load", description="Test the page under load."
     )
     parser.add_argument(
-        "--visitors", type=int, default=20, help="visitors at once (default: %(default)s)"
+        "--visitors",
+        type=int,
+        nargs="+",
+        default=[20],
+        help="visitors at once, each number for itself (default: 20)",
     )
     parser.add_argument("--seconds", type=float, default=300, help="duration (default: 300)")
     arguments = parser.parse_args()
-    return run(arguments.visitors, arguments.seconds)
+    print(HEADINGS)
+    wrong = []
+    for visitors in arguments.visitors:
+        line, failures = run(visitors, arguments.seconds)
+        print(line, flush=True)
+        wrong += [f"With {visitors}: {failure}" for failure in failures]
+    print("\n".join(wrong) if wrong else "Nothing mixed, nothing left, memory flat.")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

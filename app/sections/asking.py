@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from app.sections.visit import (
     of_base,
     refuse,
 )
+from app.waiting import Room
 from mrrag.case import MAX_QUESTION_CHARACTERS, Case, Evidence, Progress, Settings
 from mrrag.errors import SettingsError
 from mrrag.report import answer_cards, cards
@@ -86,7 +87,12 @@ class Run:
 
 
 def ask(
-    backend: Backend, visit: Visit, pressed: object, inputs: AskInputs, controls: Controls
+    backend: Backend,
+    room: Room,
+    visit: Visit,
+    pressed: object,
+    inputs: AskInputs,
+    controls: Controls,
 ) -> Iterator[Update]:
     """Yield the evidence first, then three answers as they come, then the attention.
 
@@ -95,6 +101,8 @@ def ask(
 
     Parameters
     ----------
+    room
+        Where the run waits for its turn. What it writes of a case, it writes in a turn.
     pressed
         The moment of the press; see :class:`Visit`.
     inputs
@@ -106,29 +114,50 @@ def ask(
         if visit.newest > moment:
             yield {"status": superseded_status(visit)}
             return
-        image, question = _image_and_question(inputs)
-        if not backend.loading.done():
-            yield {"status": frame.status("Loading the model", kind="busy")}
-            _wait_for_model(backend, visit, moment)
-        if visit.newest > moment:
-            yield {"status": superseded_status(visit)}
-            return
-        about = backend.about
-        pinned, excluded = _choices(about, inputs.evidence_state, image)
-        order = tuple(random.SystemRandom().sample(range(len(METHODS)), len(METHODS)))
-        run = Run(
-            backend=backend,
-            visit=visit,
-            moment=moment,
-            image=image,
-            question=question,
-            settings=settings_from(about, controls, pinned=pinned, excluded=excluded),
-            reading=ReaderState(inputs.reader_first is True, inputs.blind is True, order),
-            case=of_base(about, inputs.case_state, CaseState),
-        )
-        yield from _answer(run)
+        run = _checked(backend, visit, moment, inputs, controls)
+        with room.turn(id(visit)) as turn:
+            for ahead in room.waiting(turn, lambda: run.superseded):
+                yield {"status": frame.queue_line(ahead)}
+            if not turn.runs:
+                yield {}  # what superseded it has said so, or answers by now
+                return
+            if not backend.loading.done():
+                yield {"status": frame.status("Loading the model", kind="busy")}
+                _wait_for_model(run)
+            if run.superseded:
+                yield {"status": superseded_status(visit)}
+                return
+            state = yield from _answer(run)
+        if state is not None:
+            yield from _explained(run, room, state)
     except Exception as error:
         yield refuse(error)
+
+
+def _checked(
+    backend: Backend, visit: Visit, moment: float, inputs: AskInputs, controls: Controls
+) -> Run:
+    """Return a press of Ask, checked.
+
+    Raises
+    ------
+    SettingsError, ImageError
+        If it cannot be asked.
+    """
+    image, question = _image_and_question(inputs)
+    about = backend.about
+    pinned, excluded = _choices(about, inputs.evidence_state, image)
+    order = tuple(random.SystemRandom().sample(range(len(METHODS)), len(METHODS)))
+    return Run(
+        backend=backend,
+        visit=visit,
+        moment=moment,
+        image=image,
+        question=question,
+        settings=settings_from(about, controls, pinned=pinned, excluded=excluded),
+        reading=ReaderState(inputs.reader_first is True, inputs.blind is True, order),
+        case=of_base(about, inputs.case_state, CaseState),
+    )
 
 
 def _image_and_question(inputs: AskInputs) -> tuple[Image, str]:
@@ -163,7 +192,7 @@ def checked_question(question: object) -> str:
     return question
 
 
-def _wait_for_model(backend: Backend, visit: Visit, moment: float) -> None:
+def _wait_for_model(run: Run) -> None:
     """Wait until the model is loaded or a later press supersedes this one.
 
     Raises
@@ -172,7 +201,7 @@ def _wait_for_model(backend: Backend, visit: Visit, moment: float) -> None:
         If it takes longer than ``LOADING_SECONDS``.
     """
     start = time.monotonic()
-    while not backend.loading.done() and visit.newest <= moment:
+    while not (run.backend.loading.done() or run.superseded):
         if time.monotonic() - start > LOADING_SECONDS:
             raise SettingsError(STILL_LOADING)
         time.sleep(0.05)
@@ -189,16 +218,15 @@ def _choices(about: About, state: object, image: Image) -> tuple[tuple[str, ...]
     return evidence.settings.pinned, evidence.settings.excluded
 
 
-def _answer(run: Run) -> Iterator[Update]:
-    """Retrieve, then answer; the last update says how far it came."""
+def _answer(run: Run) -> Generator[Update, None, CaseState | None]:
+    """Retrieve, then answer; the last update says how far it came. Return the answered case."""
     from mrrag.pipeline import answer, find_evidence
 
-    start = time.perf_counter()
     pipeline = run.backend.pipeline()
     evidence = find_evidence(pipeline, run.query, run.settings)
     if run.superseded:
         yield {"status": superseded_status(run.visit)}
-        return
+        return None
     yield _retrieved(run, evidence)
     texts: dict[str, str] = {}
     try:
@@ -218,21 +246,28 @@ def _answer(run: Run) -> Iterator[Update]:
                     last = time.perf_counter()
                     yield {"answer_columns": _so_far(run, step.texts, evidence)}
             elif not run.superseded:
-                yield from _answered(run, evidence, step, time.perf_counter() - start)
+                state = _state_of(run, evidence, step)
+                yield _answered(run, state)
                 # Only another picture or knowledge base takes complete answers away.
                 if not (run.superseded and run.visit.cleared):
-                    return
+                    return state
         ended: Update = {"status": frame.status("Stopped. The answers are not complete.")}
     except Exception as error:
         ended = refuse(error)
     if run.superseded and run.visit.cleared:
-        gone: Update = {"status": superseded_status(run.visit)}
-        yield cleared() | gone
+        yield _taken_away(run)
     else:
         columns = answer_cards.answer_columns(
             run.question, texts, stopped=True, warnings=evidence.warnings, votes=evidence.votes
         )
         yield {**ended, "answer_columns": columns}
+    return None
+
+
+def _taken_away(run: Run) -> Update:
+    """Return the page of a run whose picture or knowledge base is no longer the chosen one."""
+    gone: Update = {"status": superseded_status(run.visit)}
+    return cleared() | gone
 
 
 def _retrieved(run: Run, evidence: Evidence) -> Update:
@@ -249,40 +284,56 @@ def _retrieved(run: Run, evidence: Evidence) -> Update:
     return cleared() | update
 
 
-def _answered(run: Run, evidence: Evidence, case: Case, seconds: float) -> Iterator[Update]:
-    """Yield the complete answers, then what each report did to them."""
-    from mrrag.explain import explain
-
-    about = run.backend.about
-    state = CaseState(
+def _state_of(run: Run, evidence: Evidence, case: Case) -> CaseState:
+    """Return what is kept of an answered case."""
+    return CaseState(
         image=run.image,
         evidence=evidence,
         result=replace(case, cache=None),
         reading=run.reading,
         cache=case.cache,
-        base=about.base.number,
+        base=run.backend.about.base.number,
     )
+
+
+def _answered(run: Run, state: CaseState) -> Update:
+    """Return the page with the complete answers."""
     answered: Update = {
         "case_state": state,
         "status": frame.status("Measuring what each report adds", kind="busy"),
     }
-    yield answered | present(about, state)
-    if not run.superseded:
-        explained = explain(
-            run.backend.pipeline(),
-            run.query,
-            state.result,
-            cache=state.cache,
-            vectors=evidence.vectors,
-        )
-        state = replace(state, result=explained)
-    done: Update = {
-        "case_state": state,
-        "status": frame.status(f"Done in {seconds:.1f} s.", kind="done"),
-    }
-    if state.result.picture and not (state.reading.waits_for or run.superseded):
-        done["answer_columns"] = present_answers(about, state)
-    yield done | remember(state)
+    return answered | present(run.backend.about, state)
+
+
+def _explained(run: Run, room: Room, state: CaseState) -> Iterator[Update]:
+    """Yield the answered case with what each report did to it, after those who wait for answers."""
+    from mrrag.explain import explain
+
+    with room.turn(id(run.visit), later=True) as turn:
+        for _ in room.waiting(turn, lambda: run.superseded):
+            pass
+        if not run.superseded:
+            explained = explain(
+                run.backend.pipeline(),
+                run.query,
+                state.result,
+                cache=state.cache,
+                vectors=state.evidence.vectors,
+            )
+            state = replace(state, result=explained)
+        elif not turn.runs:  # a later run may be writing its answers
+            yield remember(state) | (_taken_away(run) if run.visit.cleared else {})
+            return
+        seconds = sum(state.result.seconds.values())
+        done: Update = {
+            "case_state": state,
+            "status": frame.status(f"Done in {seconds:.1f} s.", kind="done"),
+        }
+        if state.result.picture and not (state.reading.waits_for or run.superseded):
+            done["answer_columns"] = present_answers(run.backend.about, state)
+        yield done | remember(state)
+        if run.superseded and run.visit.cleared:
+            yield _taken_away(run)
 
 
 def _so_far(run: Run, texts: dict[str, str], evidence: Evidence) -> str:
@@ -377,7 +428,7 @@ def _read(about: About, case: CaseState, sentence: str) -> Update:
 
 def stop(visit: Visit, moment: object) -> Update:
     """Stop what was asked before ``moment``; a run that has begun says how far it came."""
-    visit.press(moment)
+    visit.press(moment, keeps=True)
     return {"status": superseded_status(visit)}
 
 

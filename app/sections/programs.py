@@ -14,6 +14,7 @@ from app.backend import Backend
 from app.sections.asking import LOADING_SECONDS, STILL_LOADING, checked_question
 from app.sections.case import NO_FILE
 from app.sections.settings import Controls, settings_from, whole
+from app.waiting import Room
 from mrrag.case import Case, Settings
 from mrrag.data.images import read_image
 from mrrag.errors import ImageError, SettingsError
@@ -51,8 +52,15 @@ class Checked(NamedTuple):
         return Query(self.image, self.question)
 
 
-def ask_case(backends: Sequence[Backend], call: Call) -> dict[str, Any]:
+def ask_case(backends: Sequence[Backend], call: Call, room: Room, caller: str) -> dict[str, Any]:
     """Answer three ways; return what ``mrrag ask --json`` prints.
+
+    Parameters
+    ----------
+    room
+        Where the call waits for its turn.
+    caller
+        Whose turn it is; the calls of one caller wait for each other.
 
     Raises
     ------
@@ -63,18 +71,24 @@ def ask_case(backends: Sequence[Backend], call: Call) -> dict[str, Any]:
     from mrrag.pipeline import answer, find_evidence
 
     backend, image, question, settings = checked = check(backends, call)
-    pipeline = wait_for_pipeline(backend)
-    evidence = find_evidence(pipeline, checked.query, settings)
-    steps = (backend.answer or answer)(pipeline, checked.query, evidence, settings)
-    *_, case = steps
+    with room.turn(caller) as turn:
+        room.wait(turn)
+        pipeline = wait_for_pipeline(backend)
+        evidence = find_evidence(pipeline, checked.query, settings)
+        steps = (backend.answer or answer)(pipeline, checked.query, evidence, settings)
+        *_, case = steps
     if not isinstance(case, Case):  # for the type checker: the last item is the case
         raise TypeError(f"{question!r} was not answered.")
-    explained = explain(pipeline, checked.query, case, vectors=evidence.vectors)
+    with room.turn(caller, later=True) as turn:
+        room.wait(turn)
+        explained = explain(pipeline, checked.query, case, vectors=evidence.vectors)
     return case_to_json(explained, image)
 
 
-def retrieve_evidence(backends: Sequence[Backend], call: Call) -> dict[str, Any]:
-    """Retrieve similar reports; the model is not asked.
+def retrieve_evidence(
+    backends: Sequence[Backend], call: Call, room: Room, caller: str
+) -> dict[str, Any]:
+    """Retrieve similar reports; the model is not asked. It waits as :func:`ask_case` does.
 
     Raises
     ------
@@ -84,7 +98,10 @@ def retrieve_evidence(backends: Sequence[Backend], call: Call) -> dict[str, Any]
     from mrrag.pipeline import find_evidence
 
     checked = check(backends, call)
-    evidence = find_evidence(wait_for_pipeline(checked.backend), checked.query, checked.settings)
+    with room.turn(caller) as turn:
+        room.wait(turn)
+        pipeline = wait_for_pipeline(checked.backend)
+        evidence = find_evidence(pipeline, checked.query, checked.settings)
     return evidence_to_json(evidence, checked.question, checked.image)
 
 

@@ -18,6 +18,7 @@ from app.sections.asking import AskInputs, ask, stop
 from app.sections.evidence import EvidenceInputs, redraw
 from app.sections.settings import MAX_STRENGTH, Controls
 from app.sections.visit import ArenaState, ReaderState, Update, Visit, cleared
+from app.waiting import Room
 from mrrag.data.images import load_image
 from mrrag.errors import SettingsError
 from mrrag.files import ASSETS
@@ -39,7 +40,7 @@ def asked(backend: Backend) -> dict[str, Any]:
     first = json.loads((SAMPLES / "cases.json").read_text())[0]
     inputs = AskInputs(None, None, load_image(SAMPLES / first["file"]), "Is there an effusion?")
     page: dict[str, Any] = {}
-    for update in ask(backend, Visit(), 1.0, inputs, controls):
+    for update in ask(backend, Room(), Visit(), 1.0, inputs, controls):
         page |= update
     return page
 
@@ -123,16 +124,18 @@ def test_a_later_press_stops_the_arena_with_what_it_has(
     assert {*late} == {"status"}
 
 
-def test_another_picture_leaves_nothing_of_a_run(backend: Backend, asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize("picture", [True, False], ids=["picture", "question"])
+def test_another_picture_or_question_leaves_nothing_of_a_run(
+    backend: Backend, asked: dict[str, Any], picture: bool
+) -> None:
     visit = Visit()
     running = run(backend, visit, 1.0, asked["case_state"], TICKED)
     next(running)
-    visit.press(2.0, picture=True)
-    page: dict[str, Any] = {}
-    for update in running:
-        page |= update
-    assert (page["arena_state"], page["arena_table"], page["curve_text"]) == (None, "", "")
-    assert "Another picture" in page["status"]
+    visit.press(2.0, picture=picture)
+    (emptied,) = running
+    assert (emptied["arena_state"], emptied["arena_table"], emptied["curve_text"]) == (None, "", "")
+    # Where a question was asked, the status line is its own.
+    assert ("Another picture" in emptied.get("status", "")) == picture
     assert {"arena_state", "arena_table", "curve_text"} <= {*cleared()}
 
 
@@ -155,6 +158,12 @@ def test_nothing_runs_before_the_answers_are_shown(action: str) -> None:
         )
         (update,) = started
         assert words in refused(update)
+
+
+def test_a_page_that_borrows_its_gpu_has_no_arena() -> None:
+    lent = Backend(ABOUT, Future(), answer=lambda: iter(()))
+    (update,) = run(lent, Visit(), 1.0, answered_case(), TICKED)
+    assert "borrows a GPU" in refused(update)
 
 
 def test_a_question_outside_what_the_model_knows_is_not_asked_by_rivals(
@@ -185,3 +194,16 @@ def test_curves_reach_from_plain_rag_to_the_strongest_and_are_said_in_words(
     for letter in ("strength", "α", "β", "γ"):
         assert f"{letter}: P(yes) is" in page["curve_text"]
     assert "done" in page["status"]
+
+
+def test_a_press_in_the_arena_stops_no_answers_and_a_later_one_stops_the_arena(
+    backend: Backend, asked: dict[str, Any]
+) -> None:
+    visit = Visit()
+    visit.press(1.0)
+    running = run(backend, visit, 2.0, asked["case_state"], TICKED)
+    next(running)
+    assert visit.newest == 1.0  # what explains the answers goes on
+    visit.press_beside(3.0)
+    *_, last = running
+    assert "Stopped. 1 of 5" in last["status"]

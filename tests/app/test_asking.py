@@ -13,12 +13,13 @@ from tiny_case import ABOUT, LEARNT_CONTROLS, picture, refused
 from app.backend import Backend
 from app.sections.asking import AskInputs, ask, stop
 from app.sections.visit import Update, Visit
+from app.waiting import Room
 
 
 def press(loading: Future[Any], visit: Visit, image: object, question: object) -> Iterator[Update]:
     """Press Ask one millisecond after the page was opened."""
     inputs = AskInputs(evidence_state=None, case_state=None, image=image, question=question)
-    return ask(Backend(ABOUT, loading), visit, 1.0, inputs, LEARNT_CONTROLS)
+    return ask(Backend(ABOUT, loading), Room(), visit, 1.0, inputs, LEARNT_CONTROLS)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from app.sections.evidence import EvidenceInputs, choose_base, redraw, report_ti
 from app.sections.saving import save
 from app.sections.settings import Controls
 from app.sections.visit import CaseState, Visit, of_base
+from app.waiting import Room
 from mrrag.data.images import load_image
 from mrrag.errors import KnowledgeBaseError
 from mrrag.files import ASSETS
@@ -67,7 +68,7 @@ def asked(backend: Backend, image: Image) -> dict[str, Any]:
     page: dict[str, Any] = {}
     visit = Visit()
     inputs = AskInputs(None, None, image, QUESTION)
-    for update in ask(backend, visit, 1.0, inputs, controls(backend.about)):
+    for update in ask(backend, Room(), visit, 1.0, inputs, controls(backend.about)):
         page |= update
     assert "Done" in page["status"]
     return page
@@ -153,11 +154,11 @@ def test_pins_hold_when_the_question_is_asked_again(
     again: dict[str, Any] = {}
     visit = Visit()
     inputs = AskInputs(found, None, image, QUESTION)
-    for update in ask(backend, visit, 1.0, inputs, controls(backend.about)):
+    for update in ask(backend, Room(), visit, 1.0, inputs, controls(backend.about)):
         again |= update
     assert first not in ids(again["evidence_cards"])
     other = replace(image, sha256="of another file")
-    run = ask(backend, visit, 2.0, inputs._replace(image=other), controls(backend.about))
+    run = ask(backend, Room(), visit, 2.0, inputs._replace(image=other), controls(backend.about))
     update = next(u for u in run if "evidence_cards" in u)
     assert first in ids(update["evidence_cards"])
 
@@ -275,7 +276,7 @@ def test_an_impression_comes_before_the_answers(backend: Backend, image: Image) 
     page: dict[str, Any] = {}
     about = backend.about
     inputs = AskInputs(None, None, image, QUESTION, reader_first=True, blind=True)
-    for update in ask(backend, Visit(), 1.0, inputs, controls(about)):
+    for update in ask(backend, Room(), Visit(), 1.0, inputs, controls(about)):
         page |= update
         assert 'class="answer' not in update.get("answer_columns", "")
     shown = page["case_state"]

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -20,13 +19,13 @@ from tiny_case import ABOUT, picture
 from app import frame
 from app.about import read_about
 from app.backend import Backend
-from app.internals import questions_ahead
 from app.launch import STYLES, allowed_hosts, launch_options
 from app.layout import components, lay_out
 from app.page import build_page
 from app.sections.visit import Update
 from app.serve import parse_arguments
 from app.theme import theme
+from app.waiting import PLACES
 from mrrag.errors import ModelError
 from mrrag.report import cards
 from mrrag.report.pictures import shrink
@@ -72,7 +71,7 @@ def test_no_handler_is_documented_and_the_queue_is_bounded() -> None:
     assert all(fn.api_visibility == "private" for fn in page.fns.values())
     assert page.delete_cache is not None
     assert page.analytics_enabled is False
-    assert page._queue.max_size == 32
+    assert page._queue.max_size == 128
 
 
 def test_nothing_of_what_a_visit_was_shown_is_kept_beside_its_states() -> None:
@@ -90,21 +89,39 @@ def test_nothing_of_what_a_visit_was_shown_is_kept_beside_its_states() -> None:
     assert "Zebedee" not in asyncio.run(show())
 
 
-def test_a_visit_counts_who_is_ahead_of_its_newest_question() -> None:
-    line = SimpleNamespace(queue=[SimpleNamespace(session_hash=who) for who in "abac"])
-    page: Any = SimpleNamespace(
-        _queue=SimpleNamespace(event_queue_per_concurrency_id={"model": line})
-    )
-    # One more is being answered, and no longer in the line.
-    assert [questions_ahead(page, who, "model") for who in ("a", "b", "c", "d", None)] == [
-        3,
-        2,
-        4,
-        0,
-        0,
-    ]
+def test_what_an_update_leaves_alone_is_neither_made_anew_nor_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[object] = []
+
+    async def show() -> None:
+        page = build_page([Backend(ABOUT, Future())], ())
+        state = SessionState(page)
+        on_ask = next(fn for fn in page.fns.values() if fn.name == "on_ask")
+        status = next(part for part in on_ask.outputs if part.elem_id == "status")
+        kept = next(part for part in on_ask.outputs if part.stateful)
+        monkeypatch.setattr(gr.HTML, "__init__", lambda *_, **__: made.append(1))
+        sent = await page.postprocess_data(on_ask, {status: "new", kept: "a case"}, state)
+        for part, value in zip(on_ask.outputs, sent, strict=True):
+            left = None if part.stateful else gr.skip()
+            assert value == ("new" if part is status else left)
+        assert state[kept._id] == "a case"
+        again = await page.postprocess_data(on_ask, {status: gr.skip()}, state)
+        assert again[on_ask.outputs.index(status)] == gr.skip()
+        assert state[kept._id] == "a case"
+
+    asyncio.run(show())
+    assert made == []
+
+
+def test_the_line_counts_the_questions_ahead() -> None:
     assert "1 question is ahead" in frame.queue_line(1)
     assert "2 questions are ahead" in frame.queue_line(2)
+
+
+def test_waiting_questions_leave_gradio_threads_for_all_else() -> None:
+    # gradio begins as many events at once as it has threads; waiting questions have begun.
+    assert launch_options("127.0.0.1", None)["max_threads"] >= PLACES + 8
 
 
 def test_fonts_and_styles_come_from_this_machine() -> None:

@@ -120,9 +120,8 @@ def test_a_question_that_waits_says_how_many_are_ahead(page: Any, server: Server
         asked = other.inputs(answering, number=1e9, question=f"Is there an effusion, {n}?")
         other.join(answering, asked)
     page.click("#ask")
-    page.wait_for_function("/ahead of yours/.test(document.querySelector('#line').innerText)")
+    page.wait_for_function("/ahead of yours/.test(document.querySelector('#status').innerText)")
     page.wait_for_selector("#status .done")
-    page.wait_for_function("document.querySelector('#line').innerText.trim() === ''")
     for other in others:
         other.http.close()
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from app.bench.load import API
 from app.bench.server import ROOT, SECONDS, Server, running
 from app.programs import bytes_of
 from app.sections.programs import Call, ask_case, check, retrieve_evidence
+from app.waiting import PLACES, Room, RoomFullError
 from mrrag.api import MRRAG
 from mrrag.errors import ImageError, MRRAGError, SettingsError
 from mrrag.pipeline import Pipeline
@@ -53,13 +55,24 @@ def without_seconds(case: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_program_gets_what_the_command_line_prints(pipeline: Pipeline, backend: Backend) -> None:
     printed = MRRAG(pipeline).ask(SAMPLE, QUESTION, k=3).to_json()
-    got = ask_case([backend], Call(SAMPLE.read_bytes(), QUESTION, {"k": 3}))
+    got = ask_case([backend], Call(SAMPLE.read_bytes(), QUESTION, {"k": 3}), Room(), "")
     assert without_seconds(got) == without_seconds(printed)
+
+
+def test_a_program_is_told_when_to_come_back(backend: Backend) -> None:
+    room, call = Room(), Call(SAMPLE.read_bytes(), QUESTION)
+    with ExitStack() as stack:
+        for who in range(PLACES):
+            stack.enter_context(room.turn(who))
+        for action in (ask_case, retrieve_evidence):
+            with pytest.raises(RoomFullError, match="Ask again in a minute"):
+                action([backend], call, room, "")
 
 
 def test_what_is_retrieved_is_what_an_answer_reads(backend: Backend) -> None:
     call = Call(SAMPLE.read_bytes(), QUESTION, {"k": 4, "weights": [0.2, 0.3, 0.5]})
-    case, evidence = ask_case([backend], call), retrieve_evidence([backend], call)
+    case = ask_case([backend], call, Room(), "")
+    evidence = retrieve_evidence([backend], call, Room(), "")
     assert len(evidence["retrieved"]) == 4
     for part in ("question", "input", "retrieved", "votes"):
         assert evidence[part] == case[part]

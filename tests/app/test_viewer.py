@@ -24,6 +24,7 @@ from app.sections import payload, viewer
 from app.sections.asking import AskInputs, ask
 from app.sections.case import choose_frame, model_view, read_upload
 from app.sections.visit import Visit
+from app.waiting import Room
 from mrrag.data.grey import apply_window, window_grey
 from mrrag.data.images import read_image
 from mrrag.errors import ImageError, MRRAGError, SettingsError
@@ -371,7 +372,7 @@ def test_ask_and_the_models_view_refuse_a_bad_window() -> None:
     loading.set_exception(AssertionError("a refusal does not reach the model"))
     backend = Backend(ABOUT, loading)
     inputs = AskInputs(None, None, read_image(make_dicom(RGB)), "Is it?", window=view())
-    (update,) = ask(backend, Visit(), 1.0, inputs, LEARNT_CONTROLS)
+    (update,) = ask(backend, Room(), Visit(), 1.0, inputs, LEARNT_CONTROLS)
     assert "colour" in update["status"]
     assert model_view(backend, None, "") == {"model_view": ""}
 

@@ -1,0 +1,174 @@
+"""The waiting room: in which order cases reach the model, and how many may wait.
+
+One turn is taken at a time. Who still waits for answers comes before who has them and waits for
+what each report adds. Within both, visitors take turns, so that nobody waits behind another
+visitor's ten cases. It knows no case, and a visitor by a key alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mrrag.errors import MRRAGError
+
+PLACES = 32  # cases in the room, of all visitors
+OWN = 8  # of one visitor
+REMEMBERED = 20  # how many past turns tell how long the next ones take
+POLL_SECONDS = 0.25  # between two looks at whether a waiting case was superseded
+LINE_SECONDS = 1.0  # between two words on how many are ahead; each costs the server work
+
+Result = TypeVar("Result")
+
+
+class RoomFullError(MRRAGError):
+    """No more cases may wait; the text says when to come back."""
+
+
+@dataclass(eq=False)
+class Turn:
+    """A case that waits for the model or, once it ``runs``, has it."""
+
+    visitor: Hashable
+    number: int
+    later: bool
+    runs: bool = False
+    began: float = 0.0
+
+
+class Room:
+    """Who waits; shared by all threads that serve the page."""
+
+    def __init__(self, places: int = PLACES, own: int = OWN) -> None:
+        self._places, self._own = places, own
+        self._changed = threading.Condition()
+        self._turns: list[Turn] = []
+        self._count = itertools.count(1)
+        self._last: dict[Hashable, int] = {}  # when a visitor's turn ended, by the same count
+        self._seconds = {later: deque[float](maxlen=REMEMBERED) for later in (False, True)}
+
+    @contextmanager
+    def turn(self, visitor: Hashable, *, later: bool = False) -> Iterator[Turn]:
+        """Enter the room and leave it at the end; the turn comes when :meth:`wait` says so.
+
+        Parameters
+        ----------
+        later
+            For a case that has its answers. It is never refused.
+
+        Raises
+        ------
+        RoomFullError
+            If there is no place, or the visitor has too many cases here.
+        """
+        turn = self._enter(visitor, later)
+        try:
+            yield turn
+        finally:
+            self._leave(turn)
+
+    def wait(self, turn: Turn, seconds: float | None = None) -> bool:
+        """Wait until it is this turn, for a while or for ever; return whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: turn.runs, seconds)
+
+    def ahead(self, turn: Turn) -> int:
+        """Return how many cases have the model before this one; 0 once it has it itself."""
+        with self._changed:
+            if turn.runs:
+                return 0
+            own = self._order(turn)
+            return sum(other.runs or self._order(other) < own for other in self._turns)
+
+    def waiting(self, turn: Turn, gone: Callable[[], bool]) -> Iterator[int]:
+        """Yield how many are ahead as that changes, until it is this turn or ``gone`` is true."""
+        told, at = 0, -math.inf
+        while not (turn.runs or gone()):
+            ahead = self.ahead(turn)
+            if ahead not in (told, 0) and time.monotonic() - at >= LINE_SECONDS:
+                told, at = ahead, time.monotonic()
+                yield ahead
+            self.wait(turn, POLL_SECONDS)
+
+    def _enter(self, visitor: Hashable, later: bool) -> Turn:
+        with self._changed:
+            own = sum(turn.visitor == visitor for turn in self._turns)
+            if not later and max(own - self._own, len(self._turns) - self._places) >= 0:
+                whose = f"{own} of your questions" if own >= self._own else "Many questions"
+                raise RoomFullError(
+                    f"{whose} wait already, and yours was not taken. "
+                    f"Ask again in {in_words(self._seconds_left())}."
+                )
+            turn = Turn(visitor, next(self._count), later)
+            self._turns.append(turn)
+            self._call_next()
+            return turn
+
+    def _leave(self, turn: Turn) -> None:
+        with self._changed:
+            self._turns.remove(turn)
+            if turn.runs:
+                self._seconds[turn.later].append(time.monotonic() - turn.began)
+            if not any(other.visitor == turn.visitor for other in self._turns):
+                self._last.pop(turn.visitor, None)
+            elif turn.runs:
+                self._last[turn.visitor] = next(self._count)
+            self._call_next()
+
+    def _call_next(self) -> None:
+        """Give the model to who is first, if nobody has it."""
+        if not self._turns or any(turn.runs for turn in self._turns):
+            return
+        first = min(self._turns, key=self._order)
+        first.runs, first.began = True, time.monotonic()
+        self._changed.notify_all()
+
+    def _order(self, turn: Turn) -> tuple[bool, int, int]:
+        """Return by what turns are sorted: who had a turn since then stands behind others."""
+        return turn.later, max(turn.number, self._last.get(turn.visitor, 0)), turn.number
+
+    def _seconds_left(self) -> float:
+        """Return how long all who are here still take, from past turns; NaN if there are none."""
+        mean = {later: statistics.fmean(past or [0.0]) for later, past in self._seconds.items()}
+        if not self._seconds[False]:
+            return math.nan
+        return sum(mean[True] + (not turn.later) * mean[False] for turn in self._turns)
+
+
+def in_words(seconds: float) -> str:
+    """Return a time to come back, rounded up; NaN is unknown."""
+    if math.isnan(seconds):
+        return "a minute"
+    if seconds <= 55:
+        return f"about {max(1, math.ceil(seconds / 5)) * 5} seconds"
+    minutes = math.ceil(seconds / 60)
+    return f"about {minutes} minute{'s' * (minutes > 1)}"
+
+
+def step_by_step(
+    room: Room, visitor: Hashable, steps: Iterator[Result], line: Callable[[int], Result]
+) -> Iterator[Result]:
+    """Yield long work's steps, each in a turn of its own, so that others' answers come between.
+
+    Before the first one, ``line`` says how many are ahead.
+    """
+    begun = False
+    while True:
+        with room.turn(visitor, later=True) as turn:
+            for ahead in room.waiting(turn, lambda: False):
+                if not begun:
+                    yield line(ahead)
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
+        begun = True
+        yield step
