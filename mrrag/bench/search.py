@@ -2,7 +2,8 @@
 
 The search is :meth:`KnowledgeBase.search`, memory-mapped, on vectors drawn at random:
 reports and images in clusters, as those of a hospital are. It is held against FAISS's
-flat index and a matrix product, both over float32. The building is held against the
+flat index and a matrix product, both over float32; with an address, Milvus answers too, with
+each of its indexes. The building is held against the
 encoder alone, fed with what has been decoded and tokenised beforehand.
 """
 
@@ -13,8 +14,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
 from mrrag.data.images import load_image
 from mrrag.data.records import Record
 from mrrag.files import file_sha256
+from mrrag.retrieval.address import MILVUS, MilvusCollection, place_of
 from mrrag.retrieval.bi_tower import BiTower
 from mrrag.retrieval.build import build_knowledge_base
+from mrrag.retrieval.copy import copy_knowledge_base
 from mrrag.retrieval.encoders import Encoder, load_encoder
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.retrieval.manifest import FORMAT
@@ -39,6 +42,7 @@ from mrrag.types import FloatArray, QueryVectors, Weights
 K = 15
 SIZES = (10_000, 100_000, 377_110)  # the last is MIMIC-CXR's
 CLUSTERS = 200
+Way = Callable[[npt.NDArray[np.float64]], list[int]]
 BLOCK = 8192
 
 
@@ -49,20 +53,31 @@ class _Named:
     dimension: int
     name: str = "random vectors"
     fingerprint: str = "random vectors"
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 def bench_search(
-    sizes: Sequence[int] = SIZES, *, dimension: int = 128, queries: int = 20
+    sizes: Sequence[int] = SIZES,
+    *,
+    dimension: int = 128,
+    queries: int = 20,
+    milvus: str | None = None,
 ) -> list[dict[str, Any]]:
     """Milliseconds for one query, recall of the 15 best, and bytes, at each size.
 
     Recall is against the exact ranking of the float32 vectors that were stored, so that
     what float16 changes counts too.
+
+    Parameters
+    ----------
+    milvus
+        Also measure Milvus there: a file that ends in ``.db`` for Milvus Lite, or the address of a
+        server. A collection ``bench_search`` is made for each index, and dropped.
     """
-    return [_bench_size(n, dimension, queries) for n in sizes]
+    return [_bench_size(n, dimension, queries, milvus) for n in sizes]
 
 
-def _bench_size(count: int, dimension: int, queries: int) -> dict[str, Any]:
+def _bench_size(count: int, dimension: int, queries: int, milvus: str | None) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     documents_ND = _draw(rng, count, dimension)
     chosen = rng.integers(0, count, queries)
@@ -88,7 +103,7 @@ def _bench_size(count: int, dimension: int, queries: int) -> dict[str, Any]:
             best = np.argpartition(-scores, K)[:K]
             return [int(i) for i in best[np.argsort(-scores[best])]]
 
-        ways: dict[str, Callable[[npt.NDArray[np.float64]], list[int]]] = {
+        ways: dict[str, Way] = {
             "mr-rag": lambda q: [int(i) for i in kb.search(q, K)[0]],
             "faiss flat": lambda q: flat.search(q.astype(np.float32)[None], K)[1][0].tolist(),
             "brute force": brute,
@@ -103,19 +118,55 @@ def _bench_size(count: int, dimension: int, queries: int) -> dict[str, Any]:
             "float32_bytes": documents_ND.nbytes,
         }
         for name, way in ways.items():
-            way(fused[0])
-            times, hits = [], 0
-            for query, best in zip(fused, truth, strict=True):
-                start = time.perf_counter()
-                found = way(query)
-                times.append(time.perf_counter() - start)
-                hits += len(best & set(found))
-            result[name] = {
-                "median_ms": 1e3 * statistics.median(times),
-                "fastest_ms": 1e3 * min(times),
-                "recall": hits / (K * len(fused)),
-            }
+            result[name] = _timed(way, fused, truth)
+        if milvus is not None:
+            result["milvus"] = _bench_milvus(milvus, kb, fused, truth)
     return result
+
+
+def _timed(
+    way: Way, fused: Sequence[npt.NDArray[np.float64]], truth: Sequence[set[int]]
+) -> dict[str, float]:
+    way(fused[0])
+    times, hits = [], 0
+    for query, best in zip(fused, truth, strict=True):
+        start = time.perf_counter()
+        found = way(query)
+        times.append(time.perf_counter() - start)
+        hits += len(best & set(found))
+    return {
+        "median_ms": 1e3 * statistics.median(times),
+        "fastest_ms": 1e3 * min(times),
+        "recall": hits / (K * len(fused)),
+    }
+
+
+def _bench_milvus(
+    uri: str,
+    kb: KnowledgeBase,
+    fused: Sequence[npt.NDArray[np.float64]],
+    truth: Sequence[set[int]],
+) -> dict[str, dict[str, float]]:
+    """Copy the knowledge base to Milvus with each index, and measure its search."""
+    from mrrag.retrieval.milvus_client import INDEXES, connect  # pymilvus may not be installed
+
+    place = place_of(f"{MILVUS}{uri}/bench_search")
+    if not isinstance(place, MilvusCollection):  # for the type checker: it begins as one
+        return {}
+    named: Any = _Named(kb.dimension)
+    rows = {}
+    for kind in INDEXES:
+        start = time.perf_counter()
+        base = copy_knowledge_base(kb, place, named, index=kind, overwrite=True)
+        seconds = time.perf_counter() - start
+        search = base.search
+
+        def way(query: npt.NDArray[np.float64], search: Any = search) -> list[int]:
+            return [int(i) for i in search(query, K)[0]]
+
+        rows[kind] = {**_timed(way, fused, truth), "copy_s": seconds}
+    connect(place).drop_collection(place.name)
+    return rows
 
 
 def _draw(rng: np.random.Generator, count: int, dimension: int) -> FloatArray:
@@ -239,4 +290,9 @@ def bench_search_text(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['documents']:10d}{cells}{sizes}{row['held_bytes'] / 2**20:5.0f} MB"
             f"{row['load_s']:6.1f} s"
         )
+        lines += [
+            f"{'milvus ' + kind:>16s}{w['median_ms']:10.1f} ({w['fastest_ms']:6.1f}) "
+            f"{w['recall']:.3f}, copied in {w['copy_s']:.1f} s"
+            for kind, w in row.get("milvus", {}).items()
+        ]
     return "\n".join(lines)

@@ -102,6 +102,11 @@ def _add_bench_search(commands: Commands) -> None:
         help="length of each of the two vectors of a document (default: %(default)s)",
     )
     search.add_argument(
+        "--milvus",
+        metavar="URI",
+        help="also time Milvus: a file of Milvus Lite (FILE.db) or the address of a server",
+    )
+    search.add_argument(
         "--data", type=Path, metavar="PATH", help="time the indexing of this data set instead"
     )
     search.add_argument(
@@ -151,7 +156,7 @@ def run_bench_search(args: argparse.Namespace) -> None:
         return
     from mrrag.bench.search import bench_search, bench_search_text
 
-    rows = bench_search(args.documents, dimension=args.dimension)
+    rows = bench_search(args.documents, dimension=args.dimension, milvus=args.milvus)
     if args.json:
         print_json(rows)
     else:

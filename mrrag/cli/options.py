@@ -25,7 +25,7 @@ RUNS = Path("runs")
 LAYOUTS = "indiana, openi, r2gen, mimic-cxr, fairvlmed, rule, vqa-rad, slake, folder"
 
 # A copy of the keys of mrrag.retrieval.milvus_client.INDEXES, for the same reason.
-INDEX_TYPES = ("FLAT", "IVF_FLAT", "HNSW", "DISKANN")
+INDEX_TYPES = ("FLAT", "IVF_FLAT", "HNSW")
 
 Commands = Any  # argparse's own type of a group of subparsers is private
 Run = Callable[[argparse.Namespace], None]

@@ -31,6 +31,7 @@ from mrrag.retrieval.milvus_client import (
     MOST_ROWS,
     SECONDS,
     TEXTS,
+    WRITTEN,
     asked,
     connect,
     found,
@@ -60,6 +61,15 @@ class MilvusBase(KnowledgeBase):
         super().__init__(place, notes.manifest, _MilvusDocuments(self._rows))
         self.notes = notes
         self._index = INDEXES[notes.manifest["index"]["type"]]
+
+    def check_count(self) -> None:
+        """Raise KnowledgeBaseError where there are not as many documents as the manifest says."""
+        count = self._rows.count("number >= 0", **WRITTEN)
+        if count != len(self):
+            raise KnowledgeBaseError(
+                f"In the manifest of {self.place}, count is {len(self):,}. Allowed: {count:,}, as "
+                f"many documents as there are. {REMEDY}"
+            )
 
     def thumbnails(self, numbers: Sequence[int]) -> list[bytes]:
         """Return the thumbnails of these documents' images, as JPEG files."""
@@ -202,7 +212,7 @@ class _Rows:
         every = range(self.documents)
         return found(self.client, self.place, condition, fields, DOCUMENTS, every)
 
-    def count(self, condition: str) -> int:
+    def count(self, condition: str, **consistency: str) -> int:
         """Return how many documents fulfil a condition."""
         with asked(self.place):
             rows = self.client.query(
@@ -211,6 +221,7 @@ class _Rows:
                 output_fields=["count(*)"],
                 partition_names=[DOCUMENTS],
                 timeout=SECONDS,
+                **consistency,
             )
         return int(rows[0]["count(*)"])
 
@@ -319,9 +330,5 @@ def load_collection(place: MilvusCollection, encoder: Encoder) -> MilvusBase:
             f"{REMEDY}"
         )
     base = MilvusBase(place, connect(place), notes)
-    if (count := base._rows.count("number >= 0")) != len(base):
-        raise KnowledgeBaseError(
-            f"In the manifest of {place}, count is {len(base):,}. Allowed: {count:,}, as many "
-            f"documents as there are. {REMEDY}"
-        )
+    base.check_count()
     return base

@@ -241,6 +241,7 @@ def finish(
         client.flush(draft.place.name, timeout=10 * SECONDS)
     _wait_for_index(draft)
     base = draft.base({"count": count})
+    base.check_count()
     index: dict[str, Any] = {"type": draft.index}
     if draft.index != "FLAT":
         index["recall"] = recall_of(base, K)

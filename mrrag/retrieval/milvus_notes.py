@@ -21,6 +21,7 @@ from mrrag.retrieval.milvus_client import (
     MOST_TEXT,
     NOTES,
     SECONDS,
+    WRITTEN,
     asked,
     connect,
     describe,
@@ -72,7 +73,7 @@ def read_notes(place: MilvusCollection) -> Notes:
 def notes_in(client: Any, place: MilvusCollection) -> dict[str, Any]:
     """Return the notes of a loaded collection, by name, as JSON values."""
     numbers = range(-_ROWS * len(_NAMES), 0)
-    rows = found(client, place, "", ("id", "report", "stamp_size"), NOTES, numbers)
+    rows = found(client, place, "", ("id", "report", "stamp_size"), NOTES, numbers, **WRITTEN)
     texts: dict[str, dict[int, str]] = {}
     parts: dict[str, int] = {}
     for row in rows:

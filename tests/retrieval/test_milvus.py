@@ -245,8 +245,6 @@ def test_another_index_says_how_much_of_the_best_it_finds(
         stored = base.manifest["index"]
         assert stored == {"type": kind, "recall": recall_of(base)}
         assert stored["recall"] > 0.9
-    with pytest.raises(KnowledgeBaseError, match="Milvus Lite has no DISKANN"):
-        copy_knowledge_base(folder, replace(place, name="other"), tower, index="DISKANN")
 
 
 def changed(base: MilvusBase, number: int, **values: object) -> Callable[[], None]:
