@@ -21,6 +21,8 @@ import httpx
 import numpy as np
 import pydicom
 import pytest
+import requests
+from dicomweb_client import DICOMwebClient
 from pydicom.uid import ExplicitVRLittleEndian
 from tiny_dicom import make_dicom
 
@@ -125,6 +127,15 @@ def orthanc(folder: Path, files: Sequence[bytes] | None = None) -> Iterator[Orth
     finally:
         process.kill()
         process.wait(SECONDS)
+
+
+def store_over_dicomweb(running: Orthanc, files: Sequence[bytes]) -> None:
+    """Give Orthanc the files as DICOMweb does (STOW-RS)."""
+    archive = running.archive
+    with requests.Session() as session:
+        session.auth = (archive.user, archive.password)
+        client = DICOMwebClient(archive.url, session)
+        client.store_instances([pydicom.dcmread(io.BytesIO(data)) for data in files])
 
 
 def store(running: Orthanc, files: Sequence[bytes]) -> None:

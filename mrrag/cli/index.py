@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 # What the address of a picture archive begins with, in --data.
 ARCHIVE = "dicomweb:"
+# What --reports names where the archive's own structured reports are read.
+STRUCTURED = Path("sr")
 # What is indexed of a data set that has no training split.
 NO_TEST = "all but test"
 
@@ -96,7 +98,13 @@ def _add_index(commands: Commands) -> None:
         "--reports",
         type=Path,
         metavar="FILE",
-        help="for an archive: table with the columns accession and report",
+        help="for an archive: table with the columns accession and report; or sr, the archive's "
+        "own structured reports",
+    )
+    index.add_argument(
+        "--unverified",
+        action="store_true",
+        help="with --reports sr: use reports that are not verified or not complete, too",
     )
     index.add_argument(
         "--kb",
@@ -278,6 +286,8 @@ def records_to_index(args: argparse.Namespace, archive: Archive | None = None) -
 
 def _archive_of(args: argparse.Namespace) -> Archive | None:
     """Return the archive that ``--data`` names, or None."""
+    if args.unverified and args.reports != STRUCTURED:
+        raise SettingsError("--unverified goes with --reports sr. Leave it out.")
     if not str(args.data).startswith(ARCHIVE):
         if args.reports is not None:
             raise SettingsError(f"--reports goes with --data {ARCHIVE}URL. Leave it out.")
@@ -301,7 +311,7 @@ def _read_archive(args: argparse.Namespace, archive: Archive) -> Corpus:
     """Find the films of the reports, with a progress bar."""
     from tqdm import tqdm
 
-    from mrrag.data.readers.dicomweb import read_archive
+    from mrrag.data.readers.dicomweb import read_archive, read_archive_reports
     from mrrag.data.views import choose_views
 
     with tqdm(desc="looking up", unit="report", mininterval=2, file=sys.stderr) as bar:
@@ -310,7 +320,10 @@ def _read_archive(args: argparse.Namespace, archive: Archive) -> Corpus:
             bar.total = total
             bar.update(done - bar.n)
 
-        read = read_archive(archive, args.reports, progress=progress)
+        if args.reports == STRUCTURED:
+            read = read_archive_reports(archive, unverified=args.unverified, progress=progress)
+        else:
+            read = read_archive(archive, args.reports, progress=progress)
     return choose_views(read, args.views or "frontal")
 
 

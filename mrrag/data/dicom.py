@@ -129,21 +129,21 @@ def read_dicom(data: bytes, frame: int) -> Image:
     )
 
 
-def parse(data: bytes, tags: Sequence[BaseTag] = TAGS) -> Dataset:
+def parse(data: bytes, tags: Sequence[BaseTag] = TAGS, *, most: int = MAX_BYTES) -> Dataset:
     """Return a data set of only the listed attributes, with its transfer syntax set.
 
     Raises
     ------
     ImageError
-        If a deflated file inflates to more than ``MAX_BYTES``. Damaged files raise many other
+        If a deflated file inflates to more than ``most`` bytes. Damaged files raise many other
         exceptions.
     """
     stream = BytesIO(data)
     stream.seek(132 if data[128:132] == b"DICM" else 0)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)
     if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:  # PS3.5 A.5
-        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(), MAX_BYTES + 1)
-        if len(inflated) > MAX_BYTES:
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(), most + 1)
+        if len(inflated) > most:
             raise too_many_bytes("The file inflates to more than is read.")
         dataset = read_dataset(BytesIO(inflated), False, True, specific_tags=list(tags))
         dataset.file_meta = FileMetaDataset(meta)

@@ -9,17 +9,16 @@ identity. This module knows no page and no knowledge base.
 from __future__ import annotations
 
 import hashlib
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
-
-from pydicom.datadict import tag_for_keyword
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mrrag.data.archives import MAX_PICTURES, Study, read_study
+from mrrag.data.dicom_json import DAY, day_of, number_of, stated_view, text_of, texts_of, uid_of
 from mrrag.data.dicomweb_request import Archive, RefusedError, Stopped, ask, wrong
 from mrrag.data.images import read_image, thumbnail
 from mrrag.data.limits import MAX_BYTES
@@ -41,9 +40,12 @@ __all__ = [
     "instance_path",
     "instance_stamp",
     "load_instance",
+    "patiently",
+    "patients_of_studies",
 ]
 
 MAX_STUDIES = 50  # listed of a search
+PAGE = 500  # studies of one request, where all are listed
 MAX_SERIES = 24  # listed of a study
 MAX_INSTANCES = 1000  # counted of a series
 MAX_LIST_BYTES = 2**23  # of one list
@@ -55,9 +57,9 @@ ENVELOPE = 2**12
 LIST_S, FILE_S, THUMBNAIL_S = 30.0, 120.0, 10.0  # for a whole answer
 PAUSES_S = (1.0, 5.0)  # before another attempt, where nobody waits
 
-UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-DAY = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)")
 WHOLE_FILE = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class FoundStudy:
 
 @dataclass(frozen=True)
 class FoundSeries:
-    """A series of a study, with its instances' UIDs and views by instance number."""
+    """A series of a study, with its instances' UIDs, views and SOP classes by instance number."""
 
     study: str
     uid: str
@@ -97,6 +99,7 @@ class FoundSeries:
     description: str
     instances: tuple[str, ...]
     views: tuple[str, ...]
+    classes: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- search
@@ -126,20 +129,59 @@ def find_studies(
     studies = [
         FoundStudy(
             uid=uid,
-            patient=_text(row, "PatientID"),
-            name=_text(row, "PatientName").replace("^", " ").strip(),
-            birth=_day(_text(row, "PatientBirthDate")),
-            date=_day(_text(row, "StudyDate")),
-            accession=_text(row, "AccessionNumber"),
-            description=_text(row, "StudyDescription"),
-            modalities=", ".join(_texts(row, "ModalitiesInStudy")),
+            patient=text_of(row, "PatientID"),
+            name=text_of(row, "PatientName").replace("^", " ").strip(),
+            birth=day_of(text_of(row, "PatientBirthDate")),
+            date=day_of(text_of(row, "StudyDate")),
+            accession=text_of(row, "AccessionNumber"),
+            description=text_of(row, "StudyDescription"),
+            modalities=", ".join(texts_of(row, "ModalitiesInStudy")),
         )
         for row in rows
-        if (uid := _uid(row, "StudyInstanceUID"))
+        if (uid := uid_of(row, "StudyInstanceUID"))
     ]
     more = len(studies) > MAX_STUDIES
     listed = sorted(studies[:MAX_STUDIES], key=lambda study: study.date, reverse=True)
     return listed, more
+
+
+def patients_of_studies(archive: Archive, modalities: Collection[str]) -> dict[str, set[str]]:
+    """Return UID and patient ids of every study with a series of these modalities.
+
+    A study has several patient ids where the archive lists it under each. One of which the archive
+    does not say the modalities is among them.
+
+    Raises
+    ------
+    ArchiveError
+        As :func:`find_studies`.
+    """
+    patients: dict[str, set[str]] = {}
+    wanted: set[str] = set()
+    came = 0
+    while rows := patiently(partial(_page, archive, came)):
+        came += len(rows)
+        known = len(patients)
+        for row in rows:
+            uid, stated = uid_of(row, "StudyInstanceUID"), texts_of(row, "ModalitiesInStudy")
+            patients.setdefault(uid, set()).add(text_of(row, "PatientID"))
+            if uid and (not stated or not set(stated).isdisjoint(modalities)):
+                wanted.add(uid)
+        if len(patients) == known:
+            raise wrong("the same studies again when the next ones were asked for (offset)")
+    return {uid: ids for uid, ids in patients.items() if uid in wanted}
+
+
+def _page(archive: Archive, offset: int) -> list[Any]:
+    """Return the next studies of the archive, none at its end."""
+    # All of them: where modalities are searched for, Orthanc 1.10 counts the offset twice.
+    return _list(
+        archive,
+        lambda client: client.search_for_studies(
+            limit=PAGE, offset=offset, fields=("ModalitiesInStudy",)
+        ),
+        lambda: False,
+    )
 
 
 def find_series(
@@ -170,22 +212,22 @@ def find_series(
         ),
         stopped,
     )
-    rows.sort(key=lambda row: _number(row, "SeriesNumber"))
+    rows.sort(key=lambda row: number_of(row, "SeriesNumber"))
     found = []
     for row in rows[:MAX_SERIES]:
-        uid, modality = _uid(row, "SeriesInstanceUID"), _text(row, "Modality")
+        uid, modality = uid_of(row, "SeriesInstanceUID"), text_of(row, "Modality")
         if not uid or (modalities and modality not in modalities):
             continue
-        instances, views = _find_instances(archive, study, uid, stopped)
-        described = _text(row, "SeriesDescription")
-        found.append(FoundSeries(study, uid, modality, described, instances, views))
+        instances = _find_instances(archive, study, uid, stopped)
+        described = text_of(row, "SeriesDescription")
+        found.append(FoundSeries(study, uid, modality, described, *instances))
     return found
 
 
 def _find_instances(
     archive: Archive, study: str, series: str, stopped: Stopped
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return UIDs and views of a series' instances, by instance number."""
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return UIDs, views and SOP classes of a series' instances, by instance number."""
     rows = _list(
         archive,
         lambda client: client.search_for_instances(
@@ -196,9 +238,12 @@ def _find_instances(
         ),
         stopped,
     )
-    rows = [row for row in rows if _uid(row, "SOPInstanceUID")]
-    rows.sort(key=lambda row: _number(row, "InstanceNumber"))
-    return tuple(_uid(row, "SOPInstanceUID") for row in rows), tuple(map(_view, rows))
+    rows = [row for row in rows if uid_of(row, "SOPInstanceUID")]
+    rows.sort(key=lambda row: number_of(row, "InstanceNumber"))
+    uids, classes = (
+        tuple(uid_of(row, keyword) for row in rows) for keyword in ("SOPInstanceUID", "SOPClassUID")
+    )
+    return uids, tuple(map(stated_view, rows)), classes
 
 
 def _list(
@@ -279,14 +324,20 @@ def fetch_series(
 
 
 def fetch_instance(
-    archive: Archive, path: PurePosixPath, *, stopped: Stopped = lambda: False
+    archive: Archive,
+    path: PurePosixPath,
+    *,
+    stopped: Stopped = lambda: False,
+    most: int = MAX_BYTES,
 ) -> bytes:
-    """Fetch the DICOM file of an instance as the archive keeps it, at most ``MAX_BYTES``.
+    """Fetch the DICOM file of an instance as the archive keeps it.
 
     Parameters
     ----------
     path
         See :func:`instance_path`.
+    most
+        Its allowed bytes.
 
     Raises
     ------
@@ -298,7 +349,7 @@ def fetch_instance(
         archive,
         lambda client: client.retrieve_bulkdata(f"{archive.url}/{path}"),
         stopped=stopped,
-        most=MAX_BYTES + ENVELOPE,
+        most=most + ENVELOPE,
         seconds=FILE_S,
         accept=WHOLE_FILE,
     )
@@ -317,19 +368,29 @@ def load_instance(archive: Archive, path: Path) -> Image:
     ArchiveError
         If the archive does not answer.
     """
-    for pause in PAUSES_S:
-        try:
-            return _load(archive, path)
-        except ArchiveError:
-            time.sleep(pause)
-    return _load(archive, path)
-
-
-def _load(archive: Archive, path: Path) -> Image:
     try:
-        return read_image(fetch_instance(archive, PurePosixPath(path.as_posix())))
+        data = patiently(partial(fetch_instance, archive, PurePosixPath(path.as_posix())))
     except RefusedError as error:
         raise ImageError(str(error)) from None
+    return read_image(data)
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Call, and again after a pause where the archive is busy or away.
+
+    Raises
+    ------
+    ArchiveError
+        If the archive does not answer; at once, if it refuses what is asked.
+    """
+    for pause in PAUSES_S:
+        try:
+            return call()
+        except RefusedError:
+            raise
+        except ArchiveError:
+            time.sleep(pause)
+    return call()
 
 
 def instance_stamp(path: Path) -> tuple[int, int]:
@@ -379,53 +440,3 @@ def fetch_thumbnail(
         return thumbnail(read_image(rendered), THUMBNAIL_PX)
     except (ImageError, RefusedError):
         return b""
-
-
-# ---------------------------------------------------------------- DICOM JSON (PS3.18 F.2)
-
-
-def _texts(row: object, keyword: str) -> list[str]:
-    """Return the values of an attribute as text that can be shown; none where it is absent."""
-    tag = tag_for_keyword(keyword)
-    element = row.get(f"{tag:08X}") if isinstance(row, dict) else None
-    values = element.get("Value") if isinstance(element, dict) else None
-    shown = []
-    for value in values if isinstance(values, list) else []:
-        if isinstance(value, dict):  # a person's name (PN), or a code
-            value = value.get("Alphabetic") or value.get("Ideographic") or _meaning(value)
-        if isinstance(value, str | int | float):
-            shown.append("".join(filter(str.isprintable, str(value)))[:64].strip())
-    return shown
-
-
-def _meaning(code: object) -> str:
-    return next(iter(_texts(code, "CodeMeaning")), "")
-
-
-def _text(row: object, keyword: str) -> str:
-    return next(iter(_texts(row, keyword)), "")
-
-
-def _uid(row: object, keyword: str) -> str:
-    """Return a UID, or "" for what is none: it becomes part of an address."""
-    text = _text(row, keyword)
-    return text if UID.fullmatch(text) else ""
-
-
-def _number(row: object, keyword: str) -> float:
-    try:
-        return float(_text(row, keyword))
-    except ValueError:
-        return float("inf")
-
-
-def _view(row: object) -> str:
-    """Return View Position, else the meaning of View Code Sequence, else ""."""
-    position = _text(row, "ViewPosition")
-    return position or next(iter(_texts(row, "ViewCodeSequence")), "")
-
-
-def _day(text: str) -> str:
-    """Return a DICOM date as 2024-01-31; anything else as it is."""
-    match = DAY.fullmatch(text)
-    return "-".join(match.groups()) if match else text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from orthanc import PASSWORD, PATIENT, USER, Orthanc, film, orthanc, store
+from orthanc import PASSWORD, PATIENT, USER, Orthanc, film, orthanc, store, store_over_dicomweb
+from tiny_report import FINDINGS, section, structured_report
 
 import mrrag.data.dicomweb as dicomweb
 from mrrag.cli.main import parser
@@ -31,7 +33,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 @pytest.fixture
 def index(hospital: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run the command on some of the reports; return how many films it fetched."""
+    """Run the command on some of the reports, or on structured ones; return the films fetched."""
     monkeypatch.setenv("MRRAG_DICOMWEB_USER", USER)
     monkeypatch.setenv("MRRAG_DICOMWEB_PASSWORD", PASSWORD)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
@@ -45,11 +47,12 @@ def index(hospital: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(dicomweb, "fetch_instance", counted)
 
-    def run(kb: str, reports: int, *options: str) -> int:
+    def run(kb: str, reports: int | None, *options: str) -> int:
         fetched.clear()
         table = tmp_path / "reports.csv"
         table.write_text("\n".join(["accession,report", *REPORTS[:reports]]))
-        words = ["index", "--data", f"dicomweb:{hospital.archive.url}", "--reports", str(table)]
+        source = "sr" if reports is None else str(table)
+        words = ["index", "--data", f"dicomweb:{hospital.archive.url}", "--reports", source]
         words += ["--kb", str(tmp_path / kb), "--batch", "2", "--workers", "1"]
         args = parser().parse_args([*words, *options])
         args.run(args)
@@ -106,6 +109,41 @@ def test_a_build_that_the_archive_broke_off_is_resumed_to_the_same(
     assert base(tmp_path / "kb").fingerprint == base(tmp_path / "whole").fingerprint
 
 
+def test_a_base_of_structured_reports_follows_their_changes(
+    index: Any, hospital: Orthanc, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stored(study: int, number: int, text: str, **attributes: Any) -> None:
+        uids = {
+            "PatientID": f"{PATIENT}-{study % 3}",
+            "StudyInstanceUID": f"2.25.{study}",
+            "SeriesInstanceUID": f"2.25.{study}.8",
+            "SOPInstanceUID": f"2.25.{study}.8.{number}",
+            "ContentTime": f"12{number:02}00",
+        }
+        given = structured_report([section(FINDINGS, text)], **(uids | attributes))
+        store_over_dicomweb(hospital, [given])
+
+    def texts() -> list[str]:
+        return sorted(d.report for d in base(tmp_path / "kb").documents)
+
+    stored(1, 1, "No effusion.")
+    stored(2, 1, "Cardiomegaly.")
+    stored(3, 1, "Not yet read.", VerificationFlag="UNVERIFIED")
+    index("kb", None)
+    said = capsys.readouterr().out
+    assert re.search(r"skipped row +1  report that is not verified", said)
+    assert re.search(r"skipped row +\d  no structured report", said)
+    assert texts() == ["Cardiomegaly.", "No effusion."]
+    stored(1, 2, "A small effusion.")
+    index("kb", None, "--update")
+    assert texts() == ["A small effusion.", "Cardiomegaly."]
+    index("kb", None, "--update", "--unverified")
+    assert texts() == ["A small effusion.", "Cardiomegaly.", "Not yet read."]
+    for file in (f for f in (tmp_path / "kb").rglob("*") if f.is_file()):
+        held = file.read_bytes()
+        assert not any(word.encode() in held for word in (*IDENTITY, "Reader^", "Author^"))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -114,6 +152,7 @@ def test_a_build_that_the_archive_broke_off_is_resumed_to_the_same(
         (["--data", "dicomweb:http://a/x", "--kb", "k", "--reports", "r.csv", "--vqa"], "--vqa"),
         (["--data", "dicomweb:pacs", "--kb", "k", "--reports", "r.csv"], "'pacs' cannot be used"),
         (["--data", "folder", "--kb", "k", "--reports", "r.csv"], "--reports goes with"),
+        (["--data", "folder", "--kb", "k", "--unverified"], "--unverified goes with"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: list[str], sentence: str) -> None:

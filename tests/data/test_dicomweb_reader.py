@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from orthanc import OTHER_PATIENT, PATIENT, Orthanc, film, films, orthanc
+from orthanc import (
+    OTHER_PATIENT,
+    PATIENT,
+    Orthanc,
+    film,
+    films,
+    orthanc,
+    store,
+    store_over_dicomweb,
+)
+from pydicom.uid import EncapsulatedPDFStorage, XRayRadiationDoseSRStorage
+from tiny_report import FINDINGS, IMPRESSIONS, item, section, structured_report
 
+import mrrag.data.dicomweb as dicomweb
 from mrrag.data.dicomweb import instance_stamp, load_instance
 from mrrag.data.images import read_image
 from mrrag.data.pseudonyms import pseudonym
-from mrrag.data.readers.dicomweb import read_archive
+from mrrag.data.readers.dicomweb import read_archive, read_archive_reports
 from mrrag.data.views import choose_views
 from mrrag.errors import ArchiveError, CorpusError, ImageError
 
@@ -26,6 +39,19 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     ]
     with orthanc(tmp_path_factory.mktemp("orthanc"), [*films(), *others]) as running:
         yield running
+
+
+def report(study: int, number: int, *children: Any, **attributes: Any) -> bytes:
+    """Return a structured report of a study; by default its text is its number."""
+    given = {
+        "SOPInstanceUID": f"2.25.{study}.8.{number}",
+        "SeriesInstanceUID": f"2.25.{study}.8",
+        "StudyInstanceUID": f"2.25.{study}",
+        "AccessionNumber": f"ACC-{study}",
+        "ContentTime": f"12{number:02}00",
+    }
+    said = children or [section(FINDINGS, f"Report {number}."), section(IMPRESSIONS, "No change.")]
+    return structured_report(said, **(given | attributes))
 
 
 def table(folder: Path, *rows: str, header: str = "accession,report") -> Path:
@@ -80,6 +106,67 @@ def test_what_has_no_film_is_skipped_by_its_row_and_never_named(
         "more than one study of this accession number": ("row 4",),
         "accession number that the archive cannot search by": ("row 9",),
     }
+
+
+def test_a_studys_report_is_its_newest_that_is_complete_and_verified(
+    hospital: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dicomweb, "PAGE", 3)
+    nested = section(FINDINGS, "Deep.")
+    for _ in range(40):
+        nested = item("CONTAINER", FINDINGS, [nested])
+    store(hospital, [film(10 * n, study=n) for n in range(70, 78)])
+    store_over_dicomweb(
+        hospital,
+        [
+            *[report(1, 2), report(1, 1), report(1, 3, VerificationFlag="UNVERIFIED")],
+            report(2, 4, VerificationFlag="UNVERIFIED"),
+            report(3, 5, CompletionFlag="PARTIAL", PatientID=OTHER_PATIENT),
+            report(70, 1, SOPClassUID=EncapsulatedPDFStorage, Modality="DOC"),
+            *[report(71, 6), report(71, 7, nested)],
+            report(72, 8, item("TEXT", ("1", "99TEST", "Other"), TextValue="Nothing.")),
+            report(73, 9, section(IMPRESSIONS, "Größer."), SpecificCharacterSet="ISO_IR 100"),
+            report(74, 1, section(FINDINGS, "a" * 2**20)),
+            report(75, 1, SOPClassUID=XRayRadiationDoseSRStorage),
+            report(77, 1, PatientID=OTHER_PATIENT),
+        ],
+    )
+    read = read_archive_reports(hospital.archive)
+    texts = ["Report 2.\nNo change."] * 2 + ["Größer."]
+    assert sorted(r.document.report for r in read.records) == sorted(texts)
+    assert [r.view for r in read.records if not r.impression_only] == ["frontal", "lateral"]
+    names = {n: pseudonym(f"2.25.{n}") for n in range(80)}
+    skipped = {reason: set(rows) for reason, rows in read.skipped.items()}
+    assert skipped == {
+        "report that is not verified": {names[2]},
+        "report that is not complete": {names[3]},
+        "report as encapsulated PDF, which is not read; export it to a table": {names[70]},
+        "structured report that cannot be read": {names[71], names[74]},
+        "structured report with neither findings nor impression": {names[72]},
+        "no structured report": {names[n] for n in (5, 6, 75, 76)},
+        "study of more than one patient id": {names[77]},
+    }
+    (example,) = read.examples.values()
+    assert "32 deep" in example or "1,0" in example
+    identity = (PATIENT, OTHER_PATIENT, "ACC-", "2.25.", "Zyxwvut", "Reader", "Author")
+    assert not any(word in f"{r.document} {example}" for r in read.records for word in identity)
+    read = read_archive_reports(hospital.archive, unverified=True)
+    first = {r.document.study: r.document.report.split("\n")[0] for r in read.records}
+    assert first == {
+        names[1]: "Report 3.",
+        names[2]: "Report 4.",
+        names[3]: "Report 5.",
+        names[73]: "Größer.",
+    }
+
+
+def test_an_archive_that_repeats_its_first_studies_is_told_and_ends(
+    hospital: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = dicomweb._page
+    monkeypatch.setattr(dicomweb, "_page", lambda archive, _: page(archive, 0))
+    with pytest.raises(ArchiveError, match="the same studies again"):
+        read_archive_reports(hospital.archive)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,11 @@ class Collector(Generic[T]):
         self._seen: set[str] = set()
         self.examples: dict[str, str] = {}
 
-    def skip(self, reason: str, row: str) -> None:
-        """Count a row as skipped."""
+    def skip(self, reason: str, row: str, explained: str = "") -> None:
+        """Count a row as skipped; the first one of a reason that is explained is an example."""
         self._skipped.setdefault(reason, []).append(row)
+        if explained:
+            self.examples.setdefault(reason, f"{row}: {explained}")
 
     def rejects(
         self,
@@ -64,7 +66,7 @@ class Collector(Generic[T]):
         """Names of the skipped rows by reason, in the order in which reasons first occurred."""
         return {reason: tuple(rows) for reason, rows in self._skipped.items()}
 
-    def require(self, path: Path, noun: str) -> None:
+    def require(self, path: Path | str, noun: str) -> None:
         """Raise a ``CorpusError`` with the reasons if no row was accepted."""
         if not self.accepted:
             counts = ", ".join(f"{len(rows)} with {r}" for r, rows in self._skipped.items())
@@ -75,7 +77,10 @@ class Collector(Generic[T]):
 
 
 def corpus_of(
-    found: Collector[Record], path: Path, renamed: Sequence[str] = (), notes: Sequence[str] = ()
+    found: Collector[Record],
+    path: Path | str,
+    renamed: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Corpus:
     """Return the collected records as a corpus; raise ``CorpusError`` if there are none.
 
