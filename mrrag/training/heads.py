@@ -80,17 +80,17 @@ def find_heads(
         "learnt_from": split.describe(),
     }
     write_heads(path, heads, about)
-    return "\n".join(
-        f"{what}: "
-        + ", ".join(
-            f"layer {layer} head {head} ({score_LH[layer, head]:.3f})"
-            for layer, head in best_heads(score_LH, SHOWN / score_LH.size)
-        )
-        for what, score_LH in (
-            ("Best probes, share of answers judged rightly", probe_LH),
-            ("Best for PASTA, mean P(right answer)", pasta_LH),
-        )
-    )
+    said = {
+        "Best probes, share of answers judged rightly": probe_LH,
+        "Best for PASTA, mean P(right answer)": pasta_LH,
+    }
+    return "\n".join(f"{what}: {_best_in_words(score_LH)}" for what, score_LH in said.items())
+
+
+def _best_in_words(score_LH: FloatArray) -> str:
+    best = best_heads(score_LH, SHOWN / score_LH.size)
+    ranked = sorted(best, key=lambda pair: -score_LH[pair])
+    return ", ".join(f"layer {n} head {h} ({score_LH[n, h]:.3f})" for n, h in ranked)
 
 
 def _branches(
