@@ -1,7 +1,8 @@
 """The arena section: other methods on the answered case, and how MR-RAG's settings move it.
 
-Nothing runs by itself. A run waits for its turn as a question does, and is superseded by a later
-press as a question is. Its results belong to the answers above and go when they go.
+Nothing runs by itself. Each update of a run is a step that waits for its turn
+(:func:`app.waiting.step_by_step`), and a later press supersedes the run. Its results belong to the
+answers above and go when they go.
 """
 
 from __future__ import annotations
