@@ -8,6 +8,7 @@ may name the patient.
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -96,8 +97,31 @@ def archive_at(url: str, environment: Mapping[str, str]) -> Archive:
     for name, path in ((CA, ca), (CERTIFICATE, certificate)):
         if path and not Path(path).is_file():
             raise SettingsError(f"{name} is {path}, which is no file. Give a file in PEM format.")
+    _check_certificates(ca, certificate)
     _require_client()
     return Archive(address, user, password, token, ca, certificate)
+
+
+def _check_certificates(ca: str, certificate: str) -> None:
+    """Raise ``SettingsError`` if a file cannot be used; an encrypted key would be asked about."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if ca:
+            context.load_verify_locations(ca)
+    except OSError:
+        raise SettingsError(
+            f"{CA} is {ca}, which holds no certificate. Give the certificates to trust as one "
+            "file in PEM format."
+        ) from None
+    try:
+        if certificate:
+            context.load_cert_chain(certificate, password="")
+    except OSError:
+        raise SettingsError(
+            f"{CERTIFICATE} is {certificate}, which does not hold a certificate and its key, or "
+            "the key is encrypted. Give both as one file in PEM format, the key without a "
+            "passphrase."
+        ) from None
 
 
 def log_no_addresses() -> None:
@@ -160,7 +184,7 @@ def _in_words(error: BaseException, archive: Archive) -> Exception:
     if isinstance(error, ArchiveError):
         return error
     if isinstance(error, requests.HTTPError) and error.response is not None:
-        return _refused(error.response.status_code)
+        return _refused(error.response.status_code, archive)
     if isinstance(error, requests.exceptions.SSLError):
         return ArchiveError(
             "The archive's certificate is not trusted, or it does not accept ours. Set "
@@ -178,19 +202,22 @@ def _in_words(error: BaseException, archive: Archive) -> Exception:
     return wrong("an answer that is not DICOMweb")
 
 
-def _refused(status: int) -> ArchiveError:
+def _refused(status: int, archive: Archive) -> ArchiveError:
     if status in (401, 403):
         return ArchiveError(
             f"The archive does not let MR-RAG in (HTTP {status}). Whoever runs the page sets "
-            f"{USER} and {PASSWORD}, or {TOKEN}, and asks the archive for the right to search and "
-            "retrieve."
+            f"{USER} and {PASSWORD}, {TOKEN} or {CERTIFICATE}, and asks the archive for the right "
+            "to search and retrieve."
         )
     if status in (408, 429, 503, 504):
         return ArchiveError(f"The archive is too busy to answer (HTTP {status}). Try again.")
-    return RefusedError(
+    words = (
         f"The archive refused the request (HTTP {status}). Check that the address is that "
         "of its DICOMweb service, and that it allows QIDO-RS and WADO-RS."
     )
+    if status == 400 and archive.url.startswith("https:"):  # nginx, without a certificate it trusts
+        words += f" If it asks for a certificate, set {CERTIFICATE} to one that it trusts."
+    return RefusedError(words)
 
 
 def _slow(seconds: float) -> ArchiveError:
