@@ -2,7 +2,8 @@
 
 One turn is taken at a time. Who still waits for answers comes before who has them and waits for
 what each report adds. Within both, visitors take turns, so that nobody waits behind another
-visitor's ten cases. It knows no case, and a visitor by a key alone.
+visitor's ten cases. All work in turns is done by one thread, since memory that a thread has freed
+stays with it. It knows no case, and a visitor by a key alone.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -27,6 +30,7 @@ POLL_SECONDS = 0.25  # between two looks at whether a waiting case was supersede
 LINE_SECONDS = 1.0  # between two words on how many are ahead; each costs the server work
 
 Result = TypeVar("Result")
+Step = TypeVar("Step")
 
 
 class RoomFullError(MRRAGError):
@@ -49,6 +53,7 @@ class Room:
 
     def __init__(self, places: int = PLACES, own: int = OWN) -> None:
         self._places, self._own = places, own
+        self._thread = ThreadPoolExecutor(1, "model")
         self._changed = threading.Condition()
         self._turns: list[Turn] = []
         self._count = itertools.count(1)
@@ -97,6 +102,26 @@ class Room:
                 told, at = ahead, time.monotonic()
                 yield ahead
             self.wait(turn, POLL_SECONDS)
+
+    def work(self, work: Callable[[], Result]) -> Result:
+        """Do a turn's work in the room's thread, and return or raise what comes of it.
+
+        The caller's context goes with it: by it, ZeroGPU knows who asks.
+        """
+        return self._thread.submit(copy_context().run, work).result()
+
+    def steps(self, steps: Generator[Step, None, Result]) -> Generator[Step, None, Result]:
+        """Yield a turn's steps, each of them worked out in the room's thread."""
+        try:
+            while True:
+                try:
+                    step = self.work(lambda: next(steps))
+                except StopIteration as ended:
+                    result: Result = ended.value
+                    return result
+                yield step
+        finally:
+            steps.close()
 
     def _enter(self, visitor: Hashable, later: bool) -> Turn:
         with self._changed:
@@ -154,8 +179,8 @@ def in_words(seconds: float) -> str:
 
 
 def step_by_step(
-    room: Room, visitor: Hashable, steps: Iterator[Result], line: Callable[[int], Result]
-) -> Iterator[Result]:
+    room: Room, visitor: Hashable, steps: Iterator[Step], line: Callable[[int], Step]
+) -> Iterator[Step]:
     """Yield long work's steps, each in a turn of its own, so that others' answers come between.
 
     Before the first one, ``line`` says how many are ahead.
@@ -167,7 +192,7 @@ def step_by_step(
                 if not begun:
                     yield line(ahead)
             try:
-                step = next(steps)
+                step = room.work(lambda: next(steps))
             except StopIteration:
                 return
         begun = True

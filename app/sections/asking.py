@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from app import frame
@@ -127,7 +128,7 @@ def ask(
             if run.superseded:
                 yield {"status": superseded_status(visit)}
                 return
-            state = yield from _answer(run)
+            state = yield from room.steps(_answer(run))
         if state is not None:
             yield from _explained(run, room, state)
     except Exception as error:
@@ -313,14 +314,9 @@ def _explained(run: Run, room: Room, state: CaseState) -> Iterator[Update]:
         for _ in room.waiting(turn, lambda: run.superseded):
             pass
         if not run.superseded:
-            explained = explain(
-                run.backend.pipeline(),
-                run.query,
-                state.result,
-                cache=state.cache,
-                vectors=state.evidence.vectors,
-            )
-            state = replace(state, result=explained)
+            work = partial(explain, run.backend.pipeline(), run.query, state.result)
+            known = {"cache": state.cache, "vectors": state.evidence.vectors}
+            state = replace(state, result=room.work(partial(work, **known)))
         elif not turn.runs:  # a later run may be writing its answers
             yield remember(state) | (_taken_away(run) if run.visit.cleared else {})
             return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import TimeoutError as LoadingTimeout
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from app.about import About
 from app.backend import Backend
@@ -15,11 +15,14 @@ from app.sections.asking import LOADING_SECONDS, STILL_LOADING, checked_question
 from app.sections.case import NO_FILE
 from app.sections.settings import Controls, settings_from, whole
 from app.waiting import Room
-from mrrag.case import Case, Settings
+from mrrag.case import Case, Evidence, Settings
 from mrrag.data.images import read_image
 from mrrag.errors import ImageError, SettingsError
 from mrrag.report.export import case_to_json, evidence_to_json
 from mrrag.types import Image, Query
+
+if TYPE_CHECKING:
+    from mrrag.pipeline import Pipeline
 
 # As the page's controls stand before anybody moves them.
 K = 8
@@ -70,19 +73,27 @@ def ask_case(backends: Sequence[Backend], call: Call, room: Room, caller: str) -
     from mrrag.explain import explain
     from mrrag.pipeline import answer, find_evidence
 
-    backend, image, question, settings = checked = check(backends, call)
+    checked = check(backends, call)
+
+    def answered() -> tuple[Pipeline, Evidence, Case]:
+        pipeline = wait_for_pipeline(checked.backend)
+        evidence = find_evidence(pipeline, checked.query, checked.settings)
+        steps = (checked.backend.answer or answer)(
+            pipeline, checked.query, evidence, checked.settings
+        )
+        *_, case = steps
+        if not isinstance(case, Case):  # for the type checker: the last item is the case
+            raise TypeError("A question was not answered.")
+        return pipeline, evidence, case
+
     with room.turn(caller) as turn:
         room.wait(turn)
-        pipeline = wait_for_pipeline(backend)
-        evidence = find_evidence(pipeline, checked.query, settings)
-        steps = (backend.answer or answer)(pipeline, checked.query, evidence, settings)
-        *_, case = steps
-    if not isinstance(case, Case):  # for the type checker: the last item is the case
-        raise TypeError(f"{question!r} was not answered.")
+        pipeline, evidence, case = room.work(answered)
     with room.turn(caller, later=True) as turn:
         room.wait(turn)
-        explained = explain(pipeline, checked.query, case, vectors=evidence.vectors)
-    return case_to_json(explained, image)
+        vectors = evidence.vectors
+        explained = room.work(lambda: explain(pipeline, checked.query, case, vectors=vectors))
+    return case_to_json(explained, checked.image)
 
 
 def retrieve_evidence(
@@ -101,7 +112,7 @@ def retrieve_evidence(
     with room.turn(caller) as turn:
         room.wait(turn)
         pipeline = wait_for_pipeline(checked.backend)
-        evidence = find_evidence(pipeline, checked.query, checked.settings)
+        evidence = room.work(lambda: find_evidence(pipeline, checked.query, checked.settings))
     return evidence_to_json(evidence, checked.question, checked.image)
 
 

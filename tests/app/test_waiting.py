@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Generator
 from contextlib import ExitStack
+from contextvars import ContextVar
 
 import pytest
 
@@ -118,16 +120,45 @@ def test_an_error_or_a_visitor_who_leaves_gives_the_turn_on() -> None:
     with pytest.raises(ValueError, match="bad"), room.turn("a"):
         raise ValueError("bad")
 
-    def run() -> object:
+    def run() -> Generator[object, None, None]:
         with room.turn("b") as turn:
             yield turn.runs
             yield "more"
 
     left = run()
-    assert next(left)  # type: ignore[call-overload]
-    left.close()  # type: ignore[attr-defined]
+    assert next(left)
+    left.close()
     with room.turn("c") as turn:
         assert turn.runs
+
+
+def test_all_turns_are_worked_out_in_one_thread_with_their_results_and_errors() -> None:
+    room, threads = Room(), set()
+
+    def two(name: str) -> Generator[str, None, int]:
+        threads.add(threading.get_ident())
+        yield name
+        threads.add(threading.get_ident())
+        if name == "bad":
+            raise ValueError("bad layer")
+        return 7
+
+    def run(name: str) -> Generator[str, None, int]:
+        return (yield from room.steps(two(name)))
+
+    good, bad = run("good"), run("bad")
+    assert (next(good), next(bad)) == ("good", "bad")
+    with pytest.raises(ValueError, match="bad layer"):
+        next(bad)
+    with pytest.raises(StopIteration) as ended:
+        next(good)
+    assert ended.value.value == 7
+    assert room.work(threading.get_ident) in threads
+    asker = ContextVar("asker", default="")
+    asker.set("who asks")
+    assert room.work(asker.get) == "who asks"
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 def test_long_work_lets_answers_come_between_its_steps() -> None:
