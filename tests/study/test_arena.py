@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,10 @@ def test_a_way_of_the_arena_has_keys_of_its_own(made: Made) -> None:
 
 def test_seconds_are_beside_plain_rag_s(made: Made) -> None:
     pipeline, experiment, _ = made
-    seconds = relative_seconds(pipeline, experiment, questions=2)
-    assert {*seconds} == {*ARENA}
+    some = ("rag", "rag_off", "replug", "opera", "mad")
+    few = replace(experiment, cells=tuple(c for c in experiment.cells if c.name in some))
+    seconds = relative_seconds(pipeline, few, questions=2)
+    assert {*seconds} == {*some}
     assert seconds["rag"] == 1
     assert min(seconds.values()) > 0
 
