@@ -328,5 +328,5 @@ def borrowing(backends: Sequence[Backend], choice: Choice) -> list[Backend]:
     """
     from app.zero_gpu import lend
 
-    lent = [backend._replace(answer=lend(backend.pipeline())) for backend in backends]
+    lent = [backend._replace(lent=lend(backend.pipeline())) for backend in backends]
     return list(backends) if choice.model == BUNDLED else lent

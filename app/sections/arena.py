@@ -146,7 +146,7 @@ def _answered(backend: Backend, state: object) -> CaseState:
     SettingsError
         If there is none, its answers still wait for the reader, or the model is not here.
     """
-    if backend.answer is not None:
+    if backend.lent is not None:
         raise SettingsError(BORROWED)
     case = of_base(backend.about, state, CaseState)
     if case is None:

@@ -221,7 +221,7 @@ def _choices(about: About, state: object, image: Image) -> tuple[tuple[str, ...]
 
 def _answer(run: Run) -> Generator[Update, None, CaseState | None]:
     """Retrieve, then answer; the last update says how far it came. Return the answered case."""
-    from mrrag.pipeline import answer, find_evidence
+    from mrrag.pipeline import find_evidence
 
     pipeline = run.backend.pipeline()
     evidence = find_evidence(pipeline, run.query, run.settings)
@@ -232,7 +232,7 @@ def _answer(run: Run) -> Generator[Update, None, CaseState | None]:
     texts: dict[str, str] = {}
     try:
         last = -math.inf
-        steps = (run.backend.answer or answer)(
+        steps = run.backend.answer(
             pipeline,
             run.query,
             evidence,
@@ -308,15 +308,19 @@ def _answered(run: Run, state: CaseState) -> Update:
 
 def _explained(run: Run, room: Room, state: CaseState) -> Iterator[Update]:
     """Yield the answered case with what each report did to it, after those who wait for answers."""
-    from mrrag.explain import explain
-
     with room.turn(id(run.visit), later=True) as turn:
         for _ in room.waiting(turn, lambda: run.superseded):
             pass
         if not run.superseded:
-            work = partial(explain, run.backend.pipeline(), run.query, state.result)
-            known = {"cache": state.cache, "vectors": state.evidence.vectors}
-            state = replace(state, result=room.work(partial(work, **known)))
+            work = partial(
+                run.backend.explain,
+                run.backend.pipeline(),
+                run.query,
+                state.result,
+                cache=state.cache,
+                vectors=state.evidence.vectors,
+            )
+            state = replace(state, result=room.work(work))
         elif not turn.runs:  # a later run may be writing its answers
             yield remember(state) | (_taken_away(run) if run.visit.cleared else {})
             return

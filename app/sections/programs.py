@@ -70,17 +70,14 @@ def ask_case(backends: Sequence[Backend], call: Call, room: Room, caller: str) -
     MRRAGError
         Whose sentence is the page's.
     """
-    from mrrag.explain import explain
-    from mrrag.pipeline import answer, find_evidence
+    from mrrag.pipeline import find_evidence
 
     checked = check(backends, call)
 
     def answered() -> tuple[Pipeline, Evidence, Case]:
         pipeline = wait_for_pipeline(checked.backend)
         evidence = find_evidence(pipeline, checked.query, checked.settings)
-        steps = (checked.backend.answer or answer)(
-            pipeline, checked.query, evidence, checked.settings
-        )
+        steps = checked.backend.answer(pipeline, checked.query, evidence, checked.settings)
         *_, case = steps
         if not isinstance(case, Case):  # for the type checker: the last item is the case
             raise TypeError("A question was not answered.")
@@ -92,6 +89,7 @@ def ask_case(backends: Sequence[Backend], call: Call, room: Room, caller: str) -
     with room.turn(caller, later=True) as turn:
         room.wait(turn)
         vectors = evidence.vectors
+        explain = checked.backend.explain
         explained = room.work(lambda: explain(pipeline, checked.query, case, vectors=vectors))
     return case_to_json(explained, checked.image)
 

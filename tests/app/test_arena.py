@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny_case import ABOUT, answered_case, refused
 
-from app.backend import Backend
+from app.backend import Backend, Lent
 from app.sections.arena import OFFERS, PRETICKED, checked_methods, draw, run
 from app.sections.asking import AskInputs, ask, stop
 from app.sections.evidence import EvidenceInputs, redraw
@@ -161,7 +161,7 @@ def test_nothing_runs_before_the_answers_are_shown(action: str) -> None:
 
 
 def test_a_page_that_borrows_its_gpu_has_no_arena() -> None:
-    lent = Backend(ABOUT, Future(), answer=lambda: iter(()))
+    lent = Backend(ABOUT, Future(), lent=Lent(lambda: iter(()), lambda: None))
     (update,) = run(lent, Visit(), 1.0, answered_case(), TICKED)
     assert "borrows a GPU" in refused(update)
 
