@@ -100,7 +100,7 @@ def read_dicom(data: bytes, frame: int) -> Image:
         If the file holds no picture that is read here, no such frame, or damaged data.
     """
     with refusing("The DICOM header"):
-        dataset = parse(data)
+        dataset = parse(data, most=MAX_BYTES)
         _check_header(dataset)
         frames = int(dataset.get("NumberOfFrames") or 1)
         check_frame(frame, frames)
@@ -129,7 +129,7 @@ def read_dicom(data: bytes, frame: int) -> Image:
     )
 
 
-def parse(data: bytes, tags: Sequence[BaseTag] = TAGS, *, most: int = MAX_BYTES) -> Dataset:
+def parse(data: bytes, tags: Sequence[BaseTag] = TAGS, *, most: int) -> Dataset:
     """Return a data set of only the listed attributes, with its transfer syntax set.
 
     Raises
@@ -162,7 +162,7 @@ def _uncompressed_syntax(implicit: bool, little: bool) -> uid.UID:
 
 def without_identity(data: bytes) -> bytes:
     """Return the DICOM file rewritten with only the listed attributes."""
-    dataset = parse(data)
+    dataset = parse(data, most=MAX_BYTES)
     for group in (group for name in FUNCTIONAL_GROUPS for group in dataset.get(name) or []):
         for tag in [element.tag for element in group if element.keyword not in MACROS]:
             del group[tag]

@@ -152,7 +152,7 @@ def place_in_series(data: bytes) -> tuple[float, str, float]:
         if not is_dicom(data):
             return unknown
         try:
-            header = parse(data, PLACE)
+            header = parse(data, PLACE, most=MAX_BYTES)
             given = [header.get(name) for name in ("SeriesNumber", "InstanceNumber")]
             series, instance = (inf if number is None else float(number) for number in given)
             return series, str(header.get("SeriesInstanceUID") or ""), instance
