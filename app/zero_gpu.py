@@ -84,7 +84,8 @@ def lend(pipeline: Pipeline) -> Lent:
         if case.before is None:  # a question that was declined costs no GPU
             return case
         with said():
-            return explain_on_gpu(query, case, vectors)
+            explained: Case = explain_on_gpu(query, case, vectors)
+            return explained
 
     return Lent(answer, explain)
 
