@@ -192,7 +192,7 @@ def visit(address: str, number: int, until: float, tally: Tally) -> None:
             if f"{rows} px" not in shown["preview"] or json.loads(shown["viewer"])["rows"] != rows:
                 tally.mixed.append(f"visitor {number} was shown another picture")
             while time.monotonic() < until and (seconds := ask(visitor, number, tally)):
-                time.sleep(seconds)
+                time.sleep(max(0.0, min(seconds, until - time.monotonic())))
     except Exception as error:
         tally.errors.append(f"visitor {number}: {type(error).__name__}: {error}")
 
