@@ -119,15 +119,20 @@ def test_a_search_without_a_find_says_so(page: Any) -> None:
     page.wait_for_selector("#archive-note .problem:has-text('nothing to search by')")
 
 
-def test_on_a_narrow_screen_nothing_is_wider_than_it(browser: Any, server: Server) -> None:
+def test_on_a_narrow_screen_what_is_found_is_seen_whole(browser: Any, server: Server) -> None:
+    above = """() => document.querySelector('#archive-found').getBoundingClientRect().bottom
+        <= document.querySelector('#act').getBoundingClientRect().top"""
     context = browser.new_context(viewport={"width": 360, "height": 800})
     page = context.new_page()
     page.set_default_timeout(SECONDS * 1000)
     page.goto(server.address)
     page.wait_for_selector(OPENED)
     search(page)
+    page.wait_for_selector("#archive-found [data-study]")
+    page.wait_for_function(above)  # not behind the bar of Ask
     page.click("#archive-found [data-study='0']")
     page.wait_for_selector("#archive-found [data-series]")
+    page.wait_for_function(above)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     context.close()
 
