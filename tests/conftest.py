@@ -104,8 +104,3 @@ def tiny_llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llava(tiny_llava_folder: Path) -> Backbone:
     """That checkpoint, loaded as any other; in float32 on the CPU."""
     return load_backbone(tiny_llava_folder)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the modules that take longest first, so that both processes end at the same time."""
-    items.sort(key=lambda item: not item.path.stem.endswith(("_browser", "_answers")))
