@@ -350,9 +350,10 @@ def test_another_frame_is_shown_and_leaves_no_file(
     page.locator(CANVAS).focus()
     page.keyboard.press("ArrowRight")
     chosen = window_of(page)
-    page.keyboard.press("]")
-    page.keyboard.press("]")
-    page.wait_for_function("document.querySelector('.hud-zoom').innerText.includes('frame 3 of 3')")
+    for number in (2, 3):
+        page.keyboard.press("]")
+        shown = f"document.querySelector('.hud-zoom').innerText.includes('frame {number} of 3')"
+        page.wait_for_function(shown)
     assert window_of(page) == chosen  # the same look at the next frame
     expected = apply_window(
         read_image(data, frame=2), Window("", chosen["center"], chosen["width"])
