@@ -95,7 +95,7 @@ def read_about(
     Parameters
     ----------
     model, knowledge_base
-        As in :func:`mrrag.pipeline.load_pipeline`.
+        As in :func:`mrrag.loading.load_pipeline`.
     folder
         Folder of the model's files; None for the bundled one.
     number

@@ -299,7 +299,7 @@ def serve(
 def load(backends: Sequence[Backend], choice: Choice, arguments: argparse.Namespace) -> None:
     """Load the model once, and each backend's knowledge base."""
     # Torch takes seconds to import; the page is already there while it does.
-    from mrrag.pipeline import load_pipeline, with_knowledge_base
+    from mrrag.loading import load_pipeline, with_knowledge_base
 
     bases: list[Place | None] = arguments.kb or [None]
     first = load_pipeline(

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from torch import Tensor
 
@@ -29,22 +28,17 @@ from mrrag.case import (
     Settings,
 )
 from mrrag.data.views import view_of
-from mrrag.errors import ModelError, SettingsError
-from mrrag.files import ASSETS
+from mrrag.errors import SettingsError
 from mrrag.forms import FORMS, lambdas
-from mrrag.learnt import Learnt, learnt_for
+from mrrag.learnt import Learnt
 from mrrag.model.answering import Step, answer_branches
-from mrrag.model.backbone import Backbone, encode_images, load_backbone
+from mrrag.model.backbone import Backbone, encode_images
 from mrrag.model.prefill import Branch, PrefixCache, fits_in_memory
 from mrrag.model.prompt import prompt_text
-from mrrag.model.scope import Scope, load_scope
-from mrrag.model.steering import ROWS
-from mrrag.model.weights import best_device
-from mrrag.model.world import World, is_outside, load_world
-from mrrag.retrieval.address import Place
+from mrrag.model.scope import Scope
+from mrrag.model.world import World, is_outside
 from mrrag.retrieval.calibration import (
     Calibration,
-    calibrate,
     is_same_picture,
     percentiles,
     unlike,
@@ -52,12 +46,10 @@ from mrrag.retrieval.calibration import (
 )
 from mrrag.retrieval.doubts import warnings_of
 from mrrag.retrieval.encoders import Encoder
-from mrrag.retrieval.knowledge_base import KnowledgeBase, load_encoder_of
-from mrrag.retrieval.manifest import files_of
+from mrrag.retrieval.knowledge_base import KnowledgeBase
 from mrrag.retrieval.mcr import effective_weights, encode_query, retrieve
 from mrrag.retrieval.votes import BaseRates, votes_of
 from mrrag.types import (
-    BUNDLED,
     METHODS,
     Answer,
     Familiarity,
@@ -92,101 +84,6 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", BaseRates(self.knowledge_base))
-
-
-def load_pipeline(
-    assets: Path = ASSETS,
-    *,
-    model: str = BUNDLED,
-    knowledge_base: Place | None = None,
-    revision: str | None = None,
-    device: str | None = None,
-    vision_tower: str = "checkpoint",
-    quantize: str | None = None,
-    adapter: str | Path | None = None,
-) -> Pipeline:
-    """Load a model, and a knowledge base with its encoder; the bundled ones by default.
-
-    Parameters
-    ----------
-    model
-        ``"bundled"``, a folder, or a name on the hub. ``revision``, ``vision_tower``, ``quantize``
-        and ``adapter`` are those of :func:`mrrag.model.backbone.load_backbone`.
-    device
-        As there; None for :func:`best_device`.
-    knowledge_base
-        A folder or a collection of Milvus; None for the bundled one.
-
-    Raises
-    ------
-    ModelError, KnowledgeBaseError
-        Where a part is missing, incomplete, or was made for other parts.
-    """
-    encoder, base, learnt, calibration = _base_parts(assets, model, knowledge_base)
-    checkpoint = assets / "llava" if model == BUNDLED else model
-    backbone = load_backbone(
-        checkpoint,
-        revision=revision,
-        device=device or best_device(model),
-        vision_tower=vision_tower,
-        quantize=quantize,
-        adapter=adapter,
-    )
-    pipeline = Pipeline(
-        backbone=backbone,
-        encoder=encoder,
-        knowledge_base=base,
-        learnt=learnt,
-        # Only the bundled model's topics are few enough to be listed.
-        scope=load_scope(assets / "llava") if model == BUNDLED else None,
-        calibration=calibration,
-        world=load_world(checkpoint, backbone) if vision_tower == "checkpoint" else None,
-    )
-    _check_layers(pipeline)
-    return pipeline
-
-
-def with_knowledge_base(
-    pipeline: Pipeline, knowledge_base: Place, *, assets: Path = ASSETS, model: str = BUNDLED
-) -> Pipeline:
-    """Return the same model over another knowledge base, with its encoder and weights.
-
-    The parameters and errors are those of :func:`load_pipeline`.
-    """
-    encoder, base, learnt, calibration = _base_parts(assets, model, knowledge_base)
-    if encoder.fingerprint == pipeline.encoder.fingerprint:
-        encoder = pipeline.encoder
-    pipeline = replace(
-        pipeline, encoder=encoder, knowledge_base=base, learnt=learnt, calibration=calibration
-    )
-    _check_layers(pipeline)
-    return pipeline
-
-
-def _check_layers(pipeline: Pipeline) -> None:
-    """Raise ModelError where a learnt layer is none of the model's."""
-    layers, learnt = pipeline.backbone.layers, pipeline.learnt.steering.layers
-    if learnt and max(learnt) >= layers:
-        raise ModelError(
-            f"learnt.json names layer {max(learnt)}. This model has layers 0 to {layers - 1}. Run "
-            "`python -m mrrag find-layers` again."
-        )
-
-
-def _base_parts(
-    assets: Path, model: str, knowledge_base: Place | None
-) -> tuple[Encoder, KnowledgeBase, Learnt, Calibration]:
-    place = knowledge_base or assets / "knowledge_base"
-    encoder = load_encoder_of(place, assets / "encoder")
-    base = KnowledgeBase.load(place, encoder)
-    learnt = learnt_for(model, files_of(knowledge_base), assets)
-    if learnt.steering.form not in FORMS or learnt.steering.rows not in ROWS:
-        raise ModelError(
-            f"learnt.json names the form {learnt.steering.form!r} and the rows "
-            f"{learnt.steering.rows!r}. Known are {', '.join(FORMS)} and {', '.join(ROWS)}. Run "
-            "`python -m mrrag find-layers` again."
-        )
-    return encoder, base, learnt, calibrate(base)
 
 
 def check(pipeline: Pipeline, query: Query, settings: Settings) -> None:

@@ -23,13 +23,16 @@ ROOMS: dict[str, set[str]] = {
     "model": GROUND,
     "case": GROUND,
     "pipeline": GROUND | {"case", "data", "retrieval", "model"},
+    "loading": GROUND | {"retrieval", "model", "pipeline"},
     "explain": GROUND | {"case", "data", "model", "pipeline", "retrieval"},
     "study": GROUND | {"case", "data", "retrieval", "model", "pipeline"},
-    "api": GROUND | {"case", "data", "retrieval", "pipeline", "explain", "report", "study"},
+    "api": GROUND
+    | {"case", "data", "retrieval", "pipeline", "loading", "explain", "report", "study"},
     "report": GROUND | {"case", "data", "retrieval", "study"},
     "phantom": GROUND,
-    "training": GROUND | {"case", "data", "retrieval", "model", "pipeline", "study", "phantom"},
-    "bench": GROUND | {"case", "data", "retrieval", "model", "pipeline"},
+    "training": GROUND
+    | {"case", "data", "retrieval", "model", "pipeline", "loading", "study", "phantom"},
+    "bench": GROUND | {"case", "data", "retrieval", "model", "pipeline", "loading"},
 }
 ANYTHING = {"cli", "__init__", "__main__"}
 # What a room's files never import, wherever in the file.

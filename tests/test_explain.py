@@ -12,7 +12,8 @@ from mrrag.case import Case, PictureInfluence, Settings
 from mrrag.data.images import load_image, read_image
 from mrrag.explain import picture_influence
 from mrrag.files import ASSETS
-from mrrag.pipeline import Pipeline, answer, find_evidence, load_pipeline, steering_of
+from mrrag.loading import load_pipeline
+from mrrag.pipeline import Pipeline, answer, find_evidence, steering_of
 from mrrag.types import METHODS, Query
 
 QUESTION = "Is an enlarged heart present in this image?"

@@ -22,9 +22,10 @@ from huggingface_hub import constants
 from mrrag.bench.self_test import Check, self_test
 from mrrag.errors import ModelError, MRRAGError
 from mrrag.hub import downloaded, repository_bytes
+from mrrag.loading import load_pipeline
 from mrrag.model.checkpoint import FILES, check_loadable
 from mrrag.model.weights import OTHERWISE, room
-from mrrag.pipeline import PACKAGES, Pipeline, load_pipeline
+from mrrag.pipeline import PACKAGES, Pipeline
 from mrrag.types import BUNDLED, LLAVA_MED
 
 HUB_TIMEOUT_S = 4.0
@@ -73,7 +74,7 @@ def examine(
     release
         The version of MR-RAG.
     model, quantize
-        As of :func:`mrrag.pipeline.load_pipeline`.
+        As of :func:`mrrag.loading.load_pipeline`.
     """
     hub, size = ask_hub(LLAVA_MED)
     cuda = has_cuda()

@@ -176,7 +176,7 @@ def add_json(command: argparse.ArgumentParser) -> None:
 
 def load_chosen(args: argparse.Namespace, device: str | None = None) -> Pipeline:
     """Load the model and the knowledge base that the options name."""
-    from mrrag.pipeline import load_pipeline
+    from mrrag.loading import load_pipeline
 
     return load_pipeline(
         args.assets,

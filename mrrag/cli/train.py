@@ -423,8 +423,8 @@ def _learn(args: argparse.Namespace, step: str, learn: Callable[..., str], **opt
 
 def run_samples(args: argparse.Namespace) -> None:
     """Choose the sample cases, and write them."""
+    from mrrag.loading import load_pipeline
     from mrrag.phantom.world import draw_studies
-    from mrrag.pipeline import load_pipeline
     from mrrag.study.evaluation import encode_items
     from mrrag.training.data import read_data_set
     from mrrag.training.samples import choose, write_samples

@@ -26,12 +26,13 @@ from mrrag.data.readers.rows import join_sections
 from mrrag.errors import CorpusError
 from mrrag.files import write_atomic
 from mrrag.learnt import ALIKE, Learnt, write_learnt
+from mrrag.loading import load_pipeline
 from mrrag.model.backbone import load_backbone
 from mrrag.model.prompt import REPORTS_HEADING
 from mrrag.model.world import World, measure_world, save_world
 from mrrag.phantom.report import TOPICS, write_report
 from mrrag.phantom.world import draw_studies
-from mrrag.pipeline import Pipeline, load_pipeline
+from mrrag.pipeline import Pipeline
 from mrrag.retrieval.bi_tower import pixels_of
 from mrrag.retrieval.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.training.data import DataSet, cached_pixels

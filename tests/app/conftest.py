@@ -18,7 +18,8 @@ from app.about import read_about
 from app.backend import Backend
 from app.bench.server import Server
 from mrrag.files import ASSETS
-from mrrag.pipeline import Pipeline, load_pipeline
+from mrrag.loading import load_pipeline
+from mrrag.pipeline import Pipeline
 
 
 @pytest.fixture(scope="session")

@@ -26,11 +26,12 @@ from mrrag.bench.self_test import (
 )
 from mrrag.bench.watched import REFERENCES
 from mrrag.forms import FORMS
+from mrrag.loading import load_pipeline
 from mrrag.model import decoding
 from mrrag.model.attention import attention
 from mrrag.model.backbone import Backbone, load_backbone
 from mrrag.model.decoding import token_step
-from mrrag.pipeline import Pipeline, load_pipeline
+from mrrag.pipeline import Pipeline
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mrrag.bench.self_test import captured_step, self_test
-from mrrag.pipeline import load_pipeline
+from mrrag.loading import load_pipeline
 
 pytestmark = [
     pytest.mark.gpu,

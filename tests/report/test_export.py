@@ -18,7 +18,8 @@ from mrrag.data.images import load_image
 from mrrag.errors import SettingsError
 from mrrag.explain import explain
 from mrrag.files import ASSETS
-from mrrag.pipeline import Pipeline, answer, find_evidence, load_pipeline
+from mrrag.loading import load_pipeline
+from mrrag.pipeline import Pipeline, answer, find_evidence
 from mrrag.report.case_page import case_to_html
 from mrrag.report.export import case_to_json, differences, read_case
 from mrrag.types import Image, Query, Weights

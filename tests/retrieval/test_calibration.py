@@ -14,7 +14,8 @@ from tiny_bitower import make_cases, make_loaded_tower
 from mrrag.data.images import load_image
 from mrrag.files import ASSETS
 from mrrag.learnt import ALIKE, default_weights
-from mrrag.pipeline import Pipeline, load_pipeline
+from mrrag.loading import load_pipeline
+from mrrag.pipeline import Pipeline
 from mrrag.retrieval.build import build_knowledge_base
 from mrrag.retrieval.calibration import (
     AT_CHANCE,
