@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -31,7 +31,7 @@ from mrrag.data.views import view_of
 from mrrag.errors import SettingsError
 from mrrag.forms import FORMS, lambdas
 from mrrag.learnt import Learnt
-from mrrag.model.answering import Step, answer_branches
+from mrrag.model.answering import Asked, Step, answer_questions
 from mrrag.model.backbone import Backbone, encode_images
 from mrrag.model.prefill import Branch, PrefixCache, fits_in_memory
 from mrrag.model.prompt import prompt_text
@@ -218,6 +218,28 @@ def _outside_warning(pipeline: Pipeline, familiarity: Familiarity | None) -> dic
 # Answers
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A case that the model can answer: its picture is encoded, and its prompts are built.
+
+    Attributes
+    ----------
+    branches : dict
+        By method.
+    known : PrefixCache or None
+        What was read of its image before.
+    seconds : float
+        For encoding the picture.
+    """
+
+    query: Query
+    evidence: Evidence
+    settings: Settings
+    branches: dict[str, Branch]
+    known: PrefixCache | None
+    seconds: float
+
+
 def answer(
     pipeline: Pipeline,
     query: Query,
@@ -237,37 +259,82 @@ def answer(
     cancelled
         Asked at every token; once it returns True the generator ends, with no case.
     """
-    check(pipeline, query, settings)
-    notes = (*(query.image.notes if query.image else ()), *evidence.notes)
-    if pipeline.scope is not None and not pipeline.scope.admits(query.question):
-        yield declined(pipeline, query, evidence, settings, notes)
+    ready = get_ready(pipeline, query, evidence, settings, cache=cache)
+    if isinstance(ready, Case):
+        yield ready
         return
+    for (step,) in answer_together(pipeline, [ready]):
+        if cancelled():
+            return
+        yield step
+
+
+def get_ready(
+    pipeline: Pipeline,
+    query: Query,
+    evidence: Evidence,
+    settings: Settings,
+    *,
+    cache: CaseCache | None = None,
+) -> Ready | Case:
+    """Return a case ready to be answered, or the case itself where it is :func:`declined`.
+
+    ``cache`` is as of :func:`answer`.
+    """
+    check(pipeline, query, settings)
+    if pipeline.scope is not None and not pipeline.scope.admits(query.question):
+        return declined(pipeline, query, evidence, settings)
     start = time.perf_counter()
     known = known_prefix(query, cache)
     features = known.features if known else image_features(pipeline, query)
-    encoded = time.perf_counter()
+    seconds = time.perf_counter() - start
     steering = steering_of(pipeline, settings)
     branches = branches_of(pipeline, query, evidence, steering, features)
-    step: Step | None = None
-    for step in answer_branches(
-        pipeline.backbone,
-        tuple(branches.values()),
-        steering,
-        max_new_tokens=settings.max_new_tokens,
-        known=known,
+    return Ready(query, evidence, settings, branches, known, seconds)
+
+
+def kind_of(pipeline: Pipeline, settings: Settings) -> tuple[Steering, int]:
+    """Return what cases that are answered together must have in common.
+
+    That is the steering but for its strength, and the most tokens of an answer.
+    """
+    return replace(steering_of(pipeline, settings), strength=1.0), settings.max_new_tokens
+
+
+def answer_together(
+    pipeline: Pipeline, cases: Sequence[Ready]
+) -> Iterator[tuple[Progress | Case, ...]]:
+    """Answer several cases as one batch, each as :func:`answer` does; they share nothing.
+
+    Every element has an item for each case. A case comes as soon as its answers are complete,
+    and is repeated until those of the others are.
+
+    Raises
+    ------
+    ValueError
+        If they are of more than one :func:`kind_of`.
+    """
+    kinds = {kind_of(pipeline, case.settings) for case in cases}
+    if len(kinds) != 1:
+        raise ValueError("Cases of other form, layers or length cannot be answered together.")
+    ((steering, max_new_tokens),) = kinds
+    strengths = [steering_of(pipeline, case.settings).strength for case in cases]
+    asked = [
+        Asked(tuple(case.branches.values()), strength, case.known)
+        for case, strength in zip(cases, strengths, strict=True)
+    ]
+    start = time.perf_counter()
+    items: list[Progress | Case] = []
+    for steps in answer_questions(
+        pipeline.backbone, asked, steering, max_new_tokens=max_new_tokens
     ):
-        if cancelled():
-            return
-        yield Progress(dict(zip(branches, step.texts, strict=True)))
-    if step is None:  # for the type checker: there is always a first step
-        return
-    notes = (*notes, *notes_on(pipeline, branches["mr_rag"], steering))
-    seconds = {
-        "evidence": evidence.seconds,
-        "image": encoded - start,
-        "answers": time.perf_counter() - encoded,
-    }
-    yield _case_of(pipeline, query, evidence, settings, branches, step, notes, seconds)
+        items = items or [Progress({})] * len(cases)
+        for n, step in enumerate(steps):
+            if step.done and not isinstance(items[n], Case):
+                items[n] = _case_of(pipeline, cases[n], step, time.perf_counter() - start)
+            elif not step.done:
+                items[n] = Progress(dict(zip(cases[n].branches, step.texts, strict=True)))
+        yield tuple(items)
 
 
 def known_prefix(query: Query, cache: CaseCache | None) -> PrefixCache | None:
@@ -334,17 +401,9 @@ def notes_on(pipeline: Pipeline, branch: Branch, steering: Steering) -> tuple[st
     return tuple(notes)
 
 
-def _case_of(
-    pipeline: Pipeline,
-    query: Query,
-    evidence: Evidence,
-    settings: Settings,
-    branches: dict[str, Branch],
-    step: Step,
-    notes: tuple[str, ...],
-    seconds: dict[str, float],
-) -> Case:
-    backbone = pipeline.backbone
+def _case_of(pipeline: Pipeline, ready: Ready, step: Step, seconds: float) -> Case:
+    """Return the case of a last step, which came after so many seconds."""
+    backbone, evidence = pipeline.backbone, ready.evidence
     answers = {
         method: Answer(
             method=method,
@@ -353,20 +412,24 @@ def _case_of(
             p_no=step.p_no[i],
             prompt=prompt_text(backbone.tokenizer.decode, branch.prompt),
             tokens=step.tokens[i],
-            seconds=seconds["image"] + step.seconds[i],
+            seconds=ready.seconds + step.seconds[i],
         )
-        for i, (method, branch) in enumerate(branches.items())
+        for i, (method, branch) in enumerate(ready.branches.items())
     }
-    kept = CaseCache(_image_sha256(query), step.prefix)
+    steering = steering_of(pipeline, ready.settings)
+    kept = CaseCache(_image_sha256(ready.query), step.prefix)
     return Case(
-        question=query.question,
+        question=ready.query.question,
         retrieved=evidence.retrieved,
         answers=answers,
         before=step.traces[1],
         after=step.traces[2],
-        settings=resolved(pipeline, settings),
-        notes=notes,
-        seconds=seconds,
+        settings=resolved(pipeline, ready.settings),
+        notes=(
+            *_known_notes(ready.query, evidence),
+            *notes_on(pipeline, ready.branches["mr_rag"], steering),
+        ),
+        seconds={"evidence": evidence.seconds, "image": ready.seconds, "answers": seconds},
         versions=versions(pipeline),
         percentiles=evidence.percentiles,
         warnings=evidence.warnings,
@@ -375,12 +438,15 @@ def _case_of(
     )
 
 
+def _known_notes(query: Query, evidence: Evidence) -> tuple[str, ...]:
+    return (*(query.image.notes if query.image else ()), *evidence.notes)
+
+
 def declined(
     pipeline: Pipeline,
     query: Query,
     evidence: Evidence,
     settings: Settings,
-    notes: tuple[str, ...] = (),
 ) -> Case:
     """Return the case of a question outside the checkpoint's scope, which was not asked."""
     message = pipeline.scope.message if pipeline.scope else ""
@@ -392,7 +458,10 @@ def declined(
         before=None,
         after=None,
         settings=resolved(pipeline, settings),
-        notes=(*notes, "The question is outside what this model knows, so it was not asked."),
+        notes=(
+            *_known_notes(query, evidence),
+            "The question is outside what this model knows, so it was not asked.",
+        ),
         seconds={"evidence": evidence.seconds, "image": 0.0, "answers": 0.0},
         versions=versions(pipeline),
         percentiles=evidence.percentiles,

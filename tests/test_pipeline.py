@@ -19,7 +19,7 @@ from mrrag.files import ASSETS
 from mrrag.learnt import load_learnt
 from mrrag.loading import load_pipeline
 from mrrag.model.backbone import encode_images
-from mrrag.pipeline import Pipeline, answer, find_evidence
+from mrrag.pipeline import Pipeline, Ready, answer, answer_together, find_evidence, get_ready
 from mrrag.report.export import case_to_json
 from mrrag.retrieval.doubts import warnings_of
 from mrrag.types import METHODS, Document, Image, Query, Retrieved, Weights
@@ -184,6 +184,51 @@ def test_two_cases_at_once_share_nothing(pipeline: Pipeline, query: Query) -> No
         assert isinstance(mixed, Case)
         assert mixed.answers["mr_rag"].text == single.answers["mr_rag"].text
         assert mixed.answers["mr_rag"].p_yes == single.answers["mr_rag"].p_yes
+
+
+def ready_of(
+    pipeline: Pipeline, query: Query, settings: Settings, cache: CaseCache | None = None
+) -> Ready:
+    evidence = find_evidence(pipeline, query, settings)
+    ready = get_ready(pipeline, query, evidence, settings, cache=cache)
+    assert isinstance(ready, Ready)
+    return ready
+
+
+def test_cases_together_are_cases_apart(pipeline: Pipeline, query: Query) -> None:
+    """In float32 the words are the same, and the numbers to float noise."""
+    first = case_of(pipeline, query, Settings(k=3))
+    other = Query(load_image(SAMPLES / "case-2.dcm"), "Is there a pacemaker?")
+    again = replace(query, question="Is the heart enlarged?")
+    ready = [
+        ready_of(pipeline, query, Settings(k=3)),
+        ready_of(pipeline, other, Settings(k=2, strength=4.0)),
+        ready_of(pipeline, again, Settings(k=3, strength=0.0), first.cache),
+    ]
+    assert ready[2].known is not None
+    together = zip(*answer_together(pipeline, ready), strict=True)
+    for one, items in zip(ready, together, strict=True):
+        apart, case = case_of(pipeline, one.query, one.settings), items[-1]
+        assert isinstance(items[0], Progress)
+        assert isinstance(case, Case)
+        nothing = {"answers": {}, "before": None, "after": None, "seconds": {}, "cache": None}
+        assert replace(case, **nothing) == replace(apart, **nothing)
+        assert case.seconds.keys() == apart.seconds.keys()
+        for ours, theirs in zip(case.answers.values(), apart.answers.values(), strict=True):
+            numbers = {"p_yes": 0.0, "p_no": 0.0, "seconds": 0.0}
+            assert replace(ours, **numbers) == replace(theirs, **numbers)
+            assert (ours.p_yes, ours.p_no) == pytest.approx((theirs.p_yes, theirs.p_no), abs=1e-5)
+        for mine, its in ((case.before, apart.before), (case.after, apart.after)):
+            assert mine is not None
+            assert its is not None
+            assert (mine.spans, mine.layers) == (its.spans, its.layers)
+            assert np.abs(mine.mass_LHS - its.mass_LHS).max() < 1e-4
+
+
+def test_cases_of_other_layers_are_not_answered_together(pipeline: Pipeline, query: Query) -> None:
+    ready = [ready_of(pipeline, query, Settings(k=1, layers=layers)) for layers in (None, (0,))]
+    with pytest.raises(ValueError, match="cannot be answered together"):
+        next(answer_together(pipeline, ready))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Answering: one question in several branches at once, or many questions as one batch.
+"""Answering: one question in several branches, several such questions, or a batch of prompts.
 
-Both read prefixes once, run the suffixes as one batch, each row with its own λ, and decode
+All read prefixes once, run the suffixes as one batch, each row with its own λ, and decode
 with stock attention.
 
 It does not know where reports come from, what they are worth, or who asks.
@@ -9,9 +9,10 @@ Shape suffixes: B batch row, X key column, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +91,25 @@ class AnswerBatch:
     texts: tuple[str, ...]
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Asked:
+    """One question's branches, to be answered beside other questions.
+
+    Attributes
+    ----------
+    branches : sequence of Branch
+        About one image.
+    strength : float
+        Multiplies this question's λ.
+    known : PrefixCache or None
+        The prefix of an earlier call about the same image; it stays as it is.
+    """
+
+    branches: Sequence[Branch]
+    strength: float = 0.0
+    known: PrefixCache | None = field(default=None, repr=False)
+
+
 def answer_branches(
     backbone: Backbone,
     branches: Sequence[Branch],
@@ -117,40 +136,99 @@ def answer_branches(
     SettingsError
         At the first step, where a setting is outside what is allowed.
     """
+    asked = Asked(branches, steering.strength, known)
+    for (step,) in answer_questions(
+        backbone, [asked], steering, max_new_tokens=max_new_tokens, trace=trace
+    ):
+        yield step
+
+
+@torch.inference_mode()
+def answer_questions(
+    backbone: Backbone,
+    asked: Sequence[Asked],
+    steering: Steering,
+    *,
+    max_new_tokens: int,
+    trace: bool = True,
+) -> Iterator[tuple[Step, ...]]:
+    """Answer several questions at once, each as :func:`answer_branches` does, as one batch.
+
+    Every element has a step for each question. A question's step is ``done`` as soon as its
+    own answers are complete, and is repeated until those of the others are. The questions share
+    nothing but the weights: to read these once for all rows is what is saved.
+
+    Parameters
+    ----------
+    steering
+        Acts in all branches that have relevance, with each question's own strength.
+
+    Raises
+    ------
+    SettingsError
+        At the first step, where a setting is outside what is allowed.
+    """
     started = time.perf_counter()
     check_layers(backbone, steering)
+    branches = [branch for one in asked for branch in one.branches]
     prompts = [branch.prompt for branch in branches]
-    embeds = [embed(backbone, branch.prompt, branch.features) for branch in branches]
-    prefixes = read_prefixes(backbone, branches, embeds, known)
-    cache = stack([prefix.cache for prefix in prefixes])
-    longest = max(prefixes, key=lambda prefix: len(prefix.ids))
+    suffixes: list[Tensor] = []
+    caches: list[DynamicCache] = []
+    longest: list[PrefixCache] = []
+    for one in asked:
+        embeds = [embed(backbone, branch.prompt, branch.features) for branch in one.branches]
+        prefixes = read_prefixes(backbone, one.branches, embeds, one.known)
+        longest.append(max(prefixes, key=lambda prefix: len(prefix.ids)))
+        caches += [prefix.cache for prefix in prefixes]
+        suffixes += [b.suffix(rows).clone() for b, rows in zip(one.branches, embeds, strict=True)]
+    cache = stack(caches)
+    del caches, embeds, prefixes  # which would take memory for as long as this decodes
 
     mask_BX = layout(prompts)
-    relevance = [branch.relevance for branch in branches]
-    steered = plan_pass(prompts, relevance, mask_BX, steering, trace=trace, device=backbone.device)
-    suffixes = [branch.suffix(rows) for branch, rows in zip(branches, embeds, strict=True)]
+    steered = plan_pass(
+        prompts,
+        [branch.relevance for branch in branches],
+        mask_BX,
+        steering,
+        strengths=[one.strength for one in asked for _ in one.branches],
+        trace=trace,
+        device=backbone.device,
+    )
     logits_BV = run_batch(backbone, suffixes, cache, mask_BX, steered)
-    p_yes, p_no = (tuple(p_B.tolist()) for p_B in yes_no(backbone, logits_BV))
+    p_yes, p_no = (p_B.tolist() for p_B in yes_no(backbone, logits_BV))
     padded = backbone.family.padded
     seen = traces(steered, prompts, mask_BX, padded=padded) if trace and steered else ()
-
     ids: list[list[int]] = [[] for _ in branches]
     seconds = [time.perf_counter() - started] * len(branches)
+    ends = list(itertools.accumulate(len(one.branches) for one in asked))
+    rows_of = [slice(stop - len(one.branches), stop) for one, stop in zip(asked, ends, strict=True)]
 
-    def step(done: bool) -> Step:
-        texts = tuple(text_of(backbone, row, done) for row in ids)
-        tokens = tuple(map(len, ids))
-        return Step(p_yes, p_no, seen, texts, tokens, tuple(seconds), done, longest)
+    def step(n: int, done: bool) -> Step:
+        own = rows_of[n]
+        return Step(
+            tuple(p_yes[own]),
+            tuple(p_no[own]),
+            seen[own],
+            tuple(text_of(backbone, row, done) for row in ids[own]),
+            tuple(map(len, ids[own])),
+            tuple(seconds[own]),
+            done,
+            longest[n],
+        )
 
-    yield step(done=False)
+    steps = [step(n, done=False) for n in range(len(asked))]
+    yield tuple(steps)
     for tokens in decode(backbone, cache, mask_BX, logits_BV, max_new_tokens=max_new_tokens):
         elapsed = time.perf_counter() - started
         for b, token in enumerate(tokens):
             if token is not None:
                 ids[b].append(token)
                 seconds[b] = elapsed
-        yield step(done=False)
-    yield step(done=True)
+        for n, own in enumerate(rows_of):
+            if not steps[n].done:
+                steps[n] = step(n, done=all(token is None for token in tokens[own]))
+        yield tuple(steps)
+    yield tuple(last if last.done else step(n, done=True) for n, last in enumerate(steps))
 
 
 @torch.inference_mode()

@@ -214,6 +214,7 @@ def plan_pass(
     mask_BX: Tensor,
     steering: Steering,
     *,
+    strengths: Sequence[float] = (),
     blocked: Block | None = None,
     trace: bool = False,
     acts: bool = True,
@@ -227,6 +228,8 @@ def plan_pass(
         For each prompt, λ of each of its reports before the strength; empty for plain.
     mask_BX
         True where a key column of the batch holds a token. Every row ends at the last column.
+    strengths
+        Each prompt's own, in place of the steering's.
     blocked
         Reports whose flow to the question is cut, beside what ``steering`` hides.
     trace
@@ -256,7 +259,10 @@ def plan_pass(
         return align([question_rows(p, name) for p in prompts], mask_BX)[:, -Q:]
 
     question_BQ = rows_BQ(rows)
-    amounts = [[steering.strength * lam for lam in row] for row in relevance]
+    strengths = strengths or [steering.strength] * len(prompts)
+    amounts = [
+        [strength * lam for lam in row] for strength, row in zip(strengths, relevance, strict=True)
+    ]
     edits = [
         make_edit(
             TRANSFORMS[steering.form], prompts, amounts, question_BQ, mask_BX, steering.layers

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from mrrag.errors import SettingsError
-from mrrag.model.answering import answer_batch, answer_branches
+from mrrag.model.answering import Asked, Step, answer_batch, answer_branches, answer_questions
 from mrrag.model.backbone import (
     Backbone,
     embed,
@@ -222,6 +222,67 @@ def test_two_interleaved_answers_share_nothing(tiny_llava: Backbone, features: T
             assert one.p_yes == other_step.p_yes
             for a, b in zip(one.traces, other_step.traces, strict=True):
                 assert np.array_equal(a.mass_LHS, b.mass_LHS)
+
+
+def visitors(backbone: Backbone) -> list[Asked]:
+    """Three questions of other lengths, pictures, reports, λ and strengths; one has no picture."""
+    first, second = (encode_images(backbone, [picture(seed)]) for seed in (0, 7))
+    short = make(backbone, REPORTS[:2], "Is it?")
+    blind = backbone.prompt("Is there really no pneumothorax at all?", REPORTS, image=False)
+    return [
+        Asked(three(backbone, first), 1.0),
+        Asked([Branch(short, second), Branch(short, second, (0.0, 1.0))], 3.0),
+        Asked([Branch(blind, None, LAMBDAS)], 0.5),
+    ]
+
+
+def alone(backbone: Backbone, one: Asked, **options: Any) -> list[Step]:
+    steering = replace(STEERED, strength=one.strength)
+    return list(answer_branches(backbone, one.branches, steering, known=one.known, **options))
+
+
+def assert_equal(ours: Step, theirs: Step) -> None:
+    """All but seconds; numbers to float noise, for other padding sums in another order."""
+    assert (ours.texts, ours.tokens, ours.done) == (theirs.texts, theirs.tokens, theirs.done)
+    assert ours.p_yes == pytest.approx(theirs.p_yes, abs=1e-6)
+    assert ours.p_no == pytest.approx(theirs.p_no, abs=1e-6)
+    assert ours.prefix.ids == theirs.prefix.ids
+    for a, b in zip(ours.traces, theirs.traces, strict=True):
+        assert (a.names, a.spans, a.layers) == (b.names, b.spans, b.layers)
+        assert np.abs(a.mass_LHS - b.mass_LHS).max() < 1e-5
+        assert np.abs(a.keys_LX - b.keys_LX).max() < 1e-5
+
+
+def test_questions_together_are_questions_apart_step_by_step(tiny_llava: Backbone) -> None:
+    asked = visitors(tiny_llava)
+    known = alone(tiny_llava, asked[1], max_new_tokens=1)[-1].prefix
+    asked[1] = replace(asked[1], known=known)
+    together = list(answer_questions(tiny_llava, asked, STEERED, max_new_tokens=5))
+    for n, one in enumerate(asked):
+        apart = alone(tiny_llava, one, max_new_tokens=5)
+        assert len(together) == len(apart)
+        for steps, step in zip(together, apart, strict=True):
+            assert_equal(steps[n], step)
+    texts = [step.texts for step in together[-1]]
+    assert len(set(texts)) == 3
+    assert together[-1][1].prefix.features is known.features
+
+
+def test_a_question_is_done_when_its_own_rows_are(tiny_llava: Backbone) -> None:
+    asked = visitors(tiny_llava)[1:]
+    apart = [alone(tiny_llava, one, max_new_tokens=6)[-1] for one in asked]
+    # The first token of the second question ends its answer, and not the first's.
+    steering = replace(STEERED, strength=asked[1].strength)
+    (end,) = answer_batch(tiny_llava, asked[1].branches, steering).next_id
+    ending = replace(tiny_llava, eos_ids=(*tiny_llava.eos_ids, int(end)))
+    together = list(answer_questions(ending, asked, STEERED, max_new_tokens=6))
+    done = [[step.done for step in steps] for steps in together]
+    assert done[0] == [False, False]
+    assert done[1] == [False, True]
+    assert done[-1] == [True, True]
+    assert all(steps[1] is together[1][1] for steps in together[1:])
+    assert together[-1][0].texts == apart[0].texts
+    assert together[-1][1].tokens == (0,)
 
 
 def test_a_generator_leaves_inference_mode_to_itself(
