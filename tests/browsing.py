@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -59,12 +60,41 @@ def serve(folders: pytest.TempPathFactory, *options: str) -> Iterator[Server]:
     assert list(folder.iterdir()) == []
 
 
+def visit(profile: Any, address: str) -> Iterator[Any]:
+    """Open the page, which must make no request elsewhere and raise no script error."""
+    page = profile.new_page()
+    page.set_default_timeout(1000 * SECONDS)
+    requests: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("websocket", lambda sockets: requests.append(sockets.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: errors.append(dialog.message))
+    page.goto(address)
+    page.wait_for_selector(OPENED)
+    yield page
+    page.evaluate("localStorage.clear(); sessionStorage.clear()")
+    page.close()
+    profile.clear_cookies()
+    hosts = {urlsplit(url).hostname for url in requests if not url.startswith(("data:", "blob:"))}
+    assert hosts == {"127.0.0.1"}
+    assert errors == []
+
+
 def ask(page: Any, question: str | None = None) -> None:
     """Ask, and wait until all answers and maps are there."""
     if question is not None:
         page.fill("#question textarea", question)
     page.click("#ask")
     page.wait_for_selector("#status .done")
+
+
+def have_answers(page: Any) -> None:
+    """Have a case whose answers, maps and influences are there, whichever it is."""
+    if page.locator(".answer[data-done=true]").count() < 3:
+        pick(page)
+        ask(page)
+    page.wait_for_selector(".influence")
 
 
 def upload(page: Any, folder: Path, data: bytes) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from browsing import ARGUMENTS, OPENED, SECONDS, chromium_or_skip, serve
+from browsing import ARGUMENTS, chromium_or_skip, serve, visit
 
 from app.about import read_about
 from app.backend import Backend
@@ -61,23 +60,13 @@ def profile(browser: Any) -> Any:
     return browser.new_context(viewport={"width": 1440, "height": 900})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(profile: Any, server: Server) -> Iterator[Any]:
-    """A fresh visit, which must make no request elsewhere and raise no script error."""
-    page = profile.new_page()
-    page.set_default_timeout(1000 * SECONDS)
-    requests: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("websocket", lambda sockets: requests.append(sockets.url))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("dialog", lambda dialog: errors.append(dialog.message))
-    page.goto(server.address)
-    page.wait_for_selector(OPENED)
-    yield page
-    page.evaluate("localStorage.clear(); sessionStorage.clear()")
-    page.close()
-    profile.clear_cookies()
-    hosts = {urlsplit(url).hostname for url in requests if not url.startswith(("data:", "blob:"))}
-    assert hosts == {"127.0.0.1"}
-    assert errors == []
+    """The module's visit: each test begins with a picture of its own, and leaves no setting."""
+    yield from visit(profile, server.address)
+
+
+@pytest.fixture
+def fresh(profile: Any, server: Server) -> Iterator[Any]:
+    """A visit of the test's own, for what is left of the test before it would matter."""
+    yield from visit(profile, server.address)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
+from browsing import ask, have_answers, pick
 
 from app.bench.page import MOUNTED_MS
 from app.bench.server import Server
@@ -17,14 +17,6 @@ IDS = "[...document.querySelectorAll('.evidence-card')].map(c => c.dataset.id)"
 def ready(page: Any, sample: int = 0) -> None:
     page.click(f"button.sample >> nth={sample}")
     page.wait_for_function("/Ready/.test(document.querySelector('#status').innerText)")
-
-
-def ask(page: Any, question: str | None = None, done: str = "#status .done") -> None:
-    """Ask, and wait until the cards have what each report does to the answer."""
-    if question is not None:
-        page.fill("#question textarea", question)
-    page.click("#ask")
-    page.wait_for_selector(done)
 
 
 def settings(page: Any) -> None:
@@ -53,12 +45,13 @@ def changed(page: Any, before: list[str]) -> list[str]:
     return list(page.evaluate(IDS))
 
 
-def test_sliders_rank_again_in_place_and_the_answers_turn_stale(page: Any) -> None:
-    ready(page)
-    ask(page)
-    page.wait_for_selector(".influence")
+def test_settings_rank_again_in_place_and_turn_the_answers_stale(fresh: Any) -> None:
+    page = fresh
+    have_answers(page)
     learnt = page.evaluate(IDS)
     said = page.inner_text(".answer.rag .says")
+    answers = page.locator("#answers-panel")
+    assert "IFA (balanced) strength" in answers.inner_text()
     settings(page)
     slide(page, "Reports to", 3)
     few = changed(page, learnt)
@@ -74,14 +67,7 @@ def test_sliders_rank_again_in_place_and_the_answers_turn_stale(page: Any) -> No
     page.wait_for_function("document.querySelectorAll('.moved').length === 0")
     slide(page, "Reports to", 8)
     page.wait_for_function("document.querySelector('#stale .stale') === null")
-
-
-def test_the_form_of_ifa_is_chosen_and_said(page: Any) -> None:
-    ready(page)
-    ask(page)
-    answers = page.locator("#answers-panel")
-    assert "IFA (balanced) strength" in answers.inner_text()
-    settings(page)
+    # The form of IFA is chosen and said.
     page.get_by_label("As in the paper").check()
     page.wait_for_selector("#stale .stale")
     page.click("#ask")
@@ -93,10 +79,9 @@ def test_the_form_of_ifa_is_chosen_and_said(page: Any) -> None:
     assert page.get_by_label("Balanced").is_checked()
 
 
-def test_a_report_is_excluded_and_restored_by_keyboard(page: Any) -> None:
-    ready(page)
-    ask(page)
-    page.wait_for_selector(".influence")
+def test_a_report_is_excluded_and_restored_by_keyboard_and_a_pinned_one_stays(fresh: Any) -> None:
+    page = fresh
+    have_answers(page)
     before = page.evaluate(IDS)
     button = page.locator(".evidence-card button[data-do=exclude]").first
     button.focus()
@@ -107,11 +92,7 @@ def test_a_report_is_excluded_and_restored_by_keyboard(page: Any) -> None:
     page.locator("button[data-do=restore]").focus()
     page.keyboard.press("Enter")
     assert changed(page, after) == before
-
-
-def test_a_pinned_report_stays(page: Any) -> None:
-    ready(page)
-    ask(page)
+    page.wait_for_function("document.querySelector('#stale .stale') === null")
     page.locator("details.more summary").click()
     last = page.evaluate(IDS)[-1]
     page.locator(".evidence-card button[data-do=pin]").last.click()
@@ -123,9 +104,7 @@ def test_a_pinned_report_stays(page: Any) -> None:
 
 
 def test_what_was_open_stays_open_when_the_cards_are_drawn_again(page: Any) -> None:
-    ready(page)
-    ask(page)
-    page.wait_for_selector(".influence")
+    have_answers(page)
     page.locator("details.more summary").click()
     page.get_by_label("MR-RAG", exact=True).click()
     page.wait_for_selector(".tok")
@@ -134,8 +113,7 @@ def test_what_was_open_stays_open_when_the_cards_are_drawn_again(page: Any) -> N
 
 
 def test_a_thumbnail_opens_beside_the_picture_and_closes_by_escape(page: Any) -> None:
-    ready(page)
-    ask(page)
+    have_answers(page)
     page.locator(".enlarge").first.click()
     dialog = page.locator("dialog.compare[open]")
     dialog.wait_for()
@@ -148,10 +126,8 @@ def test_a_thumbnail_opens_beside_the_picture_and_closes_by_escape(page: Any) ->
 
 
 def test_a_click_on_a_map_chooses_the_layer(page: Any) -> None:
-    ready(page)
-    ask(page)
+    have_answers(page)
     page.wait_for_selector("#map-before .heatmaplayer image", state="attached")
-    page.wait_for_selector(".influence")  # the last that is drawn, and may move the map
     page.locator("#map-before").scroll_into_view_if_needed()
     last = page.locator("#layer input[type=range]").get_attribute("max")
     for share, wanted in ((0.05, "0"), (0.95, last)):  # the first and the last row
@@ -177,8 +153,7 @@ def test_a_click_on_a_map_chooses_the_layer(page: Any) -> None:
 
 
 def test_one_head_can_be_shown(page: Any) -> None:
-    ready(page)
-    ask(page)
+    have_answers(page)
     page.wait_for_selector("#map-before .heatmaplayer image", state="attached")
     text = "document.querySelector('#map-before').textContent"
     before = page.evaluate(text)
@@ -187,31 +162,24 @@ def test_one_head_can_be_shown(page: Any) -> None:
     page.wait_for_function(f"before => {text} !== before", arg=before)
 
 
-@pytest.mark.parametrize("kind", ["HTML", "JSON"])
 def test_a_case_is_saved_by_the_browser(
-    page: Any,
-    browser: Any,
-    server: Server,
-    tmp_path: Path,
-    kind: str,
+    page: Any, browser: Any, server: Server, tmp_path: Path
 ) -> None:
-    ready(page)
-    ask(page)
-    with page.expect_download() as waiting:
-        page.get_by_role("button", name=f"Save as {kind}").click()
-    file = tmp_path / waiting.value.suggested_filename
-    waiting.value.save_as(file)
+    have_answers(page)
+    for kind in ("HTML", "JSON"):
+        with page.expect_download() as waiting:
+            page.get_by_role("button", name=f"Save as {kind}").click()
+        waiting.value.save_as(tmp_path / kind)
     assert server.uploads() == []
-    if kind == "JSON":
-        exported = json.loads(file.read_text(encoding="utf-8"))
-        assert exported["question"] == page.input_value("#question textarea")
-        assert "pixels" not in file.read_text(encoding="utf-8")
-        return
+    exported = json.loads((tmp_path / "JSON").read_text(encoding="utf-8"))
+    assert exported["question"] == page.input_value("#question textarea")
+    assert "pixels" not in (tmp_path / "JSON").read_text(encoding="utf-8")
+    (tmp_path / "HTML").rename(tmp_path / "case.html")
     alone = browser.new_context(offline=True)
     reader = alone.new_page()
     broken: list[str] = []
     reader.on("pageerror", lambda error: broken.append(str(error)))
-    reader.goto(file.as_uri())
+    reader.goto((tmp_path / "case.html").as_uri())
     assert reader.locator(".answer").count() == 3
     assert reader.locator("img:visible").count() == 0
     reader.wait_for_selector(".map .heatmaplayer image", state="attached")
@@ -219,7 +187,8 @@ def test_a_case_is_saved_by_the_browser(
     alone.close()
 
 
-def test_answers_wait_for_the_readers_impression(page: Any) -> None:
+def test_answers_wait_for_the_readers_impression(fresh: Any) -> None:
+    page = fresh
     ready(page)
     settings(page)
     page.get_by_label("Reader first").check()
@@ -236,7 +205,8 @@ def test_answers_wait_for_the_readers_impression(page: Any) -> None:
     assert "No effusion." in page.inner_text(".visit")
 
 
-def test_blind_answers_are_unlabelled_until_the_vote(page: Any) -> None:
+def test_blind_answers_are_unlabelled_until_the_vote(fresh: Any) -> None:
+    page = fresh
     ready(page)
     settings(page)
     page.get_by_label("Blind").check()
@@ -273,11 +243,14 @@ def test_a_picture_from_elsewhere_is_warned_about_at_the_answers(
     assert "mean nothing" in page.inner_text("#answers .warning.unlike")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_wider_than_a_phone(page: Any, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme)
+def test_nothing_is_wider_than_a_phone(fresh: Any) -> None:
+    page = fresh
     page.set_viewport_size({"width": 390, "height": 844})
-    ready(page, 1)
+    pick(page, 1)
     ask(page)
     page.wait_for_selector(".influence")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    tops = page.evaluate("[...document.querySelectorAll('.answer')].map(a => a.offsetTop)")
+    assert tops == sorted(set(tops))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,27 +13,28 @@ from pydicom.config import disable_value_validation
 from tiny_dicom import make_dicom
 
 from app.bench.server import Server
+from mrrag.cli.main import parser
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS = 8
-LONG = 2**17  # characters, and eight of them on the page
+LONG = 2**20  # characters, of one of them
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A page over a knowledge base of hostile reports, a megabyte together."""
+    """A page over a knowledge base of hostile reports, one of them a megabyte."""
     chromium_or_skip()
     folder = tmp_path_factory.mktemp("hostile")
     picture = (ROOT / "sample_cases" / "case-4.png").read_bytes()
     rows = []
     for n in range(REPORTS):
         (folder / f"{n}.png").write_bytes(picture + bytes(n))
-        report = f"No pleural effusion. {HOSTILE} " + "opacity " * (LONG // 8)
+        report = f"No pleural effusion. {HOSTILE} " + "opacity " * (LONG // 8 * (n == 3))
         rows.append({"image": f"{n}.png", "report": report, "id": f"{n}{HOSTILE}", "patient": n})
     (folder / "cases.jsonl").write_text("\n".join(map(json.dumps, rows)))
     built = folder / "kb"
-    command = ["-m", "mrrag", "index", "--data", str(folder), "--kb", str(built)]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    arguments = parser().parse_args(["index", "--data", str(folder), "--kb", str(built)])
+    arguments.run(arguments)
     yield from serve(tmp_path_factory, "--kb", str(built))
 
 

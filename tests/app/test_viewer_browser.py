@@ -375,7 +375,8 @@ def model_picture(page: Any) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
-def test_the_model_reads_my_window_only_if_i_say_so(page: Any) -> None:
+def test_the_model_reads_my_window_only_if_i_say_so(fresh: Any) -> None:
+    page = fresh
     pick(page)
     page.wait_for_selector(".model-view img")
     assert not page.is_checked(".use input")
@@ -409,7 +410,8 @@ def test_the_model_reads_my_window_only_if_i_say_so(page: Any) -> None:
     assert not page.is_checked(".use input")
 
 
-def test_a_wide_picture_is_padded_for_the_model(page: Any, tmp_path: Path) -> None:
+def test_a_wide_picture_is_padded_for_the_model(fresh: Any, tmp_path: Path) -> None:
+    page = fresh
     upload(page, tmp_path, make_dicom(np.zeros((50, 100), np.uint8), BurnedInAnnotation="NO"))
     page.wait_for_selector(".model-view img")
     seen = model_picture(page).astype(int)
@@ -430,7 +432,7 @@ def test_the_patch_under_the_pointer_reads_out_its_value(
     pixels = (np.add.outer(np.arange(rows), np.arange(columns)) % 256).astype(np.uint8)
     upload(page, tmp_path, make_dicom(pixels))
     page.evaluate(
-        "document.querySelector('.viewer')"
+        "window.heat = null; document.querySelector('.viewer')"
         ".addEventListener('heat', (e) => { if (e.detail) window.heat = JSON.parse(e.detail); })"
     )
     plain = screen(page)
