@@ -28,6 +28,8 @@ from mrrag.study.plan import ABLATIONS, ALL_METHODS, ANSWER_TOKENS, NOISE_KINDS,
 from mrrag.types import METHODS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mrrag.data.records import Corpus
     from mrrag.pipeline import Pipeline
     from mrrag.study.experiment import Experiment
@@ -118,6 +120,13 @@ def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
         f"({', '.join(n for n in ARENA if ARENA[n].heads)}); without it {EVERY} leaves them out",
     )
     evaluate.add_argument(
+        "--settings",
+        type=Path,
+        metavar="FILE",
+        help="what `mrrag find-settings` wrote: the arena's methods get the settings that were "
+        "chosen on validation questions (default: the published ones)",
+    )
+    evaluate.add_argument(
         "--ablations",
         nargs="*",
         choices=ABLATIONS,
@@ -152,6 +161,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from mrrag.study.experiment import Experiment, answer_all, choose_questions
     from mrrag.study.heads import read_heads
     from mrrag.study.plan import cells_of
+    from mrrag.study.trials import read_settings, with_settings
 
     plan = plan_of(args)
     process = this_process()
@@ -167,7 +177,15 @@ def run_evaluate(args: argparse.Namespace) -> None:
     )
     pipeline = load_chosen(args, process.device)
     heads = read_heads(args.heads, pipeline.backbone.fingerprint) if args.heads else None
-    cells = cells_of(plan, pipeline.learnt, pipeline.backbone.layers, heads)
+    chosen: dict[str, str] = {}
+    if args.settings:
+        chosen = read_settings(
+            args.settings,
+            model=pipeline.backbone.fingerprint,
+            knowledge_base=pipeline.knowledge_base.fingerprint,
+            pictures={item.image for item in questions.items},
+        )
+    cells = cells_of(plan, pipeline.learnt, pipeline.backbone.layers, heads, with_settings(chosen))
     experiment = Experiment(questions, plan, tuple(cells), made_of(args, pipeline))
     answer_all(
         pipeline,
@@ -179,7 +197,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     )
     process.wait()
     if not process.index:
-        write_results(args, pipeline, experiment)
+        write_results(args, pipeline, experiment, chosen)
 
 
 def in_neutral_words(read: Corpus) -> Corpus:
@@ -241,7 +259,12 @@ def experiment_data(args: argparse.Namespace) -> Corpus:
     return read_corpus(bundled_world(args.assets, args.split or "test"))
 
 
-def write_results(args: argparse.Namespace, pipeline: Pipeline, experiment: Experiment) -> None:
+def write_results(
+    args: argparse.Namespace,
+    pipeline: Pipeline,
+    experiment: Experiment,
+    chosen: Mapping[str, str],
+) -> None:
     """Write tables and report into the run directory, and print the tables."""
     from mrrag.pipeline import versions
     from mrrag.report.experiment_page import experiment_to_html
@@ -250,6 +273,7 @@ def write_results(args: argparse.Namespace, pipeline: Pipeline, experiment: Expe
     from mrrag.study.evaluation import count_outside
     from mrrag.study.tables import metric_rows, tables, write_csv, write_json
     from mrrag.study.text import tables_text
+    from mrrag.study.trials import settings_of
 
     result, predictions = tables(
         experiment, read_answers(args.folder), pipeline.knowledge_base, pipeline.learnt
@@ -258,6 +282,7 @@ def write_results(args: argparse.Namespace, pipeline: Pipeline, experiment: Expe
     if args.neutral:
         result["data"] += ", in neutral words"
     result["versions"] = versions(pipeline)
+    result["arena_settings"] = settings_of(experiment.plan.arena, chosen)
     result["arena_seconds"] = relative_seconds(pipeline, experiment)
     result["outside"] = count_outside(pipeline, [i.case for i in experiment.questions.items])
     config = {k: result[k] for k in ("data", "data_fingerprint", "split", "plan", "versions")}

@@ -13,6 +13,7 @@ from mrrag.cli import (
     calibrate,
     doctor,
     evaluate,
+    find_settings,
     heads,
     index,
     kb,
@@ -42,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
     data = (index, kb, questions)
-    for group in (ask, evaluate, calibrate, sinks, audit, *data, train, heads, bench, doctor):
+    study = (evaluate, find_settings, calibrate, sinks, audit)
+    for group in (ask, *study, *data, train, heads, bench, doctor):
         group.add_commands(commands)
     return top
 

@@ -57,7 +57,9 @@ def experiment_to_html(result: Mapping[str, Any]) -> str:
     for table in result["by_k"]:
         sections += [_methods(table) if table["methods"] else None, _noise(table)]
     sections += [_wrong_picture(result["wrong_picture"])]
-    sections += _arena(result["arena"], result.get("arena_seconds", {}))
+    sections += _arena(
+        result["arena"], result.get("arena_seconds", {}), result.get("arena_settings", {})
+    )
     sections += [_ablation(result, group) for group in GROUPS]
     sections += [_retrieval(result["retrieval"]), _facts(result)]
     page = render(
@@ -168,7 +170,11 @@ def _methods(table: Mapping[str, Any]) -> Section:
     return _section(f"Methods, K = {table['k']}", *parts)
 
 
-def _arena(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> list[Section]:
+def _arena(
+    rows: Sequence[Mapping[str, Any]],
+    seconds: Mapping[str, float],
+    settings: Mapping[str, str],
+) -> list[Section]:
     """Return a section for each number and kind of irrelevant reports, plain RAG first."""
     header = [
         *(
@@ -183,6 +189,7 @@ def _arena(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> l
             "Brier",
         ),
         *("Reports", "Prompts", "Seconds, × RAG"),
+        *(["Chosen setting"] if settings else []),
     ]
     blocks: dict[str, list[list[object]]] = {}
     for row in rows:
@@ -209,6 +216,7 @@ def _arena(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> l
                 f"{row['reports']:.1f}",
                 row["prompts"],
                 "–" if took is None else f"{took:.2f}",
+                *([settings.get(row["method"], "")] if settings else []),
             ]
         )
     return [_section(title, _table(header, body)) for title, body in blocks.items()]

@@ -28,6 +28,8 @@ class Method:
     way : Steering, Rival, Opera or None
         How it answers. A steering acts in the learnt layers and rows; None is the learnt
         steering.
+    strength : float
+        Of the steering, in the place of its own; 0 for its own.
     reads : bool
         Whether it reads reports at all.
     order : str
@@ -45,6 +47,7 @@ class Method:
     title: str
     does: str
     way: Way | None = PLAIN
+    strength: float = 0.0
     reads: bool = True
     order: str = "ranked"
     cut: str = ""
@@ -87,7 +90,7 @@ ARENA: dict[str, Method] = {
         None,
     ),
     "ifa": Method(
-        "IFA as in the paper, strength 1",
+        "IFA as in the paper",
         "Raises the attention logits of each report by its relevance, in the learnt layers.",
         Steering(1.0),
     ),
@@ -150,7 +153,7 @@ ARENA: dict[str, Method] = {
     ),
     # Contrasts with a prompt without reports
     "cad": Method(
-        "CAD, α = 1",
+        "CAD",
         "Makes twice as much of what the reports changed.",
         _mixture("no reports", "contrast", 1.0),
     ),
@@ -171,7 +174,7 @@ ARENA: dict[str, Method] = {
     ),
     # Fusions of prompts with one report each
     "replug": Method(
-        "REPLUG, τ = 1",
+        "REPLUG",
         "Reads each report alone and averages the answers by score.",
         _mixture("each report", "score", 1.0),
     ),

@@ -142,7 +142,13 @@ def effective(steering: Steering) -> Steering:
     return replace(steering, layers=tuple(sorted(steering.layers)))
 
 
-def cells_of(plan: Plan, learnt: Learnt, layers: int, heads: Heads | None = None) -> list[Cell]:
+def cells_of(
+    plan: Plan,
+    learnt: Learnt,
+    layers: int,
+    heads: Heads | None = None,
+    methods: Mapping[str, Method] = ARENA,
+) -> list[Cell]:
     """Return every row of every table, in order.
 
     Rows of different tables may share a way of answering; it is answered once.
@@ -153,6 +159,8 @@ def cells_of(plan: Plan, learnt: Learnt, layers: int, heads: Heads | None = None
         Number of layers of the model.
     heads
         The heads in which some rivals act.
+    methods
+        The arena's, with their settings.
 
     Raises
     ------
@@ -163,7 +171,8 @@ def cells_of(plan: Plan, learnt: Learnt, layers: int, heads: Heads | None = None
     cells = []
     for k in plan.ks:
         cells += [*_method_cells(plan, learnt, k), *_noise_cells(plan, learnt, k)]
-        cells += [*_wrong_picture_cells(plan, learnt, k), *_arena_cells(plan, learnt, k, heads)]
+        cells += _wrong_picture_cells(plan, learnt, k)
+        cells += _arena_cells(plan, learnt, k, heads, methods)
     k = plan.ks[0]
     for group in plan.ablations:
         for share in ABLATION_SHARES if group != "similarities" else (0.0,):
@@ -264,21 +273,25 @@ def way_of(method: Method, steering: Steering, heads: Heads | None = None) -> Wa
                 "find-heads`, and name the file with --heads."
             )
         return in_best_heads(method.way, heads, method.heads)
-    if method.way is None:
-        return effective(steering)
-    if isinstance(method.way, Steering) and method.way.strength:
-        return effective(replace(method.way, layers=steering.layers, rows=steering.rows))
-    return method.way
+    way = method.way or steering
+    if isinstance(way, Steering):
+        strength = method.strength or way.strength
+        return effective(
+            replace(way, strength=strength, layers=steering.layers, rows=steering.rows)
+        )
+    return way
 
 
-def _arena_cells(plan: Plan, learnt: Learnt, k: int, heads: Heads | None) -> list[Cell]:
+def _arena_cells(
+    plan: Plan, learnt: Learnt, k: int, heads: Heads | None, methods: Mapping[str, Method]
+) -> list[Cell]:
     """Return plain RAG and every rival at each kind and share of irrelevant reports."""
     if not plan.arena:
         return []
     cells = []
     for reading in noisy_readings(plan, learnt.weights, k):
         for name in dict.fromkeys(("rag", *plan.arena)):
-            method = ARENA[name]
+            method = methods[name]
             # Without reports nothing is irrelevant, but the row belongs to this block.
             read = reading_of(method, reading) if method.reads else ReadingPlan()
             way = way_of(method, learnt.steering, heads)

@@ -53,7 +53,9 @@ def tables_text(result: Row) -> str:
     for table in result["by_k"]:
         lines += ["", *_methods(table), *_tests(table), *_noise(table)]
     lines += _wrong_picture(result["wrong_picture"])
-    lines += _arena(result["arena"], result.get("arena_seconds", {}))
+    lines += _arena(
+        result["arena"], result.get("arena_seconds", {}), result.get("arena_settings", {})
+    )
     for group in GROUPS:
         lines += _ablation(group, [row for row in result["ablations"] if row["group"] == group])
     return "\n".join(lines + _retrieval(result["retrieval"]))
@@ -174,9 +176,10 @@ def _ablation(group: str, rows: list[Row]) -> list[str]:
     return lines
 
 
-def _arena(rows: list[Row], seconds: Mapping[str, float]) -> list[str]:
+def _arena(rows: list[Row], seconds: Mapping[str, float], settings: Mapping[str, str]) -> list[str]:
     """Return a block for each number and kind of irrelevant reports, plain RAG first."""
     lines: list[str] = []
+    chosen = "  chosen setting" if settings else ""
     for row in rows:
         if row["method"] == "rag":
             kind = f", {row['kind']}" if row["irrelevant"] else ""
@@ -185,7 +188,8 @@ def _arena(rows: list[Row], seconds: Mapping[str, float]) -> list[str]:
                 f"arena, K = {row['k']}, {row['irrelevant']} irrelevant{kind}; lost and won "
                 "against RAG; p by McNemar, exact, and corrected (Holm)",
                 f"{'':36s}{'accuracy':>26s}{'neither':>9s}{'lost':>6s}{'won':>5s}{'p':>10s}{'corrected':>11s}"
-                f"{'log loss':>10s}{'Brier':>8s}{'reports':>9s}{'prompts':>9s}{'seconds':>9s}",
+                f"{'log loss':>10s}{'Brier':>8s}{'reports':>9s}{'prompts':>9s}{'seconds':>9s}"
+                + chosen,
             ]
         lost, won, p, corrected = "", "", "", ""
         if "test" in row:
@@ -196,7 +200,7 @@ def _arena(rows: list[Row], seconds: Mapping[str, float]) -> list[str]:
         lines.append(
             f"{TITLES[row['method']]:36s}{_interval(row, 'accuracy')}{row['unparsed']:9d}"
             f"{lost:>6s}{won:>5s}{p:>10s}{corrected:>11s}{row['log_loss']:10.3f}{row['brier']:8.3f}{row['reports']:9.1f}"
-            f"{row['prompts']:9d}{took:>9s}"
+            f"{row['prompts']:9d}{took:>9s}  {settings.get(row['method'], '')}".rstrip()
         )
     return lines
 

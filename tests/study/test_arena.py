@@ -152,10 +152,15 @@ def test_seconds_are_beside_plain_rag_s(made: Made) -> None:
 
 def test_text_page_and_csv_hold_the_arena(result: dict[str, Any]) -> None:
     shown = result | {"arena_seconds": {"replug": 2.5}, "data": "made up"}
+    assert "chosen setting" not in tables_text(shown)
+    shown |= {"arena_settings": {"replug": "τ = 0.3"}}
     text = tables_text(shown)
+    assert "chosen setting" in text
+    assert text.count("τ = 0.3") == 2
     assert "arena, K = 3, 2 irrelevant, random" in text
     assert "× 2.50" in text
     page = html.unescape(experiment_to_html(shown))
+    assert "τ = 0.3" in page
     for method in ARENA.values():
         assert text.count(method.title) >= 2
         assert method.title in page
