@@ -37,7 +37,7 @@ from mrrag.model.prefill import (
     read_batch,
     run_batch,
 )
-from mrrag.types import Emphasis, Mixture
+from mrrag.types import Emphasis, Mixture, Rival
 
 PLAUSIBLE = 0.1  # PAI: a token is cut below this part of the most probable one's probability
 ALFAR_PLAUSIBLE = 0.7  # ALFAR's β
@@ -172,42 +172,59 @@ class MixedBatch(AnswerBatch):
 def answer_mixtures(
     backbone: Backbone,
     groups: Sequence[Group],
-    mixtures: Sequence[Mixture],
+    ways: Sequence[Rival],
     *,
-    emphases: Sequence[Emphasis] = (),
     known: PrefixCache | None = None,
     max_new_tokens: int = 0,
 ) -> list[MixedBatch]:
-    """Give one answer for each group of prompts, by each mixture; prompts are read once for all.
+    """Give one answer for each group of prompts in each way; prompts are read once for all.
+
+    Changes of attention act on the prompts' last tokens, which are read again under each.
 
     Parameters
     ----------
-    mixtures
-        All of the same prompts.
-    emphases, known
-        As of :func:`read_groups`.
+    ways
+        All with a mixture of the same prompts.
+    known
+        What was read of the image and its reports before; it stays as it is.
 
     Raises
     ------
     SettingsError
         Where a rule is unknown, or its number is not allowed.
     """
-    for mixture in mixtures:
-        check_mixture(mixture)
-    parts = []
+    mixtures: dict[tuple[Emphasis, ...], list[Mixture]] = {}
+    for way in ways:
+        if way.mixture is None:
+            raise ValueError("A way without a mixture has no prompts to mix.")
+        check_mixture(way.mixture)
+        mixtures.setdefault(way.emphases, []).append(way.mixture)
+    fuses = any(same[0].prompts == "each report" for same in mixtures.values())
+    parts: dict[Rival, list[MixedBatch]] = {way: [] for way in ways}
     for chunk in _chunks(groups):
-        read = read_groups(backbone, chunk, mixtures, emphases=emphases, known=known)
-        parts.append([mix(backbone, read, m, max_new_tokens=max_new_tokens) for m in mixtures])
+        start = time.perf_counter()
+        # Prompts of one report each share little but their beginning; that of a contrast is read
+        # whole, once for all changes of attention.
+        own = [sharing(group) if fuses else group.branches for group in chunk]
+        branches = [branch for row in own for branch in row]
+        cache = read_batch(backbone, branches, known)
+        reading = time.perf_counter() - start
+        for emphases, same in mixtures.items():
+            read = read_groups(backbone, chunk, branches, cache, same, emphases=emphases)
+            read = replace(read, seconds=read.seconds + reading)
+            for mixture in same:
+                answer = mix(backbone, read, mixture, max_new_tokens=max_new_tokens)
+                parts[Rival(emphases, mixture)].append(answer)
     return [
         MixedBatch(
-            np.concatenate([part.p_yes for part in of_mixture]),
-            np.concatenate([part.p_no for part in of_mixture]),
-            np.concatenate([part.next_id for part in of_mixture]),
-            tuple(text for part in of_mixture for text in part.texts),
-            sum(part.seconds for part in of_mixture),
-            tuple(p_R for part in of_mixture for p_R in part.prompts_p_yes),
+            np.concatenate([part.p_yes for part in parts[way]]),
+            np.concatenate([part.p_no for part in parts[way]]),
+            np.concatenate([part.next_id for part in parts[way]]),
+            tuple(text for part in parts[way] for text in part.texts),
+            sum(part.seconds for part in parts[way]),
+            tuple(p_R for part in parts[way] for p_R in part.prompts_p_yes),
         )
-        for of_mixture in zip(*parts, strict=True)
+        for way in ways
     ]
 
 
@@ -285,27 +302,25 @@ class ReadGroups:
 def read_groups(
     backbone: Backbone,
     groups: Sequence[Group],
+    branches: Sequence[Branch],
+    cache: DynamicCache,
     mixtures: Sequence[Mixture],
     *,
     emphases: Sequence[Emphasis] = (),
-    known: PrefixCache | None = None,
 ) -> ReadGroups:
-    """Read groups of prompts as one batch.
+    """Read the last tokens of groups of prompts as one batch.
 
     Parameters
     ----------
+    branches, cache
+        Of all groups, and what was read of their prefixes, which stays as it is.
     mixtures
         What will be made of them, all of the same prompts.
     emphases
         Changes of attention: in the first prompt of a contrast, in every prompt of a fusion.
-    known
-        What was read of the image and its reports before; it stays as it is.
     """
     start = time.perf_counter()
     fuses = mixtures[0].prompts == "each report"
-    # What is known reaches further than what the prompts of a contrast share.
-    shares = fuses or known is None
-    branches = [b for group in groups for b in (sharing(group) if shares else group.branches)]
     prompts = [branch.prompt for branch in branches]
     mask_BX = layout(prompts)
     firsts = list(accumulate((len(g.branches) for g in groups), initial=0))
@@ -320,7 +335,7 @@ def read_groups(
         watched=any(mixture.rule == "ratio contrast" for mixture in mixtures),
         device=backbone.device,
     )
-    cache = read_batch(backbone, branches, known)
+    cache = fork(cache)
     suffixes = [b.suffix(embed(backbone, b.prompt, b.features)) for b in branches]
     logits_BV = run_batch(backbone, suffixes, cache, mask_BX, steered)
     ratio_G1 = None

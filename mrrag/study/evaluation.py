@@ -31,8 +31,6 @@ from mrrag.pipeline import Pipeline
 from mrrag.retrieval.mcr import retrieve
 from mrrag.study.metrics import Answers
 from mrrag.types import (
-    Emphasis,
-    Mixture,
     Opera,
     QueryVectors,
     Retrieved,
@@ -284,12 +282,13 @@ def answer_each_way(
         What was read of the items' one image before, which is then not read again.
     """
     backbone = pipeline.backbone
-    # Mixtures of the same prompts, under the same changes of attention, are read together.
-    mixed: dict[tuple[str, tuple[Emphasis, ...]], list[Mixture]] = {}
+    ways = [*dict.fromkeys(ways)]
+    # Mixtures of the same prompts are read together.
+    mixed: dict[str, list[Rival]] = {}
     for way in ways:
         if isinstance(way, Rival) and way.mixture:
-            mixed.setdefault((way.mixture.prompts, way.emphases), []).append(way.mixture)
-    others = [way for way in dict.fromkeys(ways) if not (isinstance(way, Rival) and way.mixture)]
+            mixed.setdefault(way.mixture.prompts, []).append(way)
+    others = [way for way in ways if not (isinstance(way, Rival) and way.mixture)]
     if others:
         start = time.perf_counter()
         branches = [
@@ -317,19 +316,13 @@ def answer_each_way(
         else:
             answer = answer_batch(backbone, weighed, way, **shared)
         yield way, answer, reading + time.perf_counter() - start
-    for (prompts, emphases), mixtures in mixed.items():
+    for prompts, same in mixed.items():
         groups = [PROMPTS[prompts](pipeline, i, f) for i, f in zip(items, evidence, strict=True)]
-        mixtures = [*dict.fromkeys(mixtures)]
         batches = answer_mixtures(
-            backbone,
-            groups,
-            mixtures,
-            emphases=emphases,
-            known=known,
-            max_new_tokens=max_new_tokens,
+            backbone, groups, same, known=known, max_new_tokens=max_new_tokens
         )
-        for mixture, mixed_batch in zip(mixtures, batches, strict=True):
-            yield Rival(emphases, mixture), mixed_batch, mixed_batch.seconds
+        for rival, mixed_batch in zip(same, batches, strict=True):
+            yield rival, mixed_batch, mixed_batch.seconds
 
 
 def outcome_of(pipeline: Pipeline, answer: AnswerBatch, *, written: bool) -> Outcome:

@@ -23,7 +23,7 @@ from mrrag.model.mixing import (
     sharing,
 )
 from mrrag.model.prefill import Branch
-from mrrag.types import Emphasis, Mixture
+from mrrag.types import Emphasis, Mixture, Rival
 
 # Logits of one group: with and without.
 PAIR = torch.tensor([[2.0, 1.0, 0.0, -1.0], [1.0, 1.5, 0.5, -1.0]])[None]
@@ -123,8 +123,8 @@ def test_one_prompt_is_itself_token_by_token(
     plain = answer_batch(tiny_llava, group.branches, max_new_tokens=6)
     # Beside a group of three, so that it is padded.
     groups = [group, single(tiny_llava, features, 0, 1, 2)]
-    mixtures = [Mixture("each report", rule, 0.5)]
-    (mixed,) = answer_mixtures(tiny_llava, groups, mixtures, max_new_tokens=6)
+    ways = [Rival(mixture=Mixture("each report", rule, 0.5))]
+    (mixed,) = answer_mixtures(tiny_llava, groups, ways, max_new_tokens=6)
     assert mixed.texts[0] == plain.texts[0] != ""
     if rule != "vote":
         assert mixed.p_yes[0] == pytest.approx(plain.p_yes[0], abs=1e-6)
@@ -132,11 +132,12 @@ def test_one_prompt_is_itself_token_by_token(
 
 def test_groups_together_are_groups_apart(tiny_llava: Backbone, features: Tensor) -> None:
     groups = [single(tiny_llava, features, *n) for n in ((0, 1), (2,), (1, 2, 0))]
-    mixtures = [Mixture("each report", "score", 0.1), Mixture("each report", "vote")]
-    together = answer_mixtures(tiny_llava, groups, mixtures, max_new_tokens=4)
-    for mixture, batch in zip(mixtures, together, strict=True):
+    mixtures = (Mixture("each report", "score", 0.1), Mixture("each report", "vote"))
+    ways = [Rival(mixture=mixture) for mixture in mixtures]
+    together = answer_mixtures(tiny_llava, groups, ways, max_new_tokens=4)
+    for way, batch in zip(ways, together, strict=True):
         for g, group in enumerate(groups):
-            (apart,) = answer_mixtures(tiny_llava, [group], [mixture], max_new_tokens=4)
+            (apart,) = answer_mixtures(tiny_llava, [group], [way], max_new_tokens=4)
             assert batch.p_yes[g] == pytest.approx(apart.p_yes[0], abs=1e-6)
             assert batch.texts[g] == apart.texts[0]
 
@@ -150,8 +151,8 @@ def test_what_prompts_begin_with_is_read_once(tiny_llava: Backbone, features: Te
     apart = Group([*group.branches, blind], (0.0,) * 4)
     assert sharing(apart) == apart.branches
     # And the answer is as if every prompt had been read on its own.
-    mixtures = [Mixture("each report", "uniform")]
-    (mixed,) = answer_mixtures(tiny_llava, [group], mixtures)
+    ways = [Rival(mixture=Mixture("each report", "uniform"))]
+    (mixed,) = answer_mixtures(tiny_llava, [group], ways)
     alone = answer_batch(tiny_llava, group.branches)
     assert mixed.p_yes[0] == pytest.approx(alone.p_yes.mean(), abs=1e-6)
 
@@ -170,10 +171,25 @@ def test_a_contrast_of_nothing_is_the_first_prompt(
 ) -> None:
     group = with_and_without(tiny_llava, features)
     plain = answer_batch(tiny_llava, group.branches[:1], max_new_tokens=6)
-    mixtures = [Mixture("no reports", rule, number)]
-    (mixed,) = answer_mixtures(tiny_llava, [group], mixtures, max_new_tokens=6)
+    ways = [Rival(mixture=Mixture("no reports", rule, number))]
+    (mixed,) = answer_mixtures(tiny_llava, [group], ways, max_new_tokens=6)
     assert mixed.texts == plain.texts
     assert mixed.next_id == plain.next_id
+
+
+def test_prompts_read_once_for_all_changes_of_attention_answer_as_if_read_for_each(
+    tiny_llava: Backbone, features: Tensor
+) -> None:
+    groups = [with_and_without(tiny_llava, features)] * 2
+    raised = [(Emphasis("raise", "image", amount),) for amount in (0.5, 5.0)]
+    mixtures = (Mixture("no reports", "contrast", 0.5), Mixture("no reports", "contrast", -0.5))
+    ways = [Rival(emphases, mixture) for mixture in mixtures for emphases in ((), *raised)]
+    together = answer_mixtures(tiny_llava, groups, ways, max_new_tokens=3)
+    assert len({float(batch.p_yes[0]) for batch in together}) == len(ways)
+    for way, batch in zip(ways, together, strict=True):
+        (alone,) = answer_mixtures(tiny_llava, groups, [way], max_new_tokens=3)
+        assert (batch.p_yes == alone.p_yes).all()  # not even rounding differs
+        assert batch.texts == alone.texts
 
 
 def test_a_contrast_s_first_token_is_the_equation_and_the_prompt_without_image_works(
@@ -181,7 +197,9 @@ def test_a_contrast_s_first_token_is_the_equation_and_the_prompt_without_image_w
 ) -> None:
     seen, unseen = (tiny_llava.prompt(QUESTION, REPORTS, image=image) for image in (True, False))
     group = Group([Branch(seen, features, LAMBDAS), Branch(unseen, None, LAMBDAS)], (0.0, 0.0))
-    (mixed,) = answer_mixtures(tiny_llava, [group], [Mixture("no image", "contrast", 0.5)])
+    (mixed,) = answer_mixtures(
+        tiny_llava, [group], [Rival(mixture=Mixture("no image", "contrast", 0.5))]
+    )
     parts = (
         answer_batch(tiny_llava, group.branches[:1]),
         answer_batch(tiny_llava, group.branches[1:]),
@@ -204,9 +222,9 @@ def test_alfar_s_ratio_is_the_last_row_s_attention_in_the_last_layer(
 
     monkeypatch.setitem(RULES, "ratio contrast", noted)
     group = with_and_without(tiny_llava, features)
-    mixtures = [Mixture("no reports", "ratio contrast")]
-    answer_mixtures(tiny_llava, [group], mixtures)
-    answer_mixtures(tiny_llava, [group], mixtures, emphases=(Emphasis("raise", "image", 5.0),))
+    mixture = Mixture("no reports", "ratio contrast")
+    answer_mixtures(tiny_llava, [group], [Rival(mixture=mixture)])
+    answer_mixtures(tiny_llava, [group], [Rival((Emphasis("raise", "image", 5.0),), mixture)])
     prompt = group.branches[0].prompt
     stock = tiny_llava.model
     stock.set_attn_implementation({"text_config": "eager"})
@@ -238,4 +256,4 @@ def test_what_is_not_allowed_is_refused(
 ) -> None:
     group = with_and_without(tiny_llava, features)
     with pytest.raises(SettingsError, match=says):
-        answer_mixtures(tiny_llava, [group], [mixture])
+        answer_mixtures(tiny_llava, [group], [Rival(mixture=mixture)])
