@@ -1,9 +1,10 @@
 """The waiting room: in which order cases reach the model, and how many may wait.
 
-One turn is taken at a time. Who still waits for answers comes before who has them and waits for
-what each report adds. Within both, visitors take turns, so that nobody waits behind another
-visitor's ten cases. All work in turns is done by one thread, since memory that a thread has freed
-stays with it. It knows no case, and a visitor by a key alone.
+One turn is taken at a time, unless who has it calls others to share it. Who still waits for
+answers comes before who has them and waits for what each report adds. Within both, visitors take
+turns, so that nobody waits behind another visitor's ten cases. All work in turns is done by one
+thread, since memory that a thread has freed stays with it. It knows no case, and a visitor by a
+key alone.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mrrag.errors import MRRAGError
 
@@ -39,13 +40,26 @@ class RoomFullError(MRRAGError):
 
 @dataclass(eq=False)
 class Turn:
-    """A case that waits for the model or, once it ``runs``, has it."""
+    """A case that waits for the model or, once it ``runs``, has it.
+
+    Attributes
+    ----------
+    case : object
+        What may be answered together with others, for who shares a turn; None for nothing.
+    share : object
+        What :meth:`Room.call` gave it.
+    sharing : int
+        How many have this turn together.
+    """
 
     visitor: Hashable
     number: int
     later: bool
+    case: Any = None
     runs: bool = False
     began: float = 0.0
+    share: Any = None
+    sharing: int = 1
 
 
 class Room:
@@ -61,20 +75,24 @@ class Room:
         self._seconds = {later: deque[float](maxlen=REMEMBERED) for later in (False, True)}
 
     @contextmanager
-    def turn(self, visitor: Hashable, *, later: bool = False) -> Iterator[Turn]:
+    def turn(
+        self, visitor: Hashable, *, later: bool = False, case: object = None
+    ) -> Iterator[Turn]:
         """Enter the room and leave it at the end; the turn comes when :meth:`wait` says so.
 
         Parameters
         ----------
         later
             For a case that has its answers. It is never refused.
+        case
+            See :class:`Turn`.
 
         Raises
         ------
         RoomFullError
             If there is no place, or the visitor has too many cases here.
         """
-        turn = self._enter(visitor, later)
+        turn = self._enter(visitor, later, case)
         try:
             yield turn
         finally:
@@ -103,6 +121,28 @@ class Room:
                 yield ahead
             self.wait(turn, POLL_SECONDS)
 
+    def others(self, turn: Turn) -> list[Turn]:
+        """Return who waits for answers: the next turn of each other visitor, in their order."""
+        with self._changed:
+            first: dict[Hashable, Turn] = {}
+            for other in sorted(self._turns, key=self._order):
+                if not (other.runs or other.later or other.visitor == turn.visitor):
+                    first.setdefault(other.visitor, other)
+            return list(first.values())
+
+    def call(self, turn: Turn, shares: Mapping[Turn, object]) -> None:
+        """Share a turn with those of ``shares`` who still wait; the next comes after all of them.
+
+        Each finds its own object as ``share``.
+        """
+        with self._changed:
+            called = [other for other in shares if other in self._turns and not other.runs]
+            for other in called:
+                other.runs, other.began, other.share = True, time.monotonic(), shares[other]
+            for one in (turn, *called):
+                one.sharing = 1 + len(called)
+            self._changed.notify_all()
+
     def work(self, work: Callable[[], Result]) -> Result:
         """Do a turn's work in the room's thread, and return or raise what comes of it.
 
@@ -123,7 +163,7 @@ class Room:
         finally:
             steps.close()
 
-    def _enter(self, visitor: Hashable, later: bool) -> Turn:
+    def _enter(self, visitor: Hashable, later: bool, case: object) -> Turn:
         with self._changed:
             own = sum(turn.visitor == visitor for turn in self._turns)
             if not later and max(own - self._own, len(self._turns) - self._places) >= 0:
@@ -132,7 +172,7 @@ class Room:
                     f"{whose} wait already, and yours was not taken. "
                     f"Ask again in {in_words(self._seconds_left())}."
                 )
-            turn = Turn(visitor, next(self._count), later)
+            turn = Turn(visitor, next(self._count), later, case)
             self._turns.append(turn)
             self._call_next()
             return turn
@@ -140,8 +180,10 @@ class Room:
     def _leave(self, turn: Turn) -> None:
         with self._changed:
             self._turns.remove(turn)
+            turn.case = turn.share = None
             if turn.runs:
-                self._seconds[turn.later].append(time.monotonic() - turn.began)
+                seconds = (time.monotonic() - turn.began) / turn.sharing
+                self._seconds[turn.later].append(seconds)
             if not any(other.visitor == turn.visitor for other in self._turns):
                 self._last.pop(turn.visitor, None)
             elif turn.runs:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from app import frame
 from app.about import About
 from app.backend import Backend
+from app.joining import Share, answers, join
 from app.sections import viewer
 from app.sections.attention import attention
 from app.sections.evidence import TINT_OFF, evidence_html
@@ -33,8 +34,8 @@ from app.sections.visit import (
     of_base,
     refuse,
 )
-from app.waiting import Room
-from mrrag.case import MAX_QUESTION_CHARACTERS, Case, Evidence, Progress, Settings
+from app.waiting import Room, Turn
+from mrrag.case import MAX_QUESTION_CHARACTERS, Case, CaseCache, Evidence, Progress, Settings
 from mrrag.errors import SettingsError
 from mrrag.report import answer_cards, cards
 from mrrag.report.pictures import data_url, shrink
@@ -82,6 +83,11 @@ class Run:
         return Query(self.image, self.question)
 
     @property
+    def cache(self) -> CaseCache | None:
+        """What the model read for the case before."""
+        return self.case.cache if self.case else None
+
+    @property
     def superseded(self) -> bool:
         """Whether there was a later press."""
         return self.visit.newest > self.moment
@@ -116,7 +122,7 @@ def ask(
             yield {"status": superseded_status(visit)}
             return
         run = _checked(backend, visit, moment, inputs, controls)
-        with room.turn(id(visit)) as turn:
+        with room.turn(id(visit), case=run) as turn:
             for ahead in room.waiting(turn, lambda: run.superseded):
                 yield {"status": frame.queue_line(ahead)}
             if not turn.runs:
@@ -128,7 +134,7 @@ def ask(
             if run.superseded:
                 yield {"status": superseded_status(visit)}
                 return
-            state = yield from room.steps(_answer(run))
+            state = yield from room.steps(_answer(run, room, turn))
         if state is not None:
             yield from _explained(run, room, state)
     except Exception as error:
@@ -219,28 +225,27 @@ def _choices(about: About, state: object, image: Image) -> tuple[tuple[str, ...]
     return evidence.settings.pinned, evidence.settings.excluded
 
 
-def _answer(run: Run) -> Generator[Update, None, CaseState | None]:
+def _answer(run: Run, room: Room, turn: Turn) -> Generator[Update, None, CaseState | None]:
     """Retrieve, then answer; the last update says how far it came. Return the answered case."""
     from mrrag.pipeline import find_evidence
 
-    pipeline = run.backend.pipeline()
-    evidence = find_evidence(pipeline, run.query, run.settings)
+    share: Share | None = turn.share
+    if share is not None:
+        evidence = share.evidence
+    else:
+        evidence = find_evidence(run.backend.pipeline(), run.query, run.settings)
     if run.superseded:
         yield {"status": superseded_status(run.visit)}
         return None
     yield _retrieved(run, evidence)
+    if share is None:
+        share = join(room, turn, run, evidence)
+        if share is not None:
+            yield {}  # so that those who joined show their evidence before all prompts are read
     texts: dict[str, str] = {}
     try:
         last = -math.inf
-        steps = run.backend.answer(
-            pipeline,
-            run.query,
-            evidence,
-            run.settings,
-            cache=run.case.cache if run.case else None,
-            cancelled=lambda: run.superseded,
-        )
-        for step in steps:
+        for step in answers(run, evidence, share):
             if isinstance(step, Progress):
                 texts = {} if run.reading.waits_for else step.texts
                 if time.perf_counter() - last >= SECONDS_BETWEEN_UPDATES and not run.superseded:

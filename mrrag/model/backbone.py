@@ -38,7 +38,7 @@ from mrrag.model.prompt import (
     build_prompt,
     continuing,
 )
-from mrrag.model.weights import default_dtype, fingerprint
+from mrrag.model.weights import LARGE, default_dtype, fingerprint
 from mrrag.types import Image
 
 
@@ -93,6 +93,18 @@ class Backbone:
         # accelerate moves weights that it keeps elsewhere to this device when they are needed.
         hook = getattr(first, "_hf_hook", None)
         return torch.device(getattr(hook, "execution_device", None) or first.weight.device)
+
+    @property
+    def bound_by_weights(self) -> bool:
+        """Whether more rows at once hardly slow a decoding step, and steps take most of the time.
+
+        So it is for a large model on a GPU, and on a CPU that multiplies its bfloat16. In float32
+        or from rounded weights a CPU takes far longer to read a prompt than to decode.
+        """
+        if sum(p.numel() for p in self.model.parameters()) < LARGE:
+            return False
+        rounded = getattr(self.model, "hf_quantizer", None) is not None
+        return self.device.type == "cuda" or (self.model.dtype == torch.bfloat16 and not rounded)
 
     @property
     def image_tokens(self) -> int:

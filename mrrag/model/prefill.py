@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -93,6 +94,31 @@ def fits_in_memory(backbone: Backbone, prefix: PrefixCache) -> bool:
         return prefix.nbytes <= MAX_CACHE_BYTES
     free, total = torch.cuda.mem_get_info(backbone.device)
     return prefix.nbytes <= MAX_CACHE_BYTES and free >= total / 4
+
+
+def fit_together(
+    backbone: Backbone, questions: Sequence[Sequence[Branch]], max_new_tokens: int
+) -> bool:
+    """Return whether several questions' branches fit into memory at once, an eighth to spare.
+
+    Of each question the longest prefix is held beside the batch, for the next question.
+    """
+    text = backbone.model.config.text_config
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    itemsize = backbone.model.dtype.itemsize
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * width * itemsize
+    longest = [max(len(branch.prompt.ids) for branch in branches) for branches in questions]
+    columns = max(longest) + max_new_tokens
+    needed = per_token * (columns * sum(map(len, questions)) + sum(longest))
+    if backbone.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(backbone.device)
+        # PyTorch keeps what was freed, to use it again.
+        free += torch.cuda.memory_reserved(backbone.device)
+        free -= torch.cuda.memory_allocated(backbone.device)
+    else:
+        memory = psutil.virtual_memory()
+        free, total = memory.available, memory.total
+    return bool(needed <= free - total / 8)
 
 
 # Caches

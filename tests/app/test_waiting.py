@@ -52,6 +52,35 @@ def test_who_has_answers_lets_those_without_go_first() -> None:
     assert order(room, turns) == ["a", "c", "d", "explains"]
 
 
+def test_a_turn_is_shared_with_one_case_of_each_other_visitor_in_their_order() -> None:
+    room = Room()
+    turns = {name: enter(room, name[0]) for name in ("a0", "a1", "b0", "b1", "c0")}
+    turns["explains"] = enter(room, "d", later=True)
+    own = turns["a0"][1]
+    assert room.others(own) == [turns["b0"][1], turns["c0"][1]]
+    turns.pop("b0")[0].close()  # gone before being called
+    room.call(own, {turn: turn.visitor for turn in (turns["c0"][1], turns["b1"][1])})
+    running = {name: turn.share for name, (_, turn) in turns.items() if turn.runs}
+    assert running == {"a0": None, "b1": "b", "c0": "c"}
+    assert room.ahead(turns["a1"][1]) == 3
+    for name in ("c0", "a0"):
+        turns.pop(name)[0].close()
+    assert not turns["a1"][1].runs  # the next turn comes after all who share this one
+    turns.pop("b1")[0].close()
+    assert order(room, turns) == ["a1", "explains"]
+
+
+def test_who_left_is_not_called() -> None:
+    room = Room()
+    first, (stack, second) = enter(room, "a"), enter(room, "b")
+    stack.close()
+    room.call(first[1], {second: "share"})
+    assert not second.runs
+    first[0].close()
+    with room.turn("c") as turn:
+        assert turn.runs
+
+
 def test_a_full_room_says_when_to_come_back() -> None:
     room = Room(places=3, own=2)
     with ExitStack() as stack:

@@ -187,3 +187,20 @@ def test_features_that_do_not_fit_the_prompt_are_refused(
         embed(tiny_llava, make(tiny_llava), None)
     with pytest.raises(ValueError, match="differ in length"):
         embed(tiny_llava, make(tiny_llava), features[:, :5])
+
+
+def test_a_large_model_is_bound_by_weights_where_bfloat16_is_multiplied() -> None:
+    with torch.device("meta"):
+        weights = {size: torch.nn.Linear(size, 1000, bias=False) for size in (1000, 1000_000)}
+    for size, dtype, rounded, bound in [
+        (1000_000, torch.bfloat16, None, True),
+        (1000_000, torch.bfloat16, "int4", False),
+        (1000_000, torch.float32, None, False),
+        (1000, torch.bfloat16, None, False),
+    ]:
+        model = weights[size]
+        given = {"model": model, "dtype": dtype, "hf_quantizer": rounded}
+        model.get_input_embeddings = lambda model=model: model
+        model.dtype, model.hf_quantizer = dtype, rounded
+        backbone = Backbone(model, None, None, None, 0, None, (), (), (), "", "")
+        assert backbone.bound_by_weights is bound, given

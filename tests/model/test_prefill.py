@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import psutil
 import pytest
 import torch
 from tiny_llava import LAMBDAS, STEERED, make, three
@@ -15,6 +18,7 @@ from mrrag.model.backbone import (
 )
 from mrrag.model.prefill import (
     Branch,
+    fit_together,
     fork,
     layout,
     prefill,
@@ -103,3 +107,23 @@ def test_stacking_pads_short_caches_on_the_left(tiny_llava: Backbone, features: 
     assert not stacked.layers[0].keys[0, :, :2].any()
     assert torch.equal(stacked.layers[0].keys[0, :, 2:], short.layers[0].keys[0])
     assert torch.equal(stacked.layers[2].values[1], long.layers[2].values[0])
+
+
+def test_questions_are_read_together_while_an_eighth_of_memory_stays_free(
+    tiny_llava: Backbone, features: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = three(tiny_llava, features)
+    cache = prefill_batch(tiny_llava, [one[1]])
+    tokens = len(one[1].prompt.ids)
+    per_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    per_token //= cache.get_seq_length()
+    needed = 2 * per_token * (3 * (tokens + 5) + tokens)
+
+    def fits(available: int, questions: int) -> bool:
+        memory = SimpleNamespace(available=available, total=800)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        return fit_together(tiny_llava, [one] * questions, 5)
+
+    assert fits(needed + 100, 2)
+    assert not fits(needed + 99, 2)
+    assert not fits(needed + 100, 3)
