@@ -269,7 +269,7 @@ def write_results(
     from mrrag.pipeline import versions
     from mrrag.report.experiment_page import experiment_to_html
     from mrrag.study.answer_file import read_answers
-    from mrrag.study.cost import relative_seconds
+    from mrrag.study.cost import seconds_each
     from mrrag.study.evaluation import count_outside
     from mrrag.study.tables import metric_rows, tables, write_csv, write_json
     from mrrag.study.text import tables_text
@@ -283,7 +283,7 @@ def write_results(
         result["data"] += ", in neutral words"
     result["versions"] = versions(pipeline)
     result["arena_settings"] = settings_of(experiment.plan.arena, chosen)
-    result["arena_seconds"] = relative_seconds(pipeline, experiment)
+    result["arena_seconds"] = seconds_each(pipeline, experiment)
     result["outside"] = count_outside(pipeline, [i.case for i in experiment.questions.items])
     config = {k: result[k] for k in ("data", "data_fingerprint", "split", "plan", "versions")}
     write_json(args.folder / "config.json", config | {"made_of": dict(experiment.made_of)})

@@ -215,7 +215,7 @@ def _arena(
                 f"{row['brier']:.3f}",
                 f"{row['reports']:.1f}",
                 row["prompts"],
-                "–" if took is None else f"{took:.2f}",
+                "–" if took is None else f"{took / seconds['rag']:.2f}",
                 *([settings.get(row["method"], "")] if settings else []),
             ]
         )

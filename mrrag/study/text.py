@@ -196,12 +196,16 @@ def _arena(rows: list[Row], seconds: Mapping[str, float], settings: Mapping[str,
             test = row["test"]
             lost, won = str(test["only_first_right"]), str(test["only_second_right"])
             p, corrected = f"{test['p']:.2g}", f"{test['p_holm']:.2g}"
-        took = f"× {seconds[row['method']]:.2f}" if row["method"] in seconds else "-"
+        took = "-"
+        if row["method"] in seconds:
+            took = f"× {seconds[row['method']] / seconds['rag']:.2f}"
         lines.append(
             f"{TITLES[row['method']]:36s}{_interval(row, 'accuracy')}{row['unparsed']:9d}"
             f"{lost:>6s}{won:>5s}{p:>10s}{corrected:>11s}{row['log_loss']:10.3f}{row['brier']:8.3f}{row['reports']:9.1f}"
             f"{row['prompts']:9d}{took:>9s}  {settings.get(row['method'], '')}".rstrip()
         )
+    if seconds:
+        lines += ["", f"seconds × 1.00, plain RAG's, are {seconds['rag']:.3f} s an answer"]
     return lines
 
 
