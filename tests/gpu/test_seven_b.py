@@ -84,7 +84,7 @@ def test_two_visitors_at_once_get_what_each_gets_alone(seven_b: Backbone) -> Non
 
 def test_visitors_who_are_joined_get_what_each_gets_alone(seven_b: Backbone) -> None:
     """In bfloat16 another batch sums in another order, so words may part where two are close."""
-    strengths = {5: 1.0, 6: 0.0, 7: 3.0}
+    strengths = {5: 1.0, 6: 0.0, 7: 0.5}
     cases = {n: branches_of(seven_b, n, reports=n) for n in strengths}
     steering = Steering(1.0, tuple(range(seven_b.layers)), "question+cue")
     asked = [Asked(cases[n], strength) for n, strength in strengths.items()]
@@ -94,7 +94,7 @@ def test_visitors_who_are_joined_get_what_each_gets_alone(seven_b: Backbone) -> 
         assert step.tokens == alone.tokens
         np.testing.assert_allclose(step.p_yes, alone.p_yes, rtol=0.15, atol=1e-6)
         for ours, theirs in zip(step.traces, alone.traces, strict=True):
-            np.testing.assert_allclose(ours.mass_LHS, theirs.mass_LHS, atol=0.02)
+            np.testing.assert_allclose(ours.mass_LHS, theirs.mass_LHS, atol=0.05)
 
 
 def test_no_strength_is_plain_rag(seven_b: Backbone) -> None:
