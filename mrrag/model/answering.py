@@ -24,7 +24,7 @@ from mrrag.errors import SettingsError
 from mrrag.model.attention import plan_pass, traces
 from mrrag.model.backbone import Backbone, embed
 from mrrag.model.decoding import decode
-from mrrag.model.emphasis import plan_emphasis
+from mrrag.model.emphasis import plan_emphasis, plan_writing
 from mrrag.model.prefill import (
     Branch,
     PrefixCache,
@@ -262,6 +262,7 @@ def answer_batch(
     prompts = [branch.prompt for branch in branches]
     mask_BX = layout(prompts)
     relevance = [branch.relevance for branch in branches]
+    steer = None
     if emphases or shift:
         steered = plan_emphasis(
             prompts,
@@ -273,6 +274,9 @@ def answer_batch(
             shift=shift,
             device=backbone.device,
         )
+        steer = plan_writing(
+            prompts, relevance, mask_BX, emphases, backbone.layers, heads_of(backbone)
+        )
     else:
         steered = plan_pass(
             prompts, relevance, mask_BX, steering, blocked=block, device=backbone.device
@@ -282,7 +286,9 @@ def answer_batch(
     p_yes, p_no = yes_no(backbone, logits_BV)
     ids: list[list[int]] = [[] for _ in branches]
     if max_new_tokens:
-        for tokens in decode(backbone, read, mask_BX, logits_BV, max_new_tokens=max_new_tokens):
+        for tokens in decode(
+            backbone, read, mask_BX, logits_BV, max_new_tokens=max_new_tokens, steer=steer
+        ):
             for row, token in zip(ids, tokens, strict=True):
                 if token is not None:
                     row.append(token)

@@ -109,17 +109,18 @@ def attention(
         [B, H, queries, D], [B, heads of keys, X, D] twice; rotary positions applied.
     attention_mask
         Bool [B, 1, queries, X], True where a query may look, or None for plain causality. For
-        one query it may also hold numbers, which are added to the logits.
+        one query, if it is not steered, it may also hold numbers, which are added to the logits.
 
     Returns
     -------
     (Tensor [B, queries, H, D], None)
     """
-    if steered is None and query.shape[2] == 1 and not kwargs.get("dropout"):
-        return one_row(query, key, value, attention_mask, scaling), None
-    output, _ = sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, **kwargs
-    )
+    if query.shape[2] == 1 and not kwargs.get("dropout"):
+        output = one_row(query, key, value, attention_mask, scaling)
+    else:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
     if steered is None:
         return output, None
     layer: Any = module.layer_idx

@@ -1,7 +1,7 @@
-"""Decoding: one token at a time, all branches as one batch, with stock attention.
+"""Decoding: one token at a time, all branches as one batch.
 
-Steering acts on prompt tokens alone, so decoding needs none. On one CUDA device a step is
-captured as a graph.
+IFA acts on prompt tokens alone, so that attention is stock here, but for rivals that also act
+while the answer is written. On one CUDA device a step is captured as a graph.
 
 It does not know how the prompt was read (:mod:`mrrag.model.prefill`).
 Shape suffixes: B batch row, X key column, E embedding, V vocabulary.
@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from mrrag.model.attention import SteeredPass
 from mrrag.model.backbone import Backbone
 from mrrag.model.families import text_of
 from mrrag.model.prefill import CACHE, shift_of
@@ -55,7 +56,12 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def token_step(
-    backbone: Backbone, cache: DynamicCache, mask_BX: Tensor, ids_B1: Tensor, room: int
+    backbone: Backbone,
+    cache: DynamicCache,
+    mask_BX: Tensor,
+    ids_B1: Tensor,
+    room: int,
+    steer: Callable[[Tensor], SteeredPass] | None = None,
 ) -> Callable[[], None]:
     """Return a function that feeds ``ids_B1`` and overwrites it with the next tokens.
 
@@ -72,6 +78,8 @@ def token_step(
         Which columns of ``cache`` hold tokens.
     room
         How many times the function may be called.
+    steer
+        From :func:`mrrag.model.emphasis.plan_writing`; None for stock attention.
     """
     # Without the wrappers that handle images: there are none from here on.
     text, head = text_of(backbone.model), backbone.model.lm_head
@@ -83,19 +91,25 @@ def token_step(
     hidden_B11X = ~pad(mask_BX.to(device), (0, room))[:, None, None]
     layers: list[Any] = cache.layers
     mask_B11X = hidden_B11X.to(layers[0].keys.dtype).masked_fill_(hidden_B11X, -torch.inf)
+    sees: Any = 0.0
+    options: dict[str, Any] = {}
+    if steer is not None:  # it changes logits before the mask, and must know what a token sees
+        mask_B11X, sees = ~hidden_B11X, True
+        options["steered"] = steer(mask_B11X)
     positions_B1 = (mask_BX.sum(1, keepdim=True) + shift_of(cache)).to(device)
     column = torch.tensor([start], device=device)
     for i in range(len(layers)):  # one by one, so that the batch is never held twice
         layers[i] = RoomyLayer(layers[i], room, column)
 
     def step() -> None:
-        mask_B11X.index_fill_(3, column, 0)
+        mask_B11X.index_fill_(3, column, sees)
         hidden_B1E = text(
             input_ids=ids_B1,
             attention_mask=mask_B11X,
             position_ids=positions_B1,
             **{CACHE: cache},
             use_cache=True,
+            **options,
         ).last_hidden_state
         ids_B1.copy_(head(hidden_B1E).argmax(-1))
         positions_B1.add_(1)
@@ -150,11 +164,13 @@ def decode(
     logits_BV: Tensor,
     *,
     max_new_tokens: int,
+    steer: Callable[[Tensor], SteeredPass] | None = None,
 ) -> Iterator[list[int | None]]:
     """Decode greedily, all rows as one batch; yield a token per row at each step.
 
     A row that has ended yields None. The loop ends with the last row, after
-    ``max_new_tokens``, or when the generator is closed. ``cache`` is taken over.
+    ``max_new_tokens``, or when the generator is closed. ``cache`` is taken over, and ``steer``
+    is of :func:`token_step`.
     """
     ids_B1 = logits_BV.argmax(-1, keepdim=True)
     ended = [False] * len(ids_B1)
@@ -168,5 +184,5 @@ def decode(
         if count == max_new_tokens:
             return
         if advance is None:
-            advance = token_step(backbone, cache, mask_BX, ids_B1, max_new_tokens - 1)
+            advance = token_step(backbone, cache, mask_BX, ids_B1, max_new_tokens - 1, steer)
         advance()
