@@ -225,7 +225,7 @@ PLAIN = Steering()  # stock attention
 
 @dataclass(frozen=True)
 class Emphasis:
-    """A change of attention by a rival of IFA, in the prompt's last tokens.
+    """A change of attention by a rival of IFA, in the prompt's last tokens or the answer's, too.
 
     Attributes
     ----------
@@ -241,6 +241,8 @@ class Emphasis:
         It acts in this layer, counted from 0, and in all that follow.
     heads : tuple of (int, int)
         The (layer, head) pairs in which it acts; empty for all heads.
+    writing : bool
+        Whether it also acts in every token of the answer, on the prompt's tokens.
     """
 
     transform: str
@@ -249,6 +251,7 @@ class Emphasis:
     rows: str = "last"
     first_layer: int = 0
     heads: tuple[tuple[int, int], ...] = ()
+    writing: bool = False
 
 
 @dataclass(frozen=True)

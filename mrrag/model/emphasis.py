@@ -2,9 +2,9 @@
 
 Each is a transform of attention logits with the signature of :mod:`mrrag.model.steering`,
 and columns of the prompt on which it acts. They act in the prompt's last tokens (question
-and cue), since what comes before is read once for all ways of answering, and not while
-the answer is decoded. An answer of yes or no is read at the first token, so decoding would not
-change it.
+and cue), since what comes before is read once for all ways of answering. Those that were
+published so can act in every token of the answer, too; a yes or no is read at the first, and
+does not change by it.
 
 ITI shifts the outputs of heads in the last token, and leaves attention as it is.
 
@@ -20,6 +20,7 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mrrag.errors import SettingsError
 from mrrag.model.attention import Probe, SteeredPass
@@ -111,6 +112,8 @@ TRANSFORMS: dict[str, Transform] = {
     "mix": mix,
 }
 SHARES = ("floor", "mix")  # whose amount is a share of the attention
+# What needs no other row than its own, so that it can act while an answer is written.
+OF_ONE_ROW = ("raise", "add", "scale", "floor")
 
 
 # Columns: how much of the amount each prompt token gets; float32 [tokens]
@@ -247,9 +250,7 @@ def plan_emphasis(
     visible_BQX = mask_BX[:, None, None] & torch.ones(Q, X, dtype=torch.bool).tril(X - Q)
 
     def columns_BX(name: str) -> Tensor:
-        of = COLUMNS[name]
-        values = [of(p, lam) for p, lam in zip(prompts, relevance, strict=True)]
-        return align(values, mask_BX)
+        return _columns(name, prompts, relevance, mask_BX)
 
     def rows_BQ(rows: Callable[[Prompt], Tensor]) -> Tensor:
         return align([rows(p) for p in prompts], mask_BX)[:, -Q:]
@@ -287,6 +288,69 @@ def plan_emphasis(
     last_BQ = rows_BQ(last_row).to(device)
     moved = tuple(edit.to(device) for edit in edits)
     return SteeredPass(last_BQ, moved, probe, shifts=shifts)
+
+
+def plan_writing(
+    prompts: Sequence[Prompt],
+    relevance: Sequence[Sequence[float]],
+    mask_BX: Tensor,
+    emphases: Sequence[Emphasis],
+    layers: int,
+    heads: int,
+    *,
+    plain: Collection[int] = (),
+) -> Callable[[Tensor], SteeredPass] | None:
+    """Plan the pass over one token of each answer, for changes of attention that act there, too.
+
+    They act on the prompt's columns; no token of an answer is raised or lowered (PASTA's code).
+    The parameters are those of :func:`plan_emphasis`.
+
+    Returns
+    -------
+    callable or None
+        Returns the plan, given which columns the token sees: bool [B, 1, 1, X or more]. The plan
+        keeps this mask, so that a step may mark more columns in it and use the plan again. None
+        where attention is stock.
+
+    Raises
+    ------
+    SettingsError
+        Where a change needs the question's rows, which are not there any more.
+    """
+    acts_B111 = torch.tensor([b not in plain for b in range(len(prompts))])[:, None, None, None]
+    planned: list[tuple[Transform, Tensor, frozenset[int]]] = []
+    for emphasis in (emphasis for emphasis in emphases if emphasis.writing):
+        if emphasis.transform not in OF_ONE_ROW:
+            raise SettingsError(
+                f"A change of attention names {emphasis.transform!r} while the answer is written. "
+                f"There it can be one of: {', '.join(OF_ONE_ROW)}."
+            )
+        columns_BX = _columns(emphasis.columns, prompts, relevance, mask_BX)
+        lam_B11X = acts_B111 * emphasis.amount * columns_BX[:, None, None]
+        for where, which in _places(emphasis, layers) if lam_B11X.any() else ():
+            chosen_H11 = torch.tensor([float(not which or h in which) for h in range(heads)])
+            lam_BH1X = lam_B11X * chosen_H11[:, None, None]
+            planned.append((TRANSFORMS[emphasis.transform], lam_BH1X, frozenset(where)))
+    if not planned:
+        return None
+
+    def steer(sees_B11X: Tensor) -> SteeredPass:
+        device, more = sees_B11X.device, sees_B11X.shape[-1] - mask_BX.shape[1]
+        edits = [
+            Edit(transform, pad(lam_BH1X, (0, more)).to(device), sees_B11X, where)
+            for transform, lam_BH1X, where in planned
+        ]
+        rows_BQ = torch.ones(len(prompts), 1, dtype=torch.bool, device=device)
+        return SteeredPass(rows_BQ, tuple(edits))
+
+    return steer
+
+
+def _columns(
+    name: str, prompts: Sequence[Prompt], relevance: Sequence[Sequence[float]], mask_BX: Tensor
+) -> Tensor:
+    of = COLUMNS[name]
+    return align([of(p, lam) for p, lam in zip(prompts, relevance, strict=True)], mask_BX)
 
 
 def _shifts(

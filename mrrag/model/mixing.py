@@ -26,8 +26,9 @@ from transformers import DynamicCache
 
 from mrrag.errors import SettingsError
 from mrrag.model.answering import AnswerBatch, heads_of, text_of, yes_no
+from mrrag.model.attention import SteeredPass
 from mrrag.model.backbone import Backbone, embed
-from mrrag.model.emphasis import plan_emphasis
+from mrrag.model.emphasis import plan_emphasis, plan_writing
 from mrrag.model.prefill import (
     Branch,
     PrefixCache,
@@ -285,6 +286,9 @@ class ReadGroups:
         For reading.
     ratio_G1 : float32 [G, 1] or None
         The last row's attention on the image divided by that on reports, where it was recorded.
+    steer : callable or None
+        What attention changes while the answer is written
+        (:func:`mrrag.model.emphasis.plan_writing`).
     """
 
     group_B: Tensor
@@ -296,6 +300,7 @@ class ReadGroups:
     p_yes_B: Tensor
     seconds: float
     ratio_G1: Tensor | None = None
+    steer: Callable[[Tensor], SteeredPass] | None = field(default=None, repr=False)
 
 
 @torch.inference_mode()
@@ -324,14 +329,17 @@ def read_groups(
     prompts = [branch.prompt for branch in branches]
     mask_BX = layout(prompts)
     firsts = list(accumulate((len(g.branches) for g in groups), initial=0))
+    relevance = [branch.relevance for branch in branches]
+    model = backbone.layers, heads_of(backbone)
+    plain = () if fuses else [b for b in range(len(branches)) if b not in firsts]
+    steer = plan_writing(prompts, relevance, mask_BX, emphases, *model, plain=plain)
     steered = plan_emphasis(
         prompts,
-        [branch.relevance for branch in branches],
+        relevance,
         mask_BX,
         emphases,
-        backbone.layers,
-        heads_of(backbone),
-        plain=() if fuses else [b for b in range(len(branches)) if b not in firsts],
+        *model,
+        plain=plain,
         watched=any(mixture.rule == "ratio contrast" for mixture in mixtures),
         device=backbone.device,
     )
@@ -347,7 +355,9 @@ def read_groups(
     p_yes_B = yes_no(backbone, logits_BV)[0].cpu()  # which waits for the device
     seconds = time.perf_counter() - start
     return ReadGroups(
-        group_B, rows_GR, scores_GR, mask_BX, cache, logits_BV, p_yes_B, seconds, ratio_G1
+        *(group_B, rows_GR, scores_GR, mask_BX, cache, logits_BV, p_yes_B, seconds),
+        ratio_G1=ratio_G1,
+        steer=steer,
     )
 
 
@@ -370,10 +380,7 @@ def mix(
         # A model on several devices ends on another one than it begins.
         return rule(logits_BV.to(rows_GR.device)[rows_GR], scores_GR, number_G1)
 
-    cache = fork(read.cache)
-    answer = _written(
-        backbone, mixed, read.group_B, read.logits_BV, cache, read.mask_BX, max_new_tokens
-    )
+    answer = _written(backbone, mixed, read, max_new_tokens)
     return MixedBatch(
         *(answer.p_yes, answer.p_no, answer.next_id, answer.texts),
         seconds=read.seconds + time.perf_counter() - start,
@@ -384,14 +391,12 @@ def mix(
 def _written(
     backbone: Backbone,
     mixed: Callable[[Tensor], Tensor],
-    group_B: Tensor,
-    logits_BV: Tensor,
-    cache: DynamicCache,
-    mask_BX: Tensor,
+    read: ReadGroups,
     max_new_tokens: int,
 ) -> AnswerBatch:
-    """Write each group's answer greedily, by one mixture; ``cache`` is taken over."""
-    first_GV = mixed(logits_BV)
+    """Write each group's answer greedily, by one mixture."""
+    cache, mask_BX, group_B = fork(read.cache), read.mask_BX, read.group_B
+    first_GV = mixed(read.logits_BV)
     p_yes, p_no = yes_no(backbone, first_GV)
     first_G = ids_G = first_GV.argmax(-1)
     written: list[list[int]] = [[] for _ in ids_G]
@@ -406,7 +411,9 @@ def _written(
             break
         mask_BX = pad(mask_BX, (0, 1), value=True)
         embeds = table(ids_G[group_B.to(ids_G.device)][:, None])
-        ids_G = mixed(run_batch(backbone, [*embeds], cache, mask_BX)).argmax(-1)
+        sees_B11X = mask_BX[:, None, None].to(backbone.device)
+        steered = read.steer(sees_B11X) if read.steer else None
+        ids_G = mixed(run_batch(backbone, [*embeds], cache, mask_BX, steered)).argmax(-1)
     return AnswerBatch(
         p_yes.cpu().numpy(),
         p_no.cpu().numpy(),

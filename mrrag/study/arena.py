@@ -10,7 +10,7 @@ It imports nothing heavy: the command line lists its names.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mrrag.types import METHODS, PLAIN, Emphasis, Mixture, Opera, Rival, Shift, Steering, Way
 
@@ -150,6 +150,22 @@ ARENA: dict[str, Method] = {
         "ALFAR, as in its code",
         "Takes away what would be said without reports, more where the image is looked at less.",
         Rival(mixture=ALFAR_CONTRAST),
+    ),
+    # The same while the answer is written, too
+    "pai_writing": Method(
+        "PAI, also while writing",
+        "PAI, which also looks more at the image in every token of the answer.",
+        Rival((replace(PAI_ATTENTION, writing=True),), PAI_CONTRAST),
+    ),
+    "pasta_writing": Method(
+        "PASTA, also while writing",
+        "PASTA, relevant reports, and the same in every token of the answer.",
+        _emphasis(replace(PASTA_REPORTS, writing=True)),
+    ),
+    "spotlight_writing": Method(
+        "SpotLight, reports, also while writing",
+        "SpotLight, and the same floor in every token of the answer.",
+        _emphasis(Emphasis("floor", "reports", 0.2, BOTH, writing=True)),
     ),
     # Contrasts with a prompt without reports
     "cad": Method(
@@ -319,6 +335,8 @@ CONTROLS = (
     *("iti_random", "lambda_shuffled", "lambda_equal", "mr_rag_best_last"),
     *("all_irrelevant", "wrong_picture", "mr_rag_wrong_picture"),
 )
+# Rows that answer a yes or no as their namesakes do, since it is read at the first token.
+WRITING = ("pai_writing", "pasta_writing", "spotlight_writing")
 RIVALS = tuple(name for name in ARENA if name not in METHODS)
 EVERY = "arena"  # the name that stands for all of them
 

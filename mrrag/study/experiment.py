@@ -168,7 +168,7 @@ def _ids(case: Record) -> tuple[str, str]:
 
 # Options that came later, which are left out of a key where they have no effect: the answers of
 # older run folders keep their keys.
-ADDED = {"relevance": "own", "shift": None}
+ADDED = {"relevance": "own", "shift": None, "writing": False}
 
 
 def _without_added(fields: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -91,7 +91,16 @@ def _strengths(name: str) -> Trials:
     return {"as learnt": ARENA[name], **_tried(name, "strength", (0.5, 1, 4, 8), _strength)}
 
 
-PAI_PAIRS = ((0.2, 1.1), (0.5, 1.1), (1.0, 1.1), (0.2, 1.5), (0.5, 1.5))
+def _pairs(name: str) -> Trials:
+    """Return PAI at pairs of the image's emphasis and the contrast."""
+    pairs = ((0.2, 1.1), (0.5, 1.1), (1.0, 1.1), (0.2, 1.5), (0.5, 1.5))
+    return {
+        f"α = {alpha:g}, γ = {gamma:g}": _mixture(_emphasis(ARENA[name], alpha), gamma)
+        for alpha, gamma in pairs
+    }
+
+
+REPORT_SHARES = (0.2, 0.4, 0.6, 0.8, 0.9)
 FACTORS = (0.01, 0.1, 0.3, 0.5, 0.8)
 SHIFTS = (1.0, 2.0, 5.0, 10.0, 15.0)
 GAPS = (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -101,17 +110,14 @@ GAPS = (0.05, 0.1, 0.15, 0.2, 0.3)
 TRIALS: dict[str, Trials] = {
     "mr_rag": _strengths("mr_rag"),
     "ifa": _tried("ifa", "strength", (0.1, 0.25, 0.5, 1, 2), _strength),
-    "pai": {
-        f"α = {alpha:g}, γ = {gamma:g}": _mixture(_emphasis(ARENA["pai"], alpha), gamma)
-        for alpha, gamma in PAI_PAIRS
-    },
+    "pai": _pairs("pai"),
     "pai_attention": _tried("pai_attention", "α", (0.1, 0.2, 0.5, 1, 2), _emphasis),
     "pai_contrast": _tried("pai_contrast", "γ", (1.05, 1.1, 1.2, 1.5, 2), _mixture),
     "pai_reports": _tried("pai_reports", "α", (0.1, 0.2, 0.5, 1, 2), _emphasis),
     "pasta": _tried("pasta", "α", FACTORS, _factor),
     "pasta_heads": _tried("pasta_heads", "α", FACTORS, _factor),
     "pasta_image": _tried("pasta_image", "α", FACTORS, _factor),
-    "spotlight": _tried("spotlight", "ψ", (0.2, 0.4, 0.6, 0.8, 0.9), _emphasis),
+    "spotlight": _tried("spotlight", "ψ", REPORT_SHARES, _emphasis),
     "spotlight_image": _tried("spotlight_image", "ψ", (0.1, 0.2, 0.3, 0.5, 0.7), _emphasis),
     "alfar": _tried("alfar", "α", (0.1, 0.2, 0.4, 0.6, 0.8), _emphasis),
     "cad": _tried("cad", "α", (-0.5, -0.25, 0.25, 0.5, 1), _mixture),
@@ -123,6 +129,9 @@ TRIALS: dict[str, Trials] = {
     "mad": _tried("mad", "m", (0.1, 0.3, 0.5, 0.7, 0.9), _emphasis),
     "opera": _tried("opera", "weight", (0.5, 1, 2, 5, 10), _weight),
     "opera_reports": _tried("opera_reports", "weight", (0.5, 1, 2, 5, 10), _weight),
+    "pai_writing": _pairs("pai_writing"),
+    "pasta_writing": _tried("pasta_writing", "α", FACTORS, _factor),
+    "spotlight_writing": _tried("spotlight_writing", "ψ", REPORT_SHARES, _emphasis),
     "iti": _tried("iti", "α", SHIFTS, _shift),
     "iti_random": _tried("iti_random", "α", SHIFTS, _shift),
     "lambda_shuffled": _strengths("lambda_shuffled"),
@@ -130,8 +139,11 @@ TRIALS: dict[str, Trials] = {
     "mr_rag_best_last": _strengths("mr_rag_best_last"),
     "mr_rag_wrong_picture": _strengths("mr_rag_wrong_picture"),
 }
-# Controls get the setting of the row that they explain.
+# Controls get the setting of the row that they explain, and what acts while writing its namesake's.
 FOLLOWS = {
+    "pai_writing": "pai",
+    "pasta_writing": "pasta",
+    "spotlight_writing": "spotlight",
     "iti_random": "iti",
     "lambda_shuffled": "mr_rag",
     "lambda_equal": "mr_rag",

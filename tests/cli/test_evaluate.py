@@ -6,7 +6,7 @@ import pytest
 
 from mrrag.cli.evaluate import plan_of
 from mrrag.cli.main import parser
-from mrrag.study.arena import ARENA
+from mrrag.study.arena import ARENA, WRITING
 from mrrag.study.plan import ALL_METHODS, Plan
 
 
@@ -22,11 +22,13 @@ def test_without_names_it_is_the_paper_s_methods_and_no_arena() -> None:
 
 def test_the_arena_is_every_rival_in_one_table() -> None:
     every = plan("--methods", "arena", "--heads", "heads.safetensors")
-    assert (every.methods, every.arena) == ((), tuple(ARENA))
+    assert every.methods == ()
+    assert every.arena == tuple(name for name in ARENA if name not in WRITING)
     without = plan("--methods", "arena")
-    assert {*ARENA} - {*without.arena} == {"pasta_heads", "iti", "iti_random"}
+    assert {*every.arena} - {*without.arena} == {"pasta_heads", "iti", "iti_random"}
     without = plan("--methods", "arena", "--heads", "heads.safetensors", "--no-wrong-picture")
-    assert {*ARENA} - {*without.arena} == {"wrong_picture", "mr_rag_wrong_picture"}
+    assert {*every.arena} - {*without.arena} == {"wrong_picture", "mr_rag_wrong_picture"}
+    assert plan("--methods", "pai_writing").arena == ("pai_writing",)
 
 
 def test_rivals_stand_beside_what_else_was_named() -> None:

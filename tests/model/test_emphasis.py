@@ -18,6 +18,7 @@ from mrrag.errors import SettingsError
 from mrrag.model.answering import answer_batch, heads_of
 from mrrag.model.attention import attention
 from mrrag.model.backbone import Backbone, embed
+from mrrag.model.decoding import decode
 from mrrag.model.emphasis import (
     COLUMNS,
     TRANSFORMS,
@@ -25,10 +26,11 @@ from mrrag.model.emphasis import (
     floor,
     mix,
     plan_emphasis,
+    plan_writing,
     scale,
     scale_by_question,
 )
-from mrrag.model.prefill import Branch, layout
+from mrrag.model.prefill import Branch, layout, prefill_batch, run_batch
 from mrrag.model.prompt import Prompt
 from mrrag.model.steering import Transform
 from mrrag.types import Emphasis, Shift, Span
@@ -242,6 +244,138 @@ def test_a_rival_equals_a_dense_reference(
     ours = answer_batch(tiny_llava, [branch, beside], emphases=(emphasis,))
     assert ours.p_yes[0] == pytest.approx(after[yes].sum().item(), abs=1e-5)
     assert abs((after - before)[yes].sum().item()) > 1e-4
+
+
+def pai_row(image: slice, _reports: slice) -> Change:
+    def change(layer: int, row: Tensor) -> Tensor:
+        if layer >= 1:
+            row[..., image] += 0.7 * row[..., image].abs()
+        return row
+
+    return change
+
+
+def pasta_row(_image: slice, reports: slice) -> Change:
+    def change(layer: int, row: Tensor) -> Tensor:
+        if layer == 1:
+            outside = torch.ones(row.shape[-1])
+            outside[reports] = outside[0] = 0
+            row[:, 1] += math.log(0.1) * outside
+        return row
+
+    return change
+
+
+# SpotLight's share is of all that a row sees, the answer too, and is worked out in the test.
+WRITTEN = {pai: pai_row, pasta: pasta_row, spotlight: None}
+
+
+@pytest.mark.parametrize(("published", "of_row"), WRITTEN.items())
+def test_a_rival_that_acts_while_writing_equals_a_dense_reference(
+    tiny_llava: Backbone,
+    reference: LlavaForConditionalGeneration,
+    features: Tensor,
+    published: Callable[[slice, slice, slice], Change],
+    of_row: Callable[[slice, slice], Change] | None,
+) -> None:
+    """The reference reads prompt and answer in one pass; an answer's words are never raised."""
+    prompt = make(tiny_llava, REPORTS[:1])
+    n, spans = len(prompt.ids), [prompt.span(name) for name in ("image", "report 1")]
+    image, report = (slice(span.start, span.stop) for span in spans)
+    before = published(image, report, slice(prompt.suffix_start, n))
+
+    def change(layer: int, logits: Tensor) -> Tensor:
+        whole = logits.clone()
+        whole[:, :, :n, :n] = before(layer, logits[:, :, :n, :n].clone())
+        for r in range(n, logits.shape[2]):
+            if of_row is None:
+                share = logits[:, :, r].softmax(-1)[..., image].sum(-1).mean()
+                bias = torch.logit(torch.tensor(0.9)) - torch.logit(share)
+                whole[:, :, r, image] += bias.clamp(min=0)
+            else:
+                whole[:, :, r, :n] = of_row(image, report)(layer, logits[:, :, r, :n].clone())
+        return whole
+
+    written = [[5, 9], [7, 4]]  # two tokens of each answer
+    emphases = (replace(RIVALS[published], writing=True),)
+    # Beside a longer prompt, so that it is padded on the left.
+    branches = [Branch(prompt, features, (1.0,)), Branch(make(tiny_llava), features, LAMBDAS)]
+    after, stock_after = (
+        written_logits(tiny_llava, branches, written, used)[0] for used in (emphases, ())
+    )
+    table = tiny_llava.model.get_input_embeddings()
+    rows = torch.cat([embed(tiny_llava, prompt, features), table(torch.tensor(written[0]))])
+    with torch.inference_mode():
+        expected = reference(inputs_embeds=rows[None], change=change).logits[0, n:]
+    torch.testing.assert_close(after.softmax(-1), expected.softmax(-1), atol=1e-5, rtol=0)
+    assert (after - stock_after).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+def written_logits(
+    backbone: Backbone,
+    branches: list[Branch],
+    written: list[list[int]],
+    emphases: tuple[Emphasis, ...],
+) -> Tensor:
+    """Return what follows each token of answers that are given: [B, tokens, V]."""
+    prompts, relevance = [b.prompt for b in branches], [b.relevance for b in branches]
+    mask, heads = layout(prompts), heads_of(backbone)
+    planned = (prompts, relevance, mask, emphases, backbone.layers, heads)
+    cache = prefill_batch(backbone, branches)
+    suffixes = [b.suffix(embed(backbone, b.prompt, b.features)) for b in branches]
+    run_batch(backbone, suffixes, cache, mask, plan_emphasis(*planned))
+    steer, logits = plan_writing(*planned), []
+    for ids in torch.tensor(written).T:
+        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
+        token = backbone.model.get_input_embeddings()(ids)[:, None]
+        steered = steer(mask[:, None, None]) if steer else None
+        logits.append(run_batch(backbone, [*token], cache, mask, steered))
+    return torch.stack(logits, 1)
+
+
+@pytest.mark.parametrize("emphasis", RIVALS.values())
+def test_decoding_in_place_acts_as_a_growing_cache_does(
+    tiny_llava: Backbone, features: Tensor, emphasis: Emphasis
+) -> None:
+    unending = replace(tiny_llava, eos_ids=())
+    branches = [Branch(make(tiny_llava, REPORTS[:n]), features, LAMBDAS[:n]) for n in (1, 3)]
+    strong = replace(emphasis, amount=emphasis.amount * (1 if emphasis.transform == "floor" else 9))
+    emphases = (replace(strong, writing=True),)
+    tokens: list[list[int]] = [[], []]
+    mask = layout([branch.prompt for branch in branches])
+    plan = (
+        [branch.prompt for branch in branches],
+        [branch.relevance for branch in branches],
+        *(mask, emphases, unending.layers, heads_of(unending)),
+    )
+    with torch.inference_mode():
+        cache = prefill_batch(unending, branches)
+        suffixes = [b.suffix(embed(unending, b.prompt, b.features)) for b in branches]
+        logits = run_batch(unending, suffixes, cache, mask, plan_emphasis(*plan))
+        steps = decode(unending, cache, mask, logits, max_new_tokens=6, steer=plan_writing(*plan))
+        for step in steps:
+            for row, token in zip(tokens, step, strict=True):
+                row.append(int(token or 0))
+        grown = written_logits(unending, branches, [row[:-1] for row in tokens], emphases)
+    assert grown.argmax(-1).tolist() == [row[1:] for row in tokens]
+
+
+def test_what_writes_nothing_or_changes_nothing_is_plain_bit_for_bit(
+    tiny_llava: Backbone, features: Tensor
+) -> None:
+    branches = [Branch(make(tiny_llava), features, LAMBDAS)]
+    written = [[5, 9, 3]]
+    plain = written_logits(tiny_llava, branches, written, ())
+    for emphasis in RIVALS.values():
+        zero = (replace(emphasis, amount=0.0, writing=True),)
+        assert torch.equal(written_logits(tiny_llava, branches, written, zero), plain)
+    prompts, relevance = [branches[0].prompt], [LAMBDAS]
+    planned = (prompts, relevance, layout(prompts))
+    assert plan_writing(*planned, (*RIVALS.values(),), 3, 4) is None
+    asks = replace(Emphasis("scale by question", "reports", 0.4), writing=True)
+    with pytest.raises(SettingsError, match="while the answer is written"):
+        plan_writing(*planned, (asks,), 3, 4)
 
 
 def test_mad_equals_a_dense_reference(

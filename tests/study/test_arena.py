@@ -18,7 +18,7 @@ from mrrag.model.mixing import RULES
 from mrrag.report.experiment_page import experiment_to_html
 from mrrag.retrieval.selection import CUTS
 from mrrag.study.answer_file import StoredAnswer, read_answers
-from mrrag.study.arena import ARENA, prompts_of
+from mrrag.study.arena import ARENA, WRITING, prompts_of
 from mrrag.study.cost import seconds_each
 from mrrag.study.evaluation import PROMPTS, branch_of, encode_questions
 from mrrag.study.experiment import Experiment, answer_all, choose_questions, evidence_of
@@ -100,6 +100,14 @@ def test_a_row_s_figures_follow_from_its_answers(made: Made, result: dict[str, A
     block = [r for r in result["arena"] if r["irrelevant"] == 2 and "test" in r]
     corrected = holm([r["test"]["p"] for r in block])
     assert [r["test"]["p_holm"] for r in block] == pytest.approx(corrected)
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_what_acts_while_writing_says_the_same_at_the_first_token(
+    result: dict[str, Any], name: str
+) -> None:
+    row, namesake = row_of(result, name, 2), row_of(result, name.removesuffix("_writing"), 2)
+    assert (row["log_loss"], row["brier"]) == (namesake["log_loss"], namesake["brier"])
 
 
 def test_what_was_read_is_counted(result: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from tiny_experiment import make_heads
 
 from mrrag.errors import SettingsError
 from mrrag.learnt import Learnt
-from mrrag.study.arena import ARENA, CONTROLS, Method
+from mrrag.study.arena import ARENA, CONTROLS, WRITING, Method
 from mrrag.study.plan import Plan, ReadingPlan, cells_of, reading_of, way_of
 from mrrag.study.trials import (
     BUDGET,
@@ -57,7 +57,7 @@ def test_a_trial_changes_how_a_method_is_set_and_nothing_else() -> None:
 
 
 def test_a_control_gets_the_setting_of_the_row_that_it_explains() -> None:
-    assert {*FOLLOWS} <= {*CONTROLS}
+    assert {*FOLLOWS} <= {*CONTROLS, *WRITING}
     chosen = with_settings({"mr_rag": "strength = 4", "iti": "α = 10"})
     for name in ("mr_rag", "lambda_shuffled", "mr_rag_wrong_picture"):
         assert chosen[name] == replace(ARENA[name], strength=4)
