@@ -95,6 +95,14 @@ def add_commands(commands: Commands) -> None:
         "--seed", type=int, default=0, help="seed of random draws (default: %(default)s)"
     )
     settings.add_argument(
+        "--answer-tokens",
+        type=int,
+        default=ANSWER_TOKENS,
+        metavar="N",
+        help="maximum length of an answer, in tokens; 1 is enough, and quicker, where yes and no "
+        "are one token each (default: %(default)s)",
+    )
+    settings.add_argument(
         "--folder",
         type=Path,
         default=RUNS / "find-settings",
@@ -156,7 +164,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         methods=(),
         wrong_picture=False,
         seed=args.seed,
-        answer_tokens=ANSWER_TOKENS,
+        answer_tokens=args.answer_tokens,
         kinds=tuple(dict.fromkeys(args.irrelevant)),
         arena=every if EVERY in named else named,
     )

@@ -89,7 +89,8 @@ def test_maps_are_those_of_methods_that_change_attention(made: Made) -> None:
         for trace in (found.before, found.after):
             np.testing.assert_allclose(trace.mass_LHS.sum(-1), 1, atol=1e-4)
         assert not found.before.layers
-        if name not in ("spotlight", "spotlight_writing"):  # a floor that is reached already changes nothing
+        # A floor that is reached already changes nothing.
+        if name not in ("spotlight", "spotlight_writing"):
             assert np.abs(found.after.mass_LHS - found.before.mass_LHS).max() > 1e-4, name
     # IFA's are those of the answers above.
     assert case.before is not None
