@@ -80,6 +80,9 @@ class SteeredPass:
         By layer, what is added to the heads' outputs in the last row: float32 [B, H, D].
     outputs : list or None
         Where given, every layer appends its heads' outputs in the last row: [B, H, D].
+    changed : int
+        How many of the last rows the edits change, of which alone probabilities are then computed;
+        0 for all of the Q.
     """
 
     question_BQ: Tensor
@@ -88,6 +91,7 @@ class SteeredPass:
     acts: bool = True
     shifts: Mapping[int, Tensor] = field(default_factory=dict)
     outputs: list[Tensor] | None = None
+    changed: int = 0
 
 
 def attention(
@@ -153,6 +157,10 @@ def _recompute(
     for edit in edits:
         logits_BHQX, touched_BHQ = edit.apply(logits_BHQX)
         touched.append(touched_BHQ)
+    if steered.changed and steered.probe is None:
+        rows = steered.changed
+        logits_BHQX = logits_BHQX[:, :, -rows:]
+        touched = [touched_BHQ[..., -rows:] for touched_BHQ in touched]
     weights_BHQX = masked_softmax(logits_BHQX, attention_mask)
     if touched and steered.acts:
         touched_BQH1 = reduce(torch.logical_or, touched).transpose(1, 2)[..., None]

@@ -93,14 +93,20 @@ def mix(logits: Tensor, amount: Tensor, asked: Tensor) -> Tensor:
     are none, attention stays as it is. The amount is m in every column that a row sees.
     """
     least = torch.finfo(logits.dtype).min
-    seen_BHQX = (amount > 0).expand_as(logits)
-    own_BHQX = logits.masked_fill(~seen_BHQX, least).softmax(-1)
-    asks_BHQX = logits.masked_fill(~asked, least).softmax(-1) * asked
+    # Few rows of a long prompt ask or look; the others need no probabilities.
+    asks_Q, looks_Q = (some.any(-1).any(0).any(0) for some in (asked, amount > 0))
+    asked, amount = asked[:, :, asks_Q], amount[:, :, looks_Q]
+    asks_BHQX = logits[:, :, asks_Q].masked_fill(~asked, least).softmax(-1) * asked
     rows_B111 = asked.any(-1, keepdim=True).sum(-2, keepdim=True).clamp(min=1)
     first_BH1X = asks_BHQX.sum(-2, keepdim=True) / rows_B111
-    m = amount.amax(-1, keepdim=True)
+    looking_BHQX, m = logits[:, :, looks_Q], amount.amax(-1, keepdim=True)
+    seen_BHQX = (amount > 0).expand_as(looking_BHQX)
+    own_BHQX = looking_BHQX.masked_fill(~seen_BHQX, least).softmax(-1)
     # The softmax that follows gives back the probabilities of which these are the logarithms.
-    return torch.where(seen_BHQX, torch.log((1 - m) * own_BHQX + m * first_BH1X), logits)
+    mixed_BHQX = torch.log((1 - m) * own_BHQX + m * first_BH1X)
+    changed_BHQX = logits.clone()
+    changed_BHQX[:, :, looks_Q] = torch.where(seen_BHQX, mixed_BHQX, looking_BHQX)
+    return changed_BHQX
 
 
 TRANSFORMS: dict[str, Transform] = {
@@ -286,8 +292,9 @@ def plan_emphasis(
     if not edits and probe is None and not shifts:
         return None
     last_BQ = rows_BQ(last_row).to(device)
+    untouched = [int((edit.lam_BQX != 0).any(-1).any(0).any(0).int().argmax()) for edit in edits]
     moved = tuple(edit.to(device) for edit in edits)
-    return SteeredPass(last_BQ, moved, probe, shifts=shifts)
+    return SteeredPass(last_BQ, moved, probe, shifts=shifts, changed=Q - min(untouched, default=0))
 
 
 def plan_writing(
