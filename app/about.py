@@ -29,7 +29,7 @@ class Base:
     Attributes
     ----------
     number : int
-        Its index among those that the page offers, from 0.
+        Tells the page's pairs of a model and a knowledge base apart.
     sources : tuple of (str, str)
         Source and licence of its reports.
     intervals : tuple of (float, float)
@@ -99,7 +99,7 @@ def read_about(
     folder
         Folder of the model's files; None for the bundled one.
     number
-        The knowledge base's index among those that the page offers.
+        As of :class:`Base`.
 
     Raises
     ------
@@ -111,8 +111,9 @@ def read_about(
     bundled, folder = folder is None, folder or assets / "llava"
     layers, heads = _shape(folder, bundled=bundled)
     phantoms_only = model == BUNDLED and (folder / "scope.json").exists()
+    local = model == BUNDLED or Path(model).expanduser().is_dir()  # no visitor needs its path
     return About(
-        model=PHANTOM_MODEL if phantoms_only else folder.name if model == BUNDLED else model,
+        model=PHANTOM_MODEL if phantoms_only else folder.name if local else model,
         layers=layers,
         weights=learnt.weights,
         critical=learnt.steering.layers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,11 +60,3 @@ class Backend(NamedTuple):
         from mrrag.explain import explain
 
         return (self.lent.explain if self.lent else explain)(*given, **options)
-
-
-def select(backends: Sequence[Backend], number: object) -> Backend:
-    """Return the backend with this number, or the first where there is none."""
-    for n, backend in enumerate(backends):
-        if n == number:
-            return backend
-    return backends[0]

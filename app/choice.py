@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,60 @@ class Choice:
     device: str
     why: str = ""
     replaceable: bool = False
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that a visitor of the page may have loaded beside the one of the start.
+
+    Attributes
+    ----------
+    name : str
+        As of :class:`Choice`.
+    what : str
+        What it is, in a sentence; may be empty.
+    """
+
+    name: str
+    what: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name without its owner or folder."""
+        return Path(self.name).name
+
+
+GENERAL = "It was not made for medical pictures: expect wrong answers."
+# Pretrained models that answer on a laptop's processor.
+SMALL = (
+    Offer(
+        "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+        f"A general model with 0.26 billion parameters. {GENERAL}",
+    ),
+    Offer(
+        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        f"A general model with 0.51 billion parameters, about twice as slow. {GENERAL}",
+    ),
+)
+
+
+def further_models(asked: Sequence[str], first: Choice, *, only_here: bool) -> tuple[Offer, ...]:
+    """Return what is offered beside the first model; nothing of it is loaded or asked for yet.
+
+    These are the other models that were asked for. Where none was, and the bundled model answers
+    since there is no GPU, they are the :data:`SMALL` ones, but not where the hub must not be
+    reached, nor where others than this machine's user could start a download.
+
+    Parameters
+    ----------
+    only_here
+        Whether the page is served to this machine alone.
+    """
+    if asked:
+        return tuple(Offer(name) for name in dict.fromkeys(asked[1:]) if name != asked[0])
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    here = first.model == BUNDLED and first.device == "cpu" and only_here
+    return SMALL if here and not offline and not has_cuda() else ()
 
 
 def choose_model(asked: str | None, *, cuda: bool, zero_gpu: bool = False) -> Choice:

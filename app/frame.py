@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from app.about import About
+from app.choice import SMALL
 from mrrag.learnt import ALIKE
 from mrrag.report.audit_panel import audit_panel
 from mrrag.report.cards import DIRECTION, DISCLAIMER, ROUTING, TERMS
 from mrrag.report.templating import number, templates
 from mrrag.types import LLAVA_MED
+
+if TYPE_CHECKING:
+    from app.models import Row
 
 _HERE = Path(__file__).parent
 _TEMPLATES = templates(_HERE / "templates")
@@ -29,14 +33,23 @@ def script(name: str) -> str:
     return (_HERE / "static" / f"{name}.js").read_text(encoding="utf-8")
 
 
-def header(model: str, phantoms_only: bool, why: str = "") -> Markup:
+def header(about: About) -> Markup:
     """Return the bar that stays in view: what this is and is not, which model answers and why."""
-    knows = (
-        "It knows phantoms (synthetic chest radiographs) only."
-        if phantoms_only
-        else f"Its licence {'allows' if model == LLAVA_MED else 'may allow'} research use only."
+    if about.phantoms_only:
+        knows = "It knows phantoms (synthetic chest radiographs) only."
+    elif about.model in (offer.name for offer in SMALL):
+        knows = "It is a general model, not made for medical pictures."
+    else:
+        allows = "allows" if about.model == LLAVA_MED else "may allow"
+        knows = f"Its licence {allows} research use only."
+    return render(
+        "header.html", disclaimer=DISCLAIMER, model=about.model, knows=knows, why=about.why
     )
-    return render("header.html", disclaimer=DISCLAIMER, model=model, knows=knows, why=why)
+
+
+def offers(rows: Sequence[Row], seconds: float = 0.0) -> Markup:
+    """Return the models that may be loaded; ``seconds`` is how long the person has waited."""
+    return render("offers.html", rows=rows, seconds=seconds)
 
 
 def how_to_read() -> Markup:

@@ -8,6 +8,7 @@ function that makes its components and returns those that events read or write.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import gradio as gr
@@ -66,6 +67,15 @@ class CaseParts(NamedTuple):
     ask: gr.Button
     stop: gr.Button
     status: gr.HTML
+
+
+class ModelParts(NamedTuple):
+    """The header, which names the model that answers, and the panel of other models."""
+
+    header: gr.HTML
+    panel: gr.Accordion
+    model: gr.Dropdown
+    offers: gr.HTML
 
 
 class SettingsParts(NamedTuple):
@@ -127,6 +137,7 @@ class Parts(NamedTuple):
 
     state: StateParts
     case: CaseParts
+    models: ModelParts
     settings: SettingsParts
     evidence: EvidenceParts
     answers: AnswerParts
@@ -135,14 +146,18 @@ class Parts(NamedTuple):
     saving: SavingParts
 
 
-def lay_out(abouts: Sequence[About], samples: Sequence[Sample]) -> Parts:
-    """Make the page's components in the open Blocks; the page shows the first of ``abouts``."""
+def lay_out(abouts: Sequence[About], samples: Sequence[Sample], *, offers: bool = False) -> Parts:
+    """Make the page's components in the open Blocks; the page shows the first of ``abouts``.
+
+    With ``offers``, other models may be chosen.
+    """
     about = abouts[0]
     state = lay_out_state()
-    html(frame.header(about.model, about.phantoms_only, about.why), "header", frame.script("theme"))
+    header = html(frame.header(about), "header", frame.script("theme"))
     with gr.Row(elem_id="desk", equal_height=False):
         with gr.Column(elem_id="case", min_width=0):
             case = lay_out_case(samples)
+            models = lay_out_models(header, about, offers=offers)
             settings = lay_out_settings(about)
         with gr.Column(elem_id="findings", min_width=0):
             html(frame.how_to_read())
@@ -151,7 +166,7 @@ def lay_out(abouts: Sequence[About], samples: Sequence[Sample]) -> Parts:
             arena = lay_out_arena(CASE_SECONDS)
             attention = lay_out_attention(about)
             saving = lay_out_saving()
-    return Parts(state, case, settings, evidence, answers, arena, attention, saving)
+    return Parts(state, case, models, settings, evidence, answers, arena, attention, saving)
 
 
 def lay_out_state() -> StateParts:
@@ -221,6 +236,19 @@ def lay_out_case(samples: Sequence[Sample]) -> CaseParts:
     )
 
 
+def lay_out_models(header: gr.HTML, about: About, *, offers: bool) -> ModelParts:
+    """Make the choice of another model, closed until it is opened; hidden where there is none."""
+    with gr.Accordion("Another model", open=False, elem_id="models", visible=offers) as panel:
+        model = gr.Dropdown(
+            [(Path(about.model).name, 0)], value=0, label="Model that answers you", elem_id="model",
+            filterable=False, visible=False,
+        )  # fmt: skip
+        rows = html(
+            frame.empty("Looking what can be loaded here."), "offers", frame.script("samples")
+        )
+    return ModelParts(header, panel, model, rows)
+
+
 def lay_out_settings(about: About) -> SettingsParts:
     """Make the settings, closed until they are opened."""
     with gr.Accordion("Settings", open=False, elem_id="settings"):
@@ -284,7 +312,6 @@ def lay_out_evidence(abouts: Sequence[About]) -> EvidenceParts:
     names = [(f"{n + 1}. {about.base.name}", n) for n, about in enumerate(abouts)]
     with gr.Column(elem_id="evidence-panel", min_width=0):
         html("<h2>Evidence</h2>")
-        # Each visit has its own choice: what the browser shows is what is asked.
         base = gr.Dropdown(
             names, value=0, label="Knowledge base", elem_id="base", filterable=False,
             visible=len(abouts) > 1,

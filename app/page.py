@@ -13,19 +13,19 @@ from typing import Any, Literal
 import gradio as gr
 
 from app import frame, programs
-from app.about import About
-from app.backend import Backend, select
+from app.choosing import chosen, learnt_values, wire_choice, wire_offers
 from app.events import LIVE, NOW, QUIET, Contents, contents, field_of
 from app.internals import Page
 from app.layout import Parts, components, lay_out
+from app.models import Models
 from app.picker import offer_archive
 from app.sections import arena, viewer
 from app.sections.asking import AskInputs, ask, impression, stop, vote
 from app.sections.attention import heatmaps, lines, overlay
 from app.sections.case import Sample, choose_frame, choose_sample, model_view
-from app.sections.evidence import EvidenceInputs, choose_base, redraw, rerank
+from app.sections.evidence import EvidenceInputs, redraw, rerank
 from app.sections.saving import save
-from app.sections.settings import Controls, max_weight
+from app.sections.settings import Controls
 from app.sections.study import choose_picture, read_uploads
 from app.sections.visit import Update
 from app.uploads import FILE_SECONDS, take_uploads
@@ -40,13 +40,13 @@ Event = tuple[Callable[..., Contents], list[gr.blocks.Block], list[gr.blocks.Blo
 
 
 def build_page(
-    backends: Sequence[Backend],
+    models: Models,
     samples: Sequence[Sample],
     *,
     api: bool = False,
     archive: Archive | None = None,
 ) -> gr.Blocks:
-    """Lay the page out and wire it; the pipelines of the backends may still be loading.
+    """Lay the page out and wire it; the pipelines of the models may still be loading.
 
     With ``api``, programs may ask, too (:mod:`app.programs`). With an ``archive``, pictures can
     be opened from it.
@@ -59,13 +59,13 @@ def build_page(
         fill_width=True,
     )
     with page:
-        parts = lay_out([backend.about for backend in backends], samples)
+        parts = lay_out([b.about for b in models.first], samples, offers=models.offers)
 
         # One function for all sections: gradio queues events of the same function together.
-        def on_redraw(base: Any, *inputs: Any) -> Contents:
-            return contents(parts, redraw(select(backends, base), EvidenceInputs(*inputs)))
+        def on_redraw(model: Any, base: Any, *inputs: Any) -> Contents:
+            return contents(parts, redraw(models.select(model, base), EvidenceInputs(*inputs)))
 
-        shown = [parts.evidence.base, *evidence_inputs(parts)]
+        shown = [*chosen(parts), *evidence_inputs(parts)]
         redrawing = (on_redraw, shown, evidence_outputs(parts))
 
         # Sent once the page has wired its controls; a press before that would be lost.
@@ -79,16 +79,19 @@ def build_page(
         wire_case(parts, samples)
         if archive is not None:
             offer_archive(parts, samples, archive)
-        wire_viewer(parts, backends[0])
-        wire_asking(parts, backends, room, redrawing)
-        wire_settings(parts, backends, redrawing)
-        wire_evidence(parts, backends, redrawing)
-        wire_answers(parts, backends, redrawing)
-        wire_arena(parts, backends, room, redrawing)
+        seen = wire_viewer(parts, models)
+        wire_asking(parts, models, room, redrawing)
+        wire_choice(parts, models, redrawing, seen)
+        if models.offers:
+            wire_offers(parts, models)
+        wire_settings(parts, models, redrawing)
+        wire_evidence(parts, models, redrawing)
+        wire_answers(parts, models, redrawing)
+        wire_arena(parts, models, room, redrawing)
         wire_attention(parts)
-        wire_saving(parts, backends)
+        wire_saving(parts, models)
         if api:
-            programs.offer(backends, room)
+            programs.offer(models.first, room)
     page.queue(max_size=MAX_EVENTS, api_open=False, default_concurrency_limit=4)
     return page
 
@@ -123,21 +126,22 @@ def wire_case(parts: Parts, samples: Sequence[Sample]) -> None:
     case.viewer.frame(on_frame, [*press, state.image, state.multiframe], everything, js=NOW, **LIVE)
 
 
-def wire_viewer(parts: Parts, backend: Backend) -> None:
-    """Wire what the viewer fetches, and what the model would see of it."""
+def wire_viewer(parts: Parts, models: Models) -> Event:
+    """Wire what the viewer fetches, and what the model would see of it; return the latter."""
     state, case = parts.state, parts.case
     # Not queued, and without effect: see app.sections.payload.update.
     case.viewer.fetch(lambda payload: payload, state.payload, case.viewer, queue=False, **LIVE)
-    case.viewer.seen(
-        lambda image, window: contents(parts, model_view(backend, image, window)),
-        [state.image, case.window],
-        [case.model_view, case.status],
-        js=viewer.READ_VIEW,
-        **LIVE,
-    )
+
+    def on_seen(model: Any, base: Any, image: Any, window: Any) -> Contents:
+        return contents(parts, model_view(models.select(model, base), image, window))
+
+    inputs = [*chosen(parts), state.image, case.window]
+    outputs: list[gr.blocks.Block] = [case.model_view, case.status]
+    case.viewer.seen(on_seen, inputs, outputs, js=viewer.READ_VIEW, **LIVE)
+    return on_seen, inputs, outputs
 
 
-def wire_asking(parts: Parts, backends: Sequence[Backend], room: Room, redrawing: Event) -> None:
+def wire_asking(parts: Parts, models: Models, room: Room, redrawing: Event) -> None:
     """Wire Ask and Stop."""
     state, case = parts.state, parts.case
     press = [case.ask.click, case.question.submit]
@@ -146,10 +150,10 @@ def wire_asking(parts: Parts, backends: Sequence[Backend], room: Room, redrawing
         visit.press(moment)
         return moment
 
-    def on_ask(moment: Any, visit: Any, base: Any, *values: Any) -> Iterator[Contents]:
+    def on_ask(moment: Any, visit: Any, model: Any, base: Any, *values: Any) -> Iterator[Contents]:
         n = len(Controls._fields)
         controls, inputs = Controls(*values[:n]), AskInputs(*values[n:])
-        for update in ask(select(backends, base), room, visit, moment, inputs, controls):
+        for update in ask(models.select(model, base), room, visit, moment, inputs, controls):
             yield contents(parts, update)
 
     # The press is recorded before it waits for its turn, so that it supersedes earlier ones.
@@ -167,7 +171,7 @@ def wire_asking(parts: Parts, backends: Sequence[Backend], room: Room, redrawing
         press,
         on_ask,
         [
-            *(state.ask_time, state.visit, parts.evidence.base),
+            *(state.ask_time, state.visit, *chosen(parts)),
             *(*parts.settings.controls, *ask_inputs(parts)),
         ],
         list(components(parts).values()),
@@ -187,78 +191,69 @@ def wire_asking(parts: Parts, backends: Sequence[Backend], room: Room, redrawing
     )
 
 
-def wire_settings(parts: Parts, backends: Sequence[Backend], redrawing: Event) -> None:
-    """Wire the settings, which rank again as they move, and the choice of knowledge base."""
-    state, settings, base = parts.state, parts.settings, parts.evidence.base
-    controls = settings.controls
+def wire_settings(parts: Parts, models: Models, redrawing: Event) -> None:
+    """Wire the settings, which rank again as they move."""
+    settings, controls = parts.settings, parts.settings.controls
     weights = [controls.alpha, controls.beta, controls.gamma]
     learnt = [*weights, controls.strength, controls.layers, controls.form]
 
-    def on_rank(base: Any, *values: Any) -> Contents:
-        return contents(parts, rerank(select(backends, base), *rerank_inputs(values)))
+    def on_rank(model: Any, base: Any, *values: Any) -> Contents:
+        return contents(parts, rerank(models.select(model, base), *rerank_inputs(values)))
 
-    def on_base(moment: Any, visit: Any, base: Any) -> Contents:
-        visit.press(moment, base=True)
-        about = select(backends, base).about
-        return contents(parts, choose_base(about)) | learnt_values(controls, about)
+    def on_reset(model: Any, base: Any) -> Contents:
+        return learnt_values(parts, models.select(model, base).about)
 
-    def on_reset(base: Any) -> Contents:
-        return learnt_values(controls, select(backends, base).about)
-
-    ranking = (on_rank, [base, *evidence_inputs(parts), *controls], evidence_outputs(parts))
+    ranking = (
+        on_rank,
+        [*chosen(parts), *evidence_inputs(parts), *controls],
+        evidence_outputs(parts),
+    )
     gr.on([control.input for control in controls], *ranking, **LIVE)
-    base.input(
-        on_base,
-        [state.press_time, state.visit, base],
-        [*components(parts).values(), *learnt],
-        js=NOW,
-        **QUIET,
-    ).then(*redrawing, **QUIET)  # for what was being ranked meanwhile
-    settings.reset.click(on_reset, base, learnt, **QUIET).then(*ranking, **QUIET)
+    settings.reset.click(on_reset, chosen(parts), learnt, **QUIET).then(*ranking, **QUIET)
 
 
-def wire_evidence(parts: Parts, backends: Sequence[Backend], redrawing: Event) -> None:
+def wire_evidence(parts: Parts, models: Models, redrawing: Event) -> None:
     """Wire the buttons of the cards, and the tint of their words."""
     evidence = parts.evidence
 
-    def on_card(event: gr.EventData, base: Any, *values: Any) -> Contents:
-        backend = select(backends, base)
+    def on_card(event: gr.EventData, model: Any, base: Any, *values: Any) -> Contents:
+        backend = models.select(model, base)
         return contents(parts, rerank(backend, *rerank_inputs(values), action=event._data))
 
-    ranked = [evidence.base, *evidence_inputs(parts), *parts.settings.controls]
+    ranked = [*chosen(parts), *evidence_inputs(parts), *parts.settings.controls]
     evidence.evidence_cards.click(on_card, ranked, evidence_outputs(parts), **QUIET)
     gr.on([evidence.tint.input, parts.attention.layer.input], *redrawing, **LIVE)
 
 
-def wire_answers(parts: Parts, backends: Sequence[Backend], redrawing: Event) -> None:
+def wire_answers(parts: Parts, models: Models, redrawing: Event) -> None:
     """Wire the reader's impression and vote."""
-    base, state, answers = parts.evidence.base, parts.state.case_state, parts.answers
+    state, answers = parts.state.case_state, parts.answers
     everything = list(components(parts).values())
 
-    def on_impression(base: Any, state: Any, words: Any) -> Contents:
-        update = impression(select(backends, base).about, state, words)
+    def on_impression(model: Any, base: Any, state: Any, words: Any) -> Contents:
+        update = impression(models.select(model, base).about, state, words)
         return contents(parts, update) | {answers.impression: ""}
 
-    def on_vote(event: gr.EventData, base: Any, state: Any) -> Contents:
-        about = select(backends, base).about
+    def on_vote(event: gr.EventData, model: Any, base: Any, state: Any) -> Contents:
+        about = models.select(model, base).about
         return contents(parts, vote(about, state, field_of(event, "vote")))
 
     gr.on(
         [answers.reveal.click, answers.impression.submit],
         on_impression,
-        [base, state, answers.impression],
+        [*chosen(parts), state, answers.impression],
         [*everything, answers.impression],
         **QUIET,
     ).then(*redrawing, **QUIET)
-    answers.answer_columns.click(on_vote, [base, state], everything, **QUIET).then(
+    answers.answer_columns.click(on_vote, [*chosen(parts), state], everything, **QUIET).then(
         *redrawing, **QUIET
     )
 
 
-def wire_arena(parts: Parts, backends: Sequence[Backend], room: Room, redrawing: Event) -> None:
+def wire_arena(parts: Parts, models: Models, room: Room, redrawing: Event) -> None:
     """Wire the two buttons of the arena, whose steps come after those who wait for answers."""
     state, panel = parts.state, parts.arena
-    shared = [state.ask_time, state.visit, parts.evidence.base, state.case_state]
+    shared = [state.ask_time, state.visit, *chosen(parts), state.case_state]
     outputs = [
         *(panel.arena_state, panel.arena_table, panel.curve_text),
         *(panel.strength_curve, panel.weight_curve, parts.case.status),
@@ -271,13 +266,15 @@ def wire_arena(parts: Parts, backends: Sequence[Backend], room: Room, redrawing:
     def waits(ahead: int) -> Update:
         return {"status": frame.queue_line(ahead)}
 
-    def on_run(moment: Any, visit: Any, base: Any, case: Any, *ticked: Any) -> Iterator[Contents]:
-        steps = arena.run(select(backends, base), visit, moment, case, ticked)
+    def on_run(
+        moment: Any, visit: Any, model: Any, base: Any, case: Any, *ticked: Any
+    ) -> Iterator[Contents]:
+        steps = arena.run(models.select(model, base), visit, moment, case, ticked)
         for update in step_by_step(room, id(visit), steps, waits):
             yield contents(parts, update)
 
-    def on_curves(moment: Any, visit: Any, base: Any, case: Any) -> Iterator[Contents]:
-        steps = arena.draw(select(backends, base), visit, moment, case)
+    def on_curves(moment: Any, visit: Any, model: Any, base: Any, case: Any) -> Iterator[Contents]:
+        steps = arena.draw(models.select(model, base), visit, moment, case)
         for update in step_by_step(room, id(visit), steps, waits):
             yield contents(parts, update)
 
@@ -319,14 +316,16 @@ def wire_attention(parts: Parts) -> None:
     )
 
 
-def wire_saving(parts: Parts, backends: Sequence[Backend]) -> None:
+def wire_saving(parts: Parts, models: Models) -> None:
     """Wire the two buttons that save a case."""
     saving = parts.saving
-    inputs = [parts.evidence.base, parts.state.case_state, saving.pixels]
+    inputs = [*chosen(parts), parts.state.case_state, saving.pixels]
     outputs = [saving.download, parts.case.status]
 
-    def on_save(kind: Literal["html", "json"], base: Any, state: Any, pixels: Any) -> Contents:
-        return contents(parts, save(select(backends, base), state, kind, pixels))
+    def on_save(
+        kind: Literal["html", "json"], model: Any, base: Any, state: Any, pixels: Any
+    ) -> Contents:
+        return contents(parts, save(models.select(model, base), state, kind, pixels))
 
     saving.as_html.click(partial(on_save, "html"), inputs, outputs, **QUIET)
     saving.as_json.click(partial(on_save, "json"), inputs, outputs, **QUIET)
@@ -366,16 +365,3 @@ def evidence_outputs(parts: Parts) -> list[gr.blocks.Block]:
     """Return the components that change with the evidence."""
     state, cards_ = parts.state.evidence_state, parts.evidence.evidence_cards
     return [state, cards_, parts.answers.stale, parts.case.status]
-
-
-def learnt_values(controls: Controls, about: About) -> Contents:
-    """Return the controls as they were learnt for a knowledge base."""
-    limit, weights = max_weight(about), about.weights
-    return {
-        controls.alpha: gr.Slider(-limit, limit, round(weights.alpha, 2)),
-        controls.beta: gr.Slider(-limit, limit, round(weights.beta, 2)),
-        controls.gamma: gr.Slider(-limit, limit, round(weights.gamma, 2)),
-        controls.strength: about.strength,
-        controls.layers: [str(i) for i in about.critical],
-        controls.form: about.form,
-    }

@@ -13,11 +13,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.about import read_about
-from app.choice import Choice, choose_model, has_cuda, instead_of
+from app.about import About, read_about
+from app.choice import Choice, Offer, choose_model, further_models, has_cuda, instead_of
 from mrrag.cli.options import knowledge_base
 from mrrag.data.dicomweb_request import Archive, archive_at, log_no_addresses
 from mrrag.errors import MRRAGError
@@ -114,9 +115,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
+        action="append",
+        default=[],
         metavar="NAME_OR_FOLDER",
-        help=f"a checkpoint on the hub or in a folder, or {BUNDLED!r} (default: {LLAVA_MED} on a "
-        f"CUDA GPU, else {BUNDLED!r})",
+        help=f"a checkpoint on the hub or in a folder, or {BUNDLED!r}; repeatable, visitors may "
+        f"have the others loaded (default: {LLAVA_MED} on a CUDA GPU, else {BUNDLED!r})",
     )
     parser.add_argument(
         "--kb",
@@ -126,7 +129,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="a knowledge base of your own: a folder, or milvus:URI/COLLECTION (see "
         "docs/scale.md); repeatable, visitors then choose one (default: the bundled one)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of the model's repository")
+    parser.add_argument("--revision", help="branch, tag or commit of the first model's repository")
     parser.add_argument(
         "--vision-tower",
         "--tower",
@@ -171,8 +174,7 @@ def archive_of(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> A
     """
     if not parsed.dicomweb:
         return None
-    alone = is_loopback(parsed.host) and not parsed.root_path and not parsed.allow_host
-    if parsed.login is None and not alone:
+    if parsed.login is None and not only_here(parsed):
         parser.error(
             "--dicomweb shows who the patients are, so visitors must log in: set MRRAG_USER and "
             "MRRAG_PASSWORD. Without them, leave out --host, --allow-host and --root-path."
@@ -181,6 +183,11 @@ def archive_of(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> A
         return archive_at(parsed.dicomweb, os.environ)
     except MRRAGError as error:
         parser.error(str(error))
+
+
+def only_here(parsed: argparse.Namespace) -> bool:
+    """Return whether the page is served to this machine alone, and so not to a proxy."""
+    return is_loopback(parsed.host) and not parsed.root_path and not parsed.allow_host
 
 
 def is_loopback(host: str) -> bool:
@@ -223,10 +230,11 @@ def choose(arguments: argparse.Namespace, *, zero_gpu: bool) -> tuple[Choice, Pa
     MRRAGError
         If a model that was asked for cannot be loaded here.
     """
-    choice = choose_model(arguments.model, cuda=zero_gpu or has_cuda(), zero_gpu=zero_gpu)
+    asked = next(iter(arguments.model), None)
+    choice = choose_model(asked, cuda=zero_gpu or has_cuda(), zero_gpu=zero_gpu)
     if choice.model != BUNDLED:
         try:
-            return choice, checkpoint_folder(choice, arguments)
+            return choice, checkpoint_folder(choice, arguments, arguments.revision)
         except MRRAGError as error:
             choice = instead_of(choice, error)
             print(choice.why, flush=True)
@@ -234,13 +242,13 @@ def choose(arguments: argparse.Namespace, *, zero_gpu: bool) -> tuple[Choice, Pa
     return choice, None
 
 
-def checkpoint_folder(choice: Choice, arguments: argparse.Namespace) -> Path:
+def checkpoint_folder(
+    choice: Choice, arguments: argparse.Namespace, revision: str | None = None
+) -> Path:
     """Download a checkpoint if need be, and check that it can be loaded here."""
     from mrrag.model.checkpoint import check_loadable, find_checkpoint
 
-    folder = find_checkpoint(
-        choice.model, arguments.revision, announce=lambda line: print(line, flush=True)
-    )
+    folder = find_checkpoint(choice.model, revision, announce=lambda line: print(line, flush=True))
     check_loadable(folder, device=choice.device, quantize=arguments.quantize)
     return folder
 
@@ -252,27 +260,19 @@ def serve(
     from app.backend import Backend
     from app.internals import log_tools_in
     from app.launch import launch_options, log_error_types_only
+    from app.models import Models
     from app.page import build_page
     from app.sections.case import load_samples
 
-    backends = [
-        Backend(
-            read_about(
-                arguments.assets,
-                model=choice.model,
-                folder=folder,
-                knowledge_base=base,
-                number=number,
-                why=choice.why,
-            ),
-            Future(),
-        )
-        for number, base in enumerate(arguments.kb or [None])
-    ]
+    backends = [Backend(about, Future()) for about in abouts_of(choice, folder, arguments)]
+    offers = (
+        () if zero_gpu else further_models(arguments.model, choice, only_here=only_here(arguments))
+    )
     if zero_gpu:
         load(backends, choice, arguments)
         backends = borrowing(backends, choice)
-    page = build_page(backends, load_samples(SAMPLES), api=arguments.api, archive=arguments.archive)
+    models = Models(backends, offers, partial(load_further, backends, arguments))
+    page = build_page(models, load_samples(SAMPLES), api=arguments.api, archive=arguments.archive)
     options = launch_options(
         arguments.host,
         arguments.port,
@@ -294,6 +294,53 @@ def serve(
         page.block_thread()
     finally:
         page.close(verbose=False)
+
+
+def abouts_of(
+    choice: Choice, folder: Path | None, arguments: argparse.Namespace, number: int = 0
+) -> list[About]:
+    """Return what the page shows of a model, with this number, over each knowledge base."""
+    bases: list[Place | None] = arguments.kb or [None]
+    return [
+        read_about(
+            arguments.assets,
+            model=choice.model,
+            folder=folder,
+            knowledge_base=base,
+            number=number * len(bases) + n,
+            why=choice.why,
+        )
+        for n, base in enumerate(bases)
+    ]
+
+
+def load_further(
+    first: Sequence[Backend], arguments: argparse.Namespace, offer: Offer, number: int
+) -> list[Backend]:
+    """Load one more model over the same knowledge bases; its files are downloaded if need be.
+
+    Raises
+    ------
+    MRRAGError
+        If it cannot be loaded here.
+    """
+    from app.backend import Backend
+    from mrrag.loading import with_model
+
+    choice = choose_model(offer.name, cuda=has_cuda())
+    folder = None if choice.model == BUNDLED else checkpoint_folder(choice, arguments)
+    backends = [Backend(about, Future()) for about in abouts_of(choice, folder, arguments, number)]
+    pipelines = with_model(
+        [backend.loading.result() for backend in first],
+        arguments.kb or [None],
+        assets=arguments.assets,
+        model=choice.model,
+        device=choice.device,
+        quantize=arguments.quantize if choice.model != BUNDLED else None,
+    )
+    for backend, pipeline in zip(backends, pipelines, strict=True):
+        backend.loading.set_result(pipeline)
+    return backends
 
 
 def load(backends: Sequence[Backend], choice: Choice, arguments: argparse.Namespace) -> None:

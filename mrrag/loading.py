@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mrrag.errors import ModelError
 from mrrag.files import ASSETS
@@ -52,9 +54,9 @@ def load_pipeline(
         Where a part is missing, incomplete, or was made for other parts.
     """
     encoder, base, learnt, calibration = _base_parts(assets, model, knowledge_base)
-    checkpoint = assets / "llava" if model == BUNDLED else model
-    backbone = load_backbone(
-        checkpoint,
+    parts = _model_parts(
+        assets,
+        model,
         revision=revision,
         device=device or best_device(model),
         vision_tower=vision_tower,
@@ -62,17 +64,51 @@ def load_pipeline(
         adapter=adapter,
     )
     pipeline = Pipeline(
-        backbone=backbone,
-        encoder=encoder,
-        knowledge_base=base,
-        learnt=learnt,
-        # Only the bundled model's topics are few enough to be listed.
-        scope=load_scope(assets / "llava") if model == BUNDLED else None,
-        calibration=calibration,
-        world=load_world(checkpoint, backbone) if vision_tower == "checkpoint" else None,
+        encoder=encoder, knowledge_base=base, learnt=learnt, calibration=calibration, **parts
     )
     _check_layers(pipeline)
     return pipeline
+
+
+def _model_parts(assets: Path, model: str, *, vision_tower: str, **options: Any) -> dict[str, Any]:
+    """Load the parts of a pipeline that belong to its model, by their names."""
+    checkpoint = assets / "llava" if model == BUNDLED else model
+    backbone = load_backbone(checkpoint, vision_tower=vision_tower, **options)
+    return {
+        "backbone": backbone,
+        # Only the bundled model's topics are few enough to be listed.
+        "scope": load_scope(assets / "llava") if model == BUNDLED else None,
+        "world": load_world(checkpoint, backbone) if vision_tower == "checkpoint" else None,
+    }
+
+
+def with_model(
+    pipelines: Sequence[Pipeline],
+    knowledge_bases: Sequence[Place | None],
+    *,
+    assets: Path = ASSETS,
+    model: str,
+    device: str | None = None,
+    quantize: str | None = None,
+) -> list[Pipeline]:
+    """Return pipelines over the same knowledge bases with another model, which is loaded once.
+
+    ``knowledge_bases`` are where those of the pipelines are. The other parameters and the errors
+    are those of :func:`load_pipeline`.
+    """
+    parts = _model_parts(
+        assets,
+        model,
+        device=device or best_device(model),
+        vision_tower="checkpoint",
+        quantize=quantize,
+    )
+    found = []
+    for pipeline, base in zip(pipelines, knowledge_bases, strict=True):
+        learnt = _learnt_for(assets, model, base)
+        found.append(replace(pipeline, learnt=learnt, **parts))
+        _check_layers(found[-1])
+    return found
 
 
 def with_knowledge_base(
@@ -108,6 +144,10 @@ def _base_parts(
     place = knowledge_base or assets / "knowledge_base"
     encoder = load_encoder_of(place, assets / "encoder")
     base = KnowledgeBase.load(place, encoder)
+    return encoder, base, _learnt_for(assets, model, knowledge_base), calibrate(base)
+
+
+def _learnt_for(assets: Path, model: str, knowledge_base: Place | None) -> Learnt:
     learnt = learnt_for(model, files_of(knowledge_base), assets)
     if learnt.steering.form not in FORMS or learnt.steering.rows not in ROWS:
         raise ModelError(
@@ -115,4 +155,4 @@ def _base_parts(
             f"{learnt.steering.rows!r}. Known are {', '.join(FORMS)} and {', '.join(ROWS)}. Run "
             "`python -m mrrag find-layers` again."
         )
-    return encoder, base, learnt, calibrate(base)
+    return learnt

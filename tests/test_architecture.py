@@ -51,7 +51,7 @@ NEVER: dict[str, set[str]] = {
 SECTIONS = sorted(p.stem for p in (ROOT / "app" / "sections").glob("*.py") if p.stem != "__init__")
 GRADIO = {
     *("page", "layout", "internals", "theme", "launch", "uploads", "programs"),
-    *("events", "picker", "markup", "arena_panel"),
+    *("events", "picker", "markup", "arena_panel", "choosing"),
 }
 FILES = sorted((ROOT / "mrrag").rglob("*.py"))
 

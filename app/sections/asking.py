@@ -24,6 +24,7 @@ from app.sections.evidence import TINT_OFF, evidence_html
 from app.sections.saving import remember
 from app.sections.settings import Controls, settings_from, settings_line
 from app.sections.visit import (
+    CHOSEN,
     NO_PREFERENCE,
     CaseState,
     EvidenceState,
@@ -442,5 +443,5 @@ def superseded_status(visit: Visit) -> str:
     if visit.picture:
         return frame.status("Another picture was chosen. Press Ask.")
     if visit.base:
-        return frame.status("Another knowledge base was chosen. Press Ask.")
+        return frame.status(CHOSEN)
     return frame.status("Stopped. Nothing is being answered.")

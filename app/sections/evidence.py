@@ -16,6 +16,7 @@ from app.about import About
 from app.backend import Backend
 from app.sections.settings import Controls, settings_from, whole
 from app.sections.visit import (
+    CHOSEN,
     ArenaState,
     CaseState,
     EvidenceState,
@@ -44,11 +45,12 @@ class EvidenceInputs(NamedTuple):
     arena_state: Any = None
 
 
-def choose_base(about: About) -> Update:
-    """Return the page over another knowledge base, without the results of the one before."""
+def choose_backend(about: About) -> Update:
+    """Return the page of another model or knowledge base, without the results of the one before."""
     update: Update = {
+        "header": frame.header(about),
         "base_facts": frame.base_facts(about),
-        "status": frame.status("Another knowledge base was chosen. Press Ask."),
+        "status": frame.status(CHOSEN),
     }
     return cleared() | update
 

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 MAX_MOMENT = 1e12  # ms, thirty years after the page was opened
 NO_PREFERENCE = "none"
+CHOSEN = "Another model or knowledge base was chosen. Press Ask."
 UNEXPECTED = (
     "Something went wrong on the server, and nothing of your case was kept. Try again; if it "
     "happens again with this picture or question, choose another."
@@ -118,7 +119,7 @@ def moment_of(moment: object) -> float:
 class Visit:
     """The newest press in a visit, by the clock of its page; the only mutable value here.
 
-    A press of Ask, of Stop or of another picture or knowledge base supersedes every earlier
+    A press of Ask, of Stop or of another picture, model or knowledge base supersedes every earlier
     Ask, whichever request reaches the server first and whether that Ask runs or still waits.
     So one run at a time writes its answers, and its last update leaves the page settled. No
     case is kept here.
@@ -126,7 +127,7 @@ class Visit:
 
     newest: float = -math.inf  # ms
     picture: bool = False  # the newest press chose another picture
-    base: bool = False  # or another knowledge base
+    base: bool = False  # or another model or knowledge base
     renewed: float = -math.inf  # the newest press that takes results away: any but Stop
     beside: float = -math.inf  # the newest press in the arena, which supersedes no answers
 
@@ -153,7 +154,7 @@ class Visit:
 
     @property
     def cleared(self) -> bool:
-        """Whether the newest press cleared the page, by another picture or knowledge base."""
+        """Whether the newest press cleared the page, by another picture or what answers."""
         return self.picture or self.base
 
 
@@ -168,6 +169,7 @@ class Update(TypedDict, total=False):
     evidence_state: EvidenceState | None
     case_state: CaseState | None
     # The case.
+    header: str
     samples: str
     pictures: str
     viewer: str
@@ -227,7 +229,7 @@ State = TypeVar("State", EvidenceState, CaseState)
 
 
 def of_base(about: About, state: object, kind: type[State]) -> State | None:
-    """Return a visit's state if it is of this kind and this knowledge base, else None."""
+    """Return a visit's state if it is of this kind, model and knowledge base, else None."""
     return state if isinstance(state, kind) and state.base == about.base.number else None
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from packaging.version import Version
 from published import FULL_SIZE
 
 from app.about import read_about
-from app.choice import Choice, choose_model, has_cuda, instead_of, on_zero_gpu
+from app.choice import (
+    SMALL,
+    Choice,
+    choose_model,
+    further_models,
+    has_cuda,
+    instead_of,
+    on_zero_gpu,
+)
 from app.frame import header
 from mrrag.errors import ModelError
 from mrrag.learnt import learnt_for
@@ -69,9 +78,42 @@ def test_the_bundled_model_stands_in_and_says_why() -> None:
     assert (stand_in.model, stand_in.device) == (BUNDLED, "cpu")
     assert "The hub cannot be reached." in stand_in.why
     about = read_about(ASSETS, why=stand_in.why)
-    page = header(about.model, about.phantoms_only, about.why)
+    page = header(about)
     assert "The hub cannot be reached." in page
     assert LLAVA_MED in page
+
+
+def test_small_models_are_offered_only_on_the_own_machine_s_cpu_where_the_hub_may_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("app.choice.has_cuda", lambda: False)
+    bundled = choose_model(None, cuda=False)
+    assert further_models([], bundled, only_here=True) == SMALL
+    assert further_models([], bundled, only_here=False) == ()
+    assert further_models([BUNDLED], bundled, only_here=True) == ()
+    assert further_models([], choose_model(None, cuda=True), only_here=True) == ()
+    monkeypatch.setattr("app.choice.has_cuda", lambda: True)  # it replaces one that did not fit
+    assert further_models([], bundled, only_here=True) == ()
+    monkeypatch.setattr("app.choice.has_cuda", lambda: False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert further_models([], bundled, only_here=True) == ()
+
+
+def test_the_models_that_were_asked_for_beside_the_first_are_offered_once() -> None:
+    offers = further_models(["a", "b/c", "b/c", "a"], Choice("a", "cpu"), only_here=False)
+    assert [(offer.name, offer.title) for offer in offers] == [("b/c", "c")]
+
+
+def test_a_small_model_says_that_it_was_not_made_for_medical_pictures() -> None:
+    about = replace(read_about(ASSETS), model=SMALL[0].name, phantoms_only=False)
+    assert "not made for medical pictures" in header(about)
+    assert all("not made for medical pictures" in offer.what for offer in SMALL)
+
+
+def test_a_model_in_a_folder_is_shown_without_its_path(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(FULL_SIZE))
+    assert read_about(ASSETS, model=str(tmp_path), folder=tmp_path).model == tmp_path.name
 
 
 def test_a_model_that_was_asked_for_has_no_stand_in() -> None:

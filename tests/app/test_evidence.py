@@ -19,7 +19,7 @@ from app.about import About, read_about
 from app.backend import Backend
 from app.sections.asking import AskInputs, ask, impression, vote
 from app.sections.attention import STATES, heatmaps
-from app.sections.evidence import EvidenceInputs, choose_base, redraw, report_tints, rerank
+from app.sections.evidence import EvidenceInputs, choose_backend, redraw, report_tints, rerank
 from app.sections.saving import save
 from app.sections.settings import Controls
 from app.sections.visit import CaseState, Visit, of_base
@@ -347,7 +347,7 @@ def test_what_another_knowledge_base_gave_is_forgotten(
     assert ids(forgotten["evidence_cards"]) == []
     assert of_base(other, asked["case_state"], CaseState) is None
     assert of_base(about, asked["case_state"], CaseState) is asked["case_state"]
-    chosen = choose_base(other)
+    chosen = choose_backend(other)
     assert chosen["evidence_state"] is chosen["case_state"] is None
     assert "2,400 reports" in chosen["base_facts"]
 

@@ -21,6 +21,7 @@ from app.about import read_about
 from app.backend import Backend
 from app.launch import STYLES, allowed_hosts, launch_options
 from app.layout import components, lay_out
+from app.models import Models
 from app.page import build_page
 from app.sections.visit import Update
 from app.serve import parse_arguments
@@ -65,7 +66,7 @@ def test_only_own_names_may_address_the_page(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_no_handler_is_documented_and_the_queue_is_bounded() -> None:
     async def build() -> Any:
-        return build_page([Backend(ABOUT, Future())], ())
+        return build_page(Models([Backend(ABOUT, Future())]), ())
 
     page = asyncio.run(build())  # outside a loop gradio makes several and closes none
     assert all(fn.api_visibility == "private" for fn in page.fns.values())
@@ -76,7 +77,7 @@ def test_no_handler_is_documented_and_the_queue_is_bounded() -> None:
 
 def test_nothing_of_what_a_visit_was_shown_is_kept_beside_its_states() -> None:
     async def show() -> str:
-        page = build_page([Backend(ABOUT, Future())], ())
+        page = build_page(Models([Backend(ABOUT, Future())]), ())
         state = SessionState(page)
         on_ask = next(fn for fn in page.fns.values() if fn.name == "on_ask")
         status = next(part for part in on_ask.outputs if part.elem_id == "status")
@@ -95,7 +96,7 @@ def test_what_an_update_leaves_alone_is_neither_made_anew_nor_sent(
     made: list[object] = []
 
     async def show() -> None:
-        page = build_page([Backend(ABOUT, Future())], ())
+        page = build_page(Models([Backend(ABOUT, Future())]), ())
         state = SessionState(page)
         on_ask = next(fn for fn in page.fns.values() if fn.name == "on_ask")
         status = next(part for part in on_ask.outputs if part.elem_id == "status")
