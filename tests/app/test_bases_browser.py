@@ -1,4 +1,4 @@
-"""Several knowledge bases on one page, each with the tower that built it, in a real browser."""
+"""Several knowledge bases and models on one page, in a real browser."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import browsing
 import pytest
 import tiny_openclip
 from tiny_bitower import write_data_set
+from tiny_families import TINY
 
 from app.bench.server import Server
 from mrrag.cli.main import parser
@@ -19,7 +20,7 @@ IDS = "[...document.querySelectorAll('.evidence-card')].map(c => c.dataset.id)"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A page over the bundled knowledge base and one that open_clip's tower built."""
+    """A page with another model, over the bundled base and one that open_clip's tower built."""
     browsing.chromium_or_skip()
     folder = tmp_path_factory.mktemp("own")
     data = write_data_set(folder / "data", 12)
@@ -28,8 +29,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     command = ["index", "--data", str(data), "--kb", str(own), "--split", "all"]
     arguments = parser().parse_args([*command, "--encoder", str(tower)])
     arguments.run(arguments)
+    other = folder / "tiny-smolvlm"
+    other.mkdir()
+    TINY["smolvlm"].write(other)
+    models = ["--model", "bundled", "--model", str(other)]
     bundled = Path("assets") / "knowledge_base"
-    yield from browsing.serve(tmp_path_factory, "--kb", str(bundled), "--kb", str(own))
+    bases = ["--kb", str(bundled), "--kb", str(own)]
+    yield from browsing.serve(tmp_path_factory, *models, *bases)
 
 
 def choose(page: Any, name: str) -> None:
@@ -71,3 +77,29 @@ def test_what_one_knowledge_base_gave_never_mixes_with_another(page: Any) -> Non
     page.wait_for_timeout(2000)
     assert page.locator(".evidence-card").count() == 0
     assert ask(page) == bundled
+
+
+def test_another_model_is_loaded_on_a_press_and_answers_only_who_chose_it(
+    page: Any, profile: Any, server: Server
+) -> None:
+    shown = "document.querySelector('#header').innerText.includes('tiny-smolvlm')"
+    browsing.have_answers(page)
+    page.click("#models button.label-wrap")
+    page.click(".offer button")
+    page.wait_for_selector("#model input")
+    assert page.locator(".evidence-card").count() == 8  # loading it has changed nothing else
+    assert not page.evaluate(shown)
+    page.click("#model input")
+    page.click("[role=option] >> text=tiny-smolvlm")
+    page.wait_for_function(shown)
+    page.wait_for_function("document.querySelectorAll('.evidence-card').length === 0")
+    page.click("#settings button.label-wrap")
+    page.wait_for_selector("#layers input")
+    assert page.locator("#layers input").count() == 3
+    ask(page)
+    assert "tiny-smolvlm@" in page.inner_text("#answers")
+    others = profile.new_page()
+    others.goto(server.address)
+    others.wait_for_selector(browsing.OPENED)
+    assert not others.evaluate(shown)
+    others.close()
