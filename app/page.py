@@ -15,7 +15,7 @@ import gradio as gr
 from app import frame, programs
 from app.choosing import chosen, learnt_values, wire_choice, wire_offers
 from app.events import LIVE, NOW, QUIET, Contents, contents, field_of
-from app.internals import Page
+from app.internals import Page, rest
 from app.layout import Parts, components, lay_out
 from app.models import Models
 from app.picker import offer_archive
@@ -93,6 +93,7 @@ def build_page(
         if api:
             programs.offer(models.first, room)
     page.queue(max_size=MAX_EVENTS, api_open=False, default_concurrency_limit=4)
+    rest(page)
     return page
 
 

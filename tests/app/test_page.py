@@ -19,6 +19,7 @@ from tiny_case import ABOUT, picture
 from app import frame
 from app.about import read_about
 from app.backend import Backend
+from app.internals import REST_SECONDS
 from app.launch import STYLES, allowed_hosts, launch_options
 from app.layout import components, lay_out
 from app.models import Models
@@ -73,6 +74,17 @@ def test_no_handler_is_documented_and_the_queue_is_bounded() -> None:
     assert page.delete_cache is not None
     assert page.analytics_enabled is False
     assert page._queue.max_size == 128
+
+
+def test_an_idle_page_looks_for_events_less_often_than_gradio_would() -> None:
+    async def pauses() -> tuple[float, float]:
+        with gr.Blocks() as gradios:
+            pass
+        page = build_page([Backend(ABOUT, Future())], ())
+        return gradios.queue()._queue.sleep_when_free, page._queue.sleep_when_free
+
+    gradios, ours = asyncio.run(pauses())
+    assert gradios < ours == REST_SECONDS
 
 
 def test_nothing_of_what_a_visit_was_shown_is_kept_beside_its_states() -> None:
