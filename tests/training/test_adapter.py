@@ -5,8 +5,8 @@ import pytest
 
 from mrrag.training.adapter import (
     TrainingSet,
-    descend,
     info_nce,
+    minimise,
     train_adapter,
     uncertainty,
 )
@@ -22,15 +22,24 @@ def made(seed: int, truth: tuple[float, float, float], questions: int = 300) -> 
     return TrainingSet(ranked[:, 0], ranked[:, 1:])
 
 
-def test_the_gradient_is_that_of_the_loss() -> None:
+def test_gradient_and_hessian_are_those_of_the_loss() -> None:
     data = made(0, (0.5, 0.3, 0.2))
     weights = np.array([1.0, 2.0, -0.5])
-    _, gradient = info_nce(data, weights)
+    _, gradient, hessian = info_nce(data, weights)
     for axis in range(3):
         step = np.zeros(3)
         step[axis] = 1e-5
-        slope = (info_nce(data, weights + step)[0] - info_nce(data, weights - step)[0]) / 2e-5
-        assert gradient[axis] == pytest.approx(slope, rel=1e-4)
+        (above, slope_above, _), (below, slope_below, _) = (
+            info_nce(data, weights + sign * step) for sign in (1, -1)
+        )
+        assert gradient[axis] == pytest.approx((above - below) / 2e-5, rel=1e-4)
+        assert hessian[axis] == pytest.approx((slope_above - slope_below) / 2e-5, rel=1e-4)
+
+
+def test_at_the_minimum_the_penalised_loss_is_flat() -> None:
+    data = made(5, (0.5, 0.3, 0.2))
+    weights = minimise(data, ridge=1e-4)
+    assert info_nce(data, weights)[1] == pytest.approx(-1e-4 * weights, abs=1e-9)
 
 
 def test_the_ratios_that_made_the_data_are_found_again() -> None:
@@ -54,9 +63,9 @@ def test_few_questions_leave_wide_intervals() -> None:
     assert min(width) > 2 * max(b - a for a, b in many.intervals)
 
 
-def test_descent_lowers_the_loss_and_keeps_the_norm_bounded() -> None:
+def test_positives_that_always_win_keep_the_norm_bounded() -> None:
     separable = TrainingSet(np.ones((5, 3)), np.zeros((5, 2, 3)))
-    weights = descend(separable)
+    weights = minimise(separable)
     assert info_nce(separable, weights)[0] < info_nce(separable, np.ones(3))[0]
     assert np.linalg.norm(weights) < 100
 

@@ -47,7 +47,10 @@ def run(directory: Path, kill_at: int | None = None) -> Tensor:
 
 
 def killed(directory: Path, at: int) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=run, args=(directory, at))
+    # Its server imports torch once for all of them.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=run, args=(directory, at))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
