@@ -235,10 +235,9 @@ def test_the_front_matter_fits_the_project() -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("zero_gpu", [False, True], ids=["cpu", "zero gpu"])
-def test_the_page_starts_as_on_a_space(tmp_path: Path, zero_gpu: bool) -> None:
-    if zero_gpu:  # the real package wants a torch that was built for CUDA
-        (tmp_path / "spaces.py").write_text(STAND_IN)
+def test_the_page_starts_as_on_a_space_with_zero_gpu(tmp_path: Path) -> None:
+    # The real package wants a torch that was built for CUDA.
+    (tmp_path / "spaces.py").write_text(STAND_IN)
     port = free_port()
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("GRADIO_")
@@ -248,7 +247,7 @@ def test_the_page_starts_as_on_a_space(tmp_path: Path, zero_gpu: bool) -> None:
         "SPACE_HOST": "someone-mr-rag.hf.space",
         "SPACE_AUTHOR_NAME": "someone",
         "SPACE_REPO_NAME": "mr-rag",
-        "SPACES_ZERO_GPU": "true" if zero_gpu else "",
+        "SPACES_ZERO_GPU": "true",
         "PYTHONPATH": str(tmp_path),
         "GRADIO_SERVER_NAME": "0.0.0.0",
         "GRADIO_SERVER_PORT": str(port),
@@ -276,7 +275,7 @@ def test_the_page_starts_as_on_a_space(tmp_path: Path, zero_gpu: bool) -> None:
             assert page.status == 200
             assert b"MR-RAG" in page.read()
         # ZeroGPU ends a Space without one, whichever model answers.
-        assert ("a function that borrows" in log.read_text()) == zero_gpu
+        assert "a function that borrows" in log.read_text()
     finally:
         server.terminate()
         server.wait(60)

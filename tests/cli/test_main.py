@@ -57,8 +57,8 @@ def test_ask_prints_one_object_with_all_that_was_computed() -> None:
     assert "torch" in case["versions"]
 
 
-def test_a_file_that_is_no_picture_is_one_clear_line() -> None:
-    done = run("ask", "README.md", "Is there a pleural effusion?")
+def test_a_file_that_is_no_picture_is_one_clear_line(command: Command) -> None:
+    done = command("ask", "README.md", "Is there a pleural effusion?")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
