@@ -35,8 +35,9 @@ POOL_RANDOM = 16
 QUESTIONS_PER_FILE = 16  # scores of this many questions are stored together
 # The paper does not state m; it is chosen among these on the validation split. With small m the
 # negatives are misleading reports, which name the finding asked about, as helpful ones do, and
-# γ is penalised for it. With large m the weights mostly learn the topic.
-NEGATIVES = (4, 8, 12, 16, 20)
+# γ is penalised for it. With large m the weights mostly learn the topic. In between γ turns from
+# negative to the largest weight, so these lie close.
+NEGATIVES = (4, 5, 6, 8, 12)
 FEW_QUESTIONS = 200  # below this, the intervals are wide
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from mrrag.training.adapter import (
+    Candidates,
     TrainingSet,
+    build_training_set,
     info_nce,
     minimise,
     train_adapter,
@@ -54,6 +56,22 @@ def test_the_ratios_that_made_the_data_are_found_again() -> None:
 def test_a_similarity_that_says_nothing_gets_no_weight() -> None:
     found = train_adapter(made(2, (0.5, 0.5, 0.0), 800), resamples=2)
     assert abs(found.weights.gamma) < 0.05
+
+
+def test_more_negatives_give_the_question_more_weight() -> None:
+    # Of 24 candidates one helps and four mislead: these five name the finding asked about.
+    rng = np.random.default_rng(5)
+    cosines_QN3 = rng.normal(0, 0.1, (200, 24, 3))
+    cosines_QN3[:, 0, :2] += 0.1
+    cosines_QN3[:, :5, 2] += 0.1
+    confidence_QN = np.tile([0.9, *[0.1] * 4, *[0.5] * 19], (200, 1))
+    data = Candidates(cosines_QN3, confidence_QN)
+    gammas = [
+        train_adapter(build_training_set(data, m), resamples=1).weights.gamma for m in (4, 6, 12)
+    ]
+    assert abs(gammas[0]) < 0.15
+    assert gammas == sorted(gammas)
+    assert gammas[-1] > 0.2
 
 
 def test_few_questions_leave_wide_intervals() -> None:
