@@ -25,10 +25,10 @@ from mrrag.cli.options import (
 from mrrag.errors import SettingsError
 from mrrag.study.arena import ARENA, EVERY, RIVALS, WRITING
 from mrrag.study.plan import ABLATIONS, ALL_METHODS, ANSWER_TOKENS, NOISE_KINDS, SHARES
-from mrrag.types import METHODS
+from mrrag.types import METHODS, Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mrrag.data.records import Corpus
     from mrrag.pipeline import Pipeline
@@ -83,6 +83,14 @@ def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[8],
         help="numbers of reports to compare (default: 8)",
+    )
+    evaluate.add_argument(
+        "--weights",
+        type=float,
+        nargs=3,
+        metavar=("ALPHA", "BETA", "GAMMA"),
+        help="weights of image-report, image-image and question-report similarity in RAG and "
+        "MR-RAG (default: as learnt)",
     )
     evaluate.add_argument(
         "--noise-shares",
@@ -176,7 +184,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     questions = choose_questions(
         read.records, read.questions, args.split, args.questions, read.skipped_questions
     )
-    pipeline = load_chosen(args, process.device)
+    pipeline = weighed(load_chosen(args, process.device), args.weights)
     heads = read_heads(args.heads, pipeline.backbone.fingerprint) if args.heads else None
     chosen: dict[str, str] = {}
     if args.settings:
@@ -199,6 +207,14 @@ def run_evaluate(args: argparse.Namespace) -> None:
     process.wait()
     if not process.index:
         write_results(args, pipeline, experiment, chosen)
+
+
+def weighed(pipeline: Pipeline, weights: Sequence[float] | None) -> Pipeline:
+    """Return the pipeline with α, β and γ as given, or as learnt where none are."""
+    if weights is None:
+        return pipeline
+    learnt = replace(pipeline.learnt, weights=Weights(*weights), intervals=())
+    return replace(pipeline, learnt=learnt)
 
 
 def in_neutral_words(read: Corpus) -> Corpus:

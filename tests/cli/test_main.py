@@ -108,12 +108,14 @@ def test_an_experiment_leaves_its_tables_in_the_run_folder(
     data, folder = tmp_path / "data", tmp_path / "run"
     write_data_set(data, patients=12, seed=5, size=64, workers=1)
     options = ("--questions", "6", "--k", "2", "--noise", "0.5", "--methods", "rag_off", "rag")
+    options += ("--weights", "0.4", "0.4", "0.2")
     where = ("--data", str(data), "--split", "all", "--folder", str(folder))
     done = command("evaluate", *where, *options, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["n"], result["k"], result["split"]) == (6, 2, "all")
     assert [row["method"] for row in result["methods"]] == ["rag_off", "rag"]
+    assert result["weights"] == {"alpha": 0.4, "beta": 0.4, "gamma": 0.2}
     assert result["noise"][0]["irrelevant"] == 1
     config = json.loads((folder / "config.json").read_text())
     assert config["data_fingerprint"] == result["data_fingerprint"]
