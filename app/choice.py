@@ -64,7 +64,7 @@ SMALL = (
     ),
     Offer(
         "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-        f"A general model with 0.51 billion parameters, about twice as slow. {GENERAL}",
+        f"A general model with 0.51 billion parameters, and so slower. {GENERAL}",
     ),
 )
 
