@@ -312,3 +312,29 @@ def test_smolvlm2_has_its_published_shape_and_64_image_tokens(parameters: int) -
     family = FAMILIES["smolvlm"]
     assert family.grid(config, None, None) == (8, 8)
     assert family.image_tokens(config, (8, 8)) == 64
+
+
+def test_over_a_small_memory_limit_tokens_and_steering_stay_the_same(
+    backbone: Backbone, folder: Path, features: Tensor, tmp_path: Path
+) -> None:
+    """As accelerate places a model by itself: what exceeds the limit is read from disk."""
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    spread = load_backbone(folder)
+    model = spread.model
+    size = sum(p.nbytes for p in model.parameters())
+    places = infer_auto_device_map(
+        model, {"cpu": size // 2, "disk": 10 * size}, model._no_split_modules
+    )
+    assert set(places.values()) == {"cpu", "disk"}
+    dispatch_model(model, places, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
+    assert any(p.is_meta for p in model.parameters())
+    assert torch.equal(encode_images(spread, [picture()]), features)
+    branches = [Branch(make(spread), features), Branch(make(spread), features, LAMBDAS)]
+    here = last(backbone, branches, STEERED, max_new_tokens=6)
+    there = last(spread, branches, STEERED, max_new_tokens=6)
+    assert there.texts == here.texts
+    assert there.p_yes == pytest.approx(here.p_yes, abs=1e-6)
+    assert here.p_yes[0] != here.p_yes[1]
+    for before, after in zip(here.traces, there.traces, strict=True):
+        assert np.abs(before.keys_LX - after.keys_LX).max() < 1e-6
