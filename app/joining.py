@@ -80,20 +80,22 @@ def join(room: Room, turn: Turn, run: Run, evidence: Evidence) -> Share | None:
     pipeline = run.backend.pipeline()
     if run.backend.lent or not pipeline.backbone.bound_by_weights:
         return None
-    others = [other for other in room.others(turn) if _may_join(other.case, run)]
+    # Read once: who leaves meanwhile takes the case along.
+    waiting = [(other, other.case) for other in room.others(turn)]
+    others = [(other, case) for other, case in waiting if _may_join(case, run)]
     first = _prepared(run, evidence) if others else None
     if first is None:
         return None
     joined = {turn: first}
-    for other in others[: MOST - 1]:
-        prepared = _prepared(other.case)
+    for other, case in others[: MOST - 1]:
+        prepared = _prepared(case)
         if prepared is None:
             continue
-        read = [tuple(case.branches.values()) for _, case in (*joined.values(), prepared)]
+        read = [tuple(ready.branches.values()) for _, ready in (*joined.values(), prepared)]
         if not fit_together(pipeline.backbone, read, run.settings.max_new_tokens):
             break
         joined[other] = prepared
-    joint = Joint(answer_together(pipeline, [case for _, case in joined.values()]))
+    joint = Joint(answer_together(pipeline, [ready for _, ready in joined.values()]))
     shares = {one: Share(known, joint, n) for n, (one, (known, _)) in enumerate(joined.items())}
     own = shares.pop(turn)
     room.call(turn, shares)
