@@ -5,22 +5,25 @@ What is refused on loading is in test_manifest.py.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from apart import run_apart
 from tiny_bitower import make_cases, make_loaded_tower, make_tower
 
 from mrrag.data.images import load_image
+from mrrag.data.records import Record
 from mrrag.errors import KnowledgeBaseError
 from mrrag.retrieval import folder as module
 from mrrag.retrieval.bi_tower import BiTower
 from mrrag.retrieval.build import build_knowledge_base, build_share
+from mrrag.retrieval.encoders import load_encoder
 from mrrag.retrieval.knowledge_base import KnowledgeBase
 
 
@@ -190,32 +193,24 @@ def test_cases_that_cannot_be_built_in_are_listed_or_refused(
     assert not (tmp_path / "kb2").exists()
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path[:0] = {path!r}
-from tiny_bitower import make_cases
-from mrrag.retrieval.encoders import load_encoder
-from mrrag.retrieval.build import build_knowledge_base
+def build_and_die(directory: Path, at: int, update: bool) -> None:
+    def progress(done: int, _: int) -> None:
+        if done >= at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def progress(done, total):
-    if done >= {at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-directory = Path({directory!r})
-build_knowledge_base(
-    directory / "kb", make_cases(directory / "images", 12), load_encoder(directory / "tower"),
-    batch=2, update={update}, progress=progress,
-)
-"""
+    build_knowledge_base(
+        directory / "kb",
+        make_cases(directory / "images", 12),
+        load_encoder(directory / "tower"),
+        batch=2,
+        update=update,
+        progress=progress,
+    )
 
 
 def kill_a_build(directory: Path, at: int, update: bool = False) -> None:
-    root = Path(__file__).parents[1]
-    path = [str(root), str(root.parent)]
-    code = KILLED.format(path=path, directory=str(directory), at=at, update=update)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    code, error = run_apart(build_and_die, directory, at, update)
+    assert code == -signal.SIGKILL, error
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -410,27 +405,21 @@ def test_two_builds_do_not_write_to_one_place(tmp_path: Path, tower: BiTower) ->
     assert len(build_knowledge_base(tmp_path / "kb", cases, tower, progress=another)) == 4
 
 
+def build_within(directory: Path, cases: Sequence[Record], limit: int) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    build_knowledge_base(directory / "kb", cases, load_encoder(directory / "tower"), batch=2)
+
+
 def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
     tower = make_loaded_tower(tmp_path / "tower")
     cases = make_cases(tmp_path / "images", 12)
     whole = build_knowledge_base(tmp_path / "whole", cases, tower, batch=2)
     # A limit on the size of files stands in for the disk: writing fails as it does there.
     limit = sum(len(whole.thumbnail(i)) for i in range(12)) * 3 // 4
-    code = KILLED.replace("directory = Path", "import resource\ndirectory = Path").replace(
-        "build_knowledge_base(\n",
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\nbuild_knowledge_base(\n",
-    )
-    # The cases are there already: to write them anew would run into the limit too.
-    code = code.replace('make_cases(directory / "images", 12)', "cases")
-    code = code.replace(
-        "import resource\n",
-        'import resource\ncases = make_cases(Path({directory!r}) / "images", 12)\n',
-    )
-    root = Path(__file__).parents[1]
-    path = [str(root), str(root.parent)]
-    code = code.format(path=path, directory=str(tmp_path), at=999, update=False)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
-    assert "KnowledgeBaseError: There is no room left" in done.stderr
+    _, error = run_apart(build_within, tmp_path, cases, limit)
+    assert "KnowledgeBaseError: There is no room left" in error
     assert not (tmp_path / "kb").exists()
     steps: list[int] = []
     again = build_knowledge_base(

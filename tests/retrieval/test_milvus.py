@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from apart import run_apart
 from tiny_bitower import make_cases, make_loaded_tower
 from tiny_milvus import need_milvus
 
@@ -24,6 +25,7 @@ from mrrag.retrieval.bi_tower import BiTower
 from mrrag.retrieval.build import build_knowledge_base
 from mrrag.retrieval.calibration import calibrate, usual_scores
 from mrrag.retrieval.copy import copy_knowledge_base
+from mrrag.retrieval.encoders import load_encoder
 from mrrag.retrieval.knowledge_base import KnowledgeBase, load_encoder_of
 from mrrag.retrieval.mcr import retrieve
 from mrrag.retrieval.milvus import MilvusBase
@@ -182,37 +184,28 @@ def test_a_built_collection_is_replaced_and_updated_only_if_asked(
     assert client.list_collections() == ["chest"]
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = {path!r}
-from pathlib import Path
-from tiny_bitower import make_cases
-from mrrag.retrieval import milvus_build
-from mrrag.retrieval.build import build_knowledge_base
-from mrrag.retrieval.encoders import load_encoder
+def build_and_die(directory: Path) -> None:
+    milvus_build.INSERTED = 3  # in a process of its own
 
-milvus_build.INSERTED = 3
+    def progress(done: int, _: int) -> None:
+        if done == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def progress(done, total):
-    if done == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-directory = Path({directory!r})
-build_knowledge_base(
-    f"milvus:{{directory}}/base.db/chest", make_cases(directory / "images", 12),
-    load_encoder(directory / "tower"), batch=2, progress=progress,
-)
-"""
+    build_knowledge_base(
+        MilvusCollection(str(directory / "base.db"), "chest"),
+        make_cases(directory / "images", 12),
+        load_encoder(directory / "tower"),
+        batch=2,
+        progress=progress,
+    )
 
 
 def test_a_killed_build_goes_on_from_where_it_was_and_ends_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tower = make_loaded_tower(tmp_path / "tower")
-    root = Path(__file__).parents[1]
-    code = KILLED.format(path=[str(root), str(root.parent)], directory=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    code, error = run_apart(build_and_die, tmp_path)
+    assert code == -signal.SIGKILL, error
     cases = make_cases(tmp_path / "images", 12)
     place = MilvusCollection(str(tmp_path / "base.db"), "chest")
     with pytest.raises(KnowledgeBaseError, match="There is no knowledge base"):

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from apart import run_apart
 from torch import Tensor, nn
 
 from mrrag.data.records import Question, Record
@@ -47,13 +47,7 @@ def run(directory: Path, kill_at: int | None = None) -> Tensor:
 
 
 def killed(directory: Path, at: int) -> None:
-    # Its server imports torch once for all of them.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=run, args=(directory, at))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert run_apart(run, directory, at)[0] == -signal.SIGKILL
 
 
 def test_a_killed_run_resumes_to_the_same_weights_and_figures(tmp_path: Path) -> None:
