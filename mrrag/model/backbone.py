@@ -132,6 +132,7 @@ class Backbone:
         image: bool | tuple[int, int] = True,
         max_report_tokens: int = MAX_REPORT_TOKENS,
         twice: bool = False,
+        pictures: Sequence[tuple[int, int]] = (),
     ) -> Prompt:
         """Build the prompt of a question after its reports, with or without an image.
 
@@ -140,6 +141,9 @@ class Backbone:
         image
             The grid of its patches (:meth:`grid_of`), or whether there is one. The grid must be
             given where it depends on the image.
+        pictures
+            The grids of the reports' own pictures, one each, to show them, too; see
+            :func:`encode_all`.
 
         The other parameters and the errors are those of :func:`mrrag.model.prompt.build_prompt`.
         """
@@ -153,6 +157,7 @@ class Backbone:
             max_report_tokens=max_report_tokens,
             grid=(self.grid if image is True else image) or None,
             twice=twice,
+            pictures=[(grid, self._tokens_of(grid)) for grid in pictures],
         )
 
 
@@ -320,6 +325,11 @@ def encode_images(backbone: Backbone, images: Sequence[Image]) -> Tensor:
     return torch.cat(encode_each(backbone, images))
 
 
+def encode_all(backbone: Backbone, images: Sequence[Image]) -> Tensor:
+    """Encode the images of one prompt, in the order of its spans; [1, P of all together, E]."""
+    return torch.cat(encode_each(backbone, images), dim=1)
+
+
 def positions(backbone: Backbone, prompt: Prompt) -> tuple[Tensor | None, int]:
     """Return a prompt's rotary positions where they do not count its tokens.
 
@@ -331,14 +341,14 @@ def positions(backbone: Backbone, prompt: Prompt) -> tuple[Tensor | None, int]:
     if backbone.family.positions is None:
         return None, 0
     image = torch.zeros(len(prompt.ids), dtype=torch.bool)
-    for span in prompt.spans:
-        image[span.start : span.stop] = span.name == "image"
-    return backbone.family.positions(backbone.model, image, prompt.grid)
+    for span in prompt.images:
+        image[span.start : span.stop] = True
+    return backbone.family.positions(backbone.model, image, prompt.grids)
 
 
 @torch.inference_mode()
 def embed(backbone: Backbone, prompt: Prompt, features: Tensor | None) -> Tensor:
-    """Embed a prompt, with the image's features at the image span; [tokens, E].
+    """Embed a prompt, with the images' features at their spans; [tokens, E].
 
     Raises
     ------
@@ -356,12 +366,12 @@ def embed(backbone: Backbone, prompt: Prompt, features: Tensor | None) -> Tensor
         )
     ids = torch.tensor(prompt.ids, device=backbone.device)
     embeds: Tensor = backbone.model.get_input_embeddings()(ids)
-    image = next((span for span in prompt.spans if span.name == "image"), None)
-    if (image.stop - image.start if image else 0) != (
-        0 if features is None else features.shape[-2]
-    ):
-        raise ValueError("The prompt's image span and the image's features differ in length.")
-    if image and features is not None:
-        # By position, not by id: the placeholder's id may also occur in text.
-        embeds[image.start : image.stop] = features.view(-1, embeds.shape[-1])
+    counts = [span.stop - span.start for span in prompt.images]
+    if sum(counts) != (0 if features is None else features.shape[-2]):
+        raise ValueError("The prompt's image spans and the images' features differ in length.")
+    if features is not None:
+        parts = torch.split(features.view(-1, embeds.shape[-1]), counts)
+        for span, part in zip(prompt.images, parts, strict=True):
+            # By position, not by id: the placeholder's id may also occur in text.
+            embeds[span.start : span.stop] = part
     return embeds

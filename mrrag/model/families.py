@@ -84,7 +84,7 @@ class Family:
     before_image: str = ""
     after_image: str = ""
     padded: bool = True
-    positions: Callable[[Any, Tensor, tuple[int, int] | None], tuple[Tensor, int]] | None = None
+    positions: Callable[[Any, Tensor, Sequence[tuple[int, int]]], tuple[Tensor, int]] | None = None
 
 
 # LLaVA: CLIP or SigLIP, a projector, any text model
@@ -206,10 +206,13 @@ def _qwen_grid(config: Any, processor: Any, size: Size | None) -> tuple[int, int
     return rows // side, columns // side
 
 
-def _qwen_positions(model: Any, image: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, int]:
+def _qwen_positions(
+    model: Any, image: Tensor, grids: Sequence[tuple[int, int]]
+) -> tuple[Tensor, int]:
     """Return the model's own M-RoPE positions: an image counts as its longer side."""
     merge = model.config.vision_config.spatial_merge_size
-    thw = None if grid is None else torch.tensor([[1, grid[0] * merge, grid[1] * merge]])
+    sides = [[1, rows * merge, columns * merge] for rows, columns in grids]
+    thw = torch.tensor(sides) if sides else None
     kinds = image[None].to(torch.int32)
     positions, shift = model.model.get_rope_index(kinds.long(), kinds, image_grid_thw=thw)
     return positions[:, 0], int(shift)

@@ -92,11 +92,26 @@ def load_template(folder: Path, tokenizer: Any, config: Any) -> Template:
             after_image, found, cue = after.partition(text)
             if image and found:
                 opening = opening.removeprefix(tokenizer.bos_token or "") + family.before_image
-                return Template(opening, family.after_image + after_image, cue)
+                around = _around_picture(tokenizer, stored, placeholder, text)
+                picture = (around[0] + family.before_image, family.after_image + around[1])
+                return Template(opening, family.after_image + after_image, cue, picture)
     raise ModelError(
         f"The chat template of {folder.name} does not put a user's text after {IMAGE}; it gives "
         f"{rendered[:200]!r}. Choose another checkpoint. {OTHERWISE}"
     )
+
+
+def _around_picture(tokenizer: Any, stored: str, placeholder: str, text: str) -> tuple[str, str]:
+    """Return what a chat template puts before and after an image that follows a text."""
+    parts = [{"type": "text", "text": text}, {"type": "image"}, {"type": "text", "text": text}]
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": parts}], chat_template=stored, tokenize=False
+        )
+    except (TemplateError, TypeError, ValueError):
+        return MISTRAL_INSTRUCT.picture
+    before, image, after = rendered.partition(text)[2].partition(placeholder)
+    return (before, after.partition(text)[0]) if image else MISTRAL_INSTRUCT.picture
 
 
 def _processor_template(folder: Path) -> str | None:

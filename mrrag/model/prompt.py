@@ -29,11 +29,15 @@ SPACE = "▁"  # the space of SentencePiece
 
 @dataclass(frozen=True)
 class Template:
-    """The text around one question about one image, without BOS."""
+    """The text around one question about one image, without BOS.
+
+    ``picture`` is the text before and after any further image.
+    """
 
     opening: str = "[INST] "
     after_image: str = "\n"
     cue: str = " [/INST]"
+    picture: tuple[str, str] = ("", "\n")
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -76,6 +80,8 @@ class Prompt:
         Which reports were shortened.
     grid : (rows, columns) or None
         The image's patches; None without an image.
+    picture_grids : tuple of (rows, columns)
+        The patches of the reports' own pictures, in their order; empty where they are not shown.
     """
 
     ids: tuple[int, ...]
@@ -83,6 +89,7 @@ class Prompt:
     suffix_start: int
     notes: tuple[str, ...] = ()
     grid: tuple[int, int] | None = None
+    picture_grids: tuple[tuple[int, int], ...] = ()
 
     def span(self, name: str) -> Span:
         """Return the first span of that name; KeyError if there is none."""
@@ -90,6 +97,16 @@ class Prompt:
             if span.name == name:
                 return span
         raise KeyError(name)
+
+    @property
+    def images(self) -> tuple[Span, ...]:
+        """The spans that image features fill: the image's, then those of the reports' pictures."""
+        return tuple(s for s in self.spans if s.name == "image" or s.name.startswith("picture "))
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """The patches of each of :attr:`images`."""
+        return (*((self.grid,) if self.grid else ()), *self.picture_grids)
 
     @property
     def reports(self) -> tuple[Span, ...]:
@@ -143,6 +160,7 @@ def build_prompt(
     max_report_tokens: int = MAX_REPORT_TOKENS,
     grid: tuple[int, int] | None = None,
     twice: bool = False,
+    pictures: Sequence[tuple[tuple[int, int], int]] = (),
 ) -> Prompt:
     """Build the ids of one branch.
 
@@ -162,12 +180,19 @@ def build_prompt(
     twice
         Whether the question also stands before the reports, as the span "first question"
         (MAD-RAG).
+    pictures
+        Grid and number of tokens of each report's own picture, to be shown before it as the span
+        "picture 1" and so on (few-shot, as Med-Flamingo); empty for reports alone.
 
     Raises
     ------
     SettingsError
         Where the question is empty once control strings are removed.
+    ValueError
+        Where there are pictures, but not one for each report.
     """
+    if pictures and len(pictures) != len(reports):
+        raise ValueError(f"{len(reports)} reports have {len(pictures)} pictures.")
     question = plain_text(question, tokenizer, template)
     if not question:
         raise SettingsError("The question is empty. Type a question about the image.")
@@ -203,23 +228,27 @@ def build_prompt(
             notes.append(f"Report {k} was cut from {len(tokens)} to {max_report_tokens} tokens.")
             tokens = tokens[:max_report_tokens]
         add("other", go_on(f"{k}. "))
+        if pictures:
+            before, after = template.picture
+            add("other", begin(before))
+            add(f"picture {k}", [image_token_id] * pictures[k - 1][1])
+            add("other", begin(after))
         add(f"report {k}", tokens)
         add("other", go_on("\n"))
     suffix_start = before_question if twice else len(ids)
     add("question", go_on(question))
     add("cue", go_on(template.cue))
-    return Prompt(tuple(ids), tuple(spans), suffix_start, tuple(notes), grid)
+    shown = tuple(grid for grid, _ in pictures)
+    return Prompt(tuple(ids), tuple(spans), suffix_start, tuple(notes), grid, shown)
 
 
 def prompt_text(decode: Callable[[list[int]], str], prompt: Prompt) -> str:
-    """Return a prompt as text, with ``<image>`` for each of the image's tokens.
+    """Return a prompt as text, with ``<image>`` for each of an image's tokens.
 
     The token there may be another's: LLaVA-Med has no ``<image>`` and uses ``<unk>``.
     """
-    start = stop = 0
-    for span in prompt.spans:
-        if span.name == "image":
-            start, stop = span.start, span.stop
-    before, after = prompt.ids[:start], prompt.ids[stop:]
-    placeholders = IMAGE * (stop - start)
-    return decode(list(before)) + placeholders + decode(list(after))
+    text, start = "", 0
+    for span in prompt.images:
+        text += decode(list(prompt.ids[start : span.start])) + IMAGE * (span.stop - span.start)
+        start = span.stop
+    return text + decode(list(prompt.ids[start:]))

@@ -19,7 +19,14 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 import mrrag
 from mrrag.errors import ModelError, SettingsError
 from mrrag.model.answering import answer_batch
-from mrrag.model.backbone import Backbone, encode_each, encode_images, load_backbone, model_input
+from mrrag.model.backbone import (
+    Backbone,
+    encode_all,
+    encode_each,
+    encode_images,
+    load_backbone,
+    model_input,
+)
 from mrrag.model.families import FAMILIES, REFUSED
 from mrrag.model.prefill import Branch
 from mrrag.model.prompt import Prompt, prompt_text
@@ -338,3 +345,62 @@ def test_over_a_small_memory_limit_tokens_and_steering_stay_the_same(
     assert here.p_yes[0] != here.p_yes[1]
     for before, after in zip(here.traces, there.traces, strict=True):
         assert np.abs(before.keys_LX - after.keys_LX).max() < 1e-6
+
+
+@torch.inference_mode()
+def test_with_several_pictures_greedy_tokens_are_generate_s(
+    family: Tiny, backbone: Backbone, stock: Any
+) -> None:
+    """Each report after its own picture, each picture of a shape of its own."""
+    images = [picture(), picture(5, (28, 56)), picture(6, (61, 30))]
+    grids = [backbone.grid_of(image) for image in images]
+    prompt = backbone.prompt(QUESTION, REPORTS[:2], image=grids[0], pictures=grids[1:])
+    assert [span.name for span in prompt.images] == ["image", "picture 1", "picture 2"]
+    assert prompt.images[1].stop <= prompt.reports[0].start < prompt.images[2].start
+    inputs: dict[str, Any] = {}
+    for image in images:  # each as transformers' own processor makes it
+        for name, value in family.inputs(backbone, image, prompt).items():
+            several = name in inputs and name != "mm_token_type_ids"
+            along = int(isinstance(stock, SmolVLMForConditionalGeneration))
+            inputs[name] = torch.cat([inputs[name], value], along) if several else value
+    branch = Branch(prompt, encode_all(backbone, images))
+    step = last(backbone, [branch], max_new_tokens=8, trace=False)
+    ids = torch.tensor([prompt.ids])
+    generated = stock.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=8,
+        pad_token_id=0,
+        **inputs,
+    )
+    expected = backbone.tokenizer.decode(generated[0, len(prompt.ids) :], skip_special_tokens=True)
+    assert step.texts[0] == expected.strip() != ""
+    halved = Branch(prompt, torch.cat([branch.features[:, :-1], branch.features[:, -1:] / 2], 1))
+    assert last(backbone, [halved], max_new_tokens=1, trace=False).p_yes != step.p_yes
+
+
+# By the chat templates, before and after an image in the middle of a turn.
+AROUND = {
+    "smolvlm": ("<fake_token_around_image><global-img>", "<fake_token_around_image>"),
+    "qwen2.5-vl": ("<|vision_start|>", "<|vision_end|>"),
+    "internvl": ("<img>", "</img>\n"),
+}
+
+
+def test_a_report_s_picture_stands_before_it_as_the_chat_template_writes_one(
+    family: Tiny, backbone: Backbone
+) -> None:
+    before, after = AROUND.get(next(n for n, t in TINY.items() if t is family), ("", "\n"))
+    grid = backbone.grid_of(picture())
+    prompt = backbone.prompt(QUESTION, REPORTS[:1], image=grid, pictures=[grid])
+    image, shown = prompt.images
+    text = prompt_text(backbone.tokenizer.decode, prompt)
+    placeholders = "<image>" * (shown.stop - shown.start)
+    assert placeholders.count("<image>") == image.stop - image.start
+    assert f"1. {before}{placeholders}{after}{REPORTS[0]}" in text
+
+
+def test_reports_have_a_picture_each_or_none(backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match="2 reports have 1 pictures"):
+        backbone.prompt(QUESTION, REPORTS[:2], image=(4, 4), pictures=[(4, 4)])
