@@ -1,13 +1,9 @@
-"""A whole pipeline of random parts, and an experiment on its cases.
-
-Run as a script, it answers into a folder and kills itself half-way.
-"""
+"""A whole pipeline of random parts, and an experiment on its cases."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -92,7 +88,7 @@ def dying(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
         yield item
 
 
-if __name__ == "__main__":
+def answer_and_die(made: Path, checkpoint: Path, run: Path) -> None:
+    """Answer a first batch of questions in a run folder, in a process that is then killed."""
     torch.set_num_threads(1)
-    made, checkpoint, run = map(Path, sys.argv[1:])
     answer(*make_pipeline(made, checkpoint), run, ticker=dying)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_experiment import LEARNT, answer, make_experiment, make_pipeline, make_questions
+from apart import run_apart
+from tiny_experiment import (
+    LEARNT,
+    answer,
+    answer_and_die,
+    make_experiment,
+    make_pipeline,
+    make_questions,
+)
 
 from mrrag.data.records import Question, Record
 from mrrag.errors import SettingsError
@@ -31,7 +37,6 @@ from mrrag.study.experiment import (
 from mrrag.study.plan import Plan, ReadingPlan
 from mrrag.types import PLAIN, Document, Retrieved, Steering, Weights
 
-ROOT = Path(__file__).resolve().parents[2]
 Made = tuple[Pipeline, list[Record], Path]
 
 
@@ -55,16 +60,8 @@ def lines(path: Path) -> list[str]:
 def test_a_killed_experiment_ends_as_an_undisturbed_one(
     made: Made, undisturbed: Path, tiny_llava_folder: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "tests/tiny_experiment.py"]
-    paths = map(str, (made[2], tiny_llava_folder, tmp_path))
-    done = subprocess.run(
-        [*command, *paths],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": "."},
-        capture_output=True,
-        timeout=280,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    code, error = run_apart(answer_and_die, made[2], tiny_llava_folder, tmp_path)
+    assert code == -signal.SIGKILL, error
     half = lines(tmp_path / ANSWERS)
     assert 1 < len(half) < len(lines(undisturbed))
     answer(made[0], made[1], tmp_path)
