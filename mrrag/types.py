@@ -283,7 +283,7 @@ class Mixture:
     prompts : str
         "no reports" or "no image": the prompt, and the same without them. "each report": one
         prompt for each report. "question twice": one prompt, with the question before the reports
-        and after them.
+        and after them. "pictures": one prompt, with each report after its own picture.
     rule : str
         How they become one distribution, a key of :data:`mrrag.model.mixing.RULES`.
     amount : float

@@ -23,7 +23,7 @@ from mrrag.cli.options import (
     ticker,
 )
 from mrrag.errors import SettingsError
-from mrrag.study.arena import ARENA, EVERY, RIVALS, WRITING
+from mrrag.study.arena import ARENA, BY_NAME, EVERY, RIVALS, WRITING
 from mrrag.study.plan import ABLATIONS, ALL_METHODS, ANSWER_TOKENS, NOISE_KINDS, SHARES
 from mrrag.types import METHODS, Weights
 
@@ -119,7 +119,8 @@ def _add_questions_and_methods(evaluate: argparse.ArgumentParser) -> None:
         help="methods to compare: without reports, with reports at random, with reports by one "
         f"similarity alone, RAG, MR-RAG ({', '.join(ALL_METHODS)}; default: these), and their "
         f"rivals in one table beside RAG ({', '.join(RIVALS)}; {EVERY} for all of them but "
-        f"{', '.join(WRITING)}, which do not change a yes or no)",
+        f"{', '.join(WRITING)}, which do not change a yes or no, and few_shot, which needs a model "
+        "that reads several pictures)",
     )
     evaluate.add_argument(
         "--heads",
@@ -246,7 +247,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
     # A rival is compared with what was named of the three answers.
     left_out = {n for n in ARENA if args.no_wrong_picture and ARENA[n].wrong_picture}
     left_out |= {n for n in ARENA if args.heads is None and ARENA[n].heads}
-    every = tuple(n for n in ARENA if n not in {*left_out, *WRITING})
+    left_out |= {*BY_NAME} - {*named}
+    every = tuple(n for n in ARENA if n not in left_out)
     rivals = every if EVERY in named else tuple(n for n in named if n in ARENA)
     if not set(rivals) - set(METHODS):
         rivals = ()

@@ -256,6 +256,11 @@ ARENA: dict[str, Method] = {
         "Asks before the reports, too, and mixes in where that question looks in the image.",
         Rival((Emphasis("mix", "all", 0.5),), TWICE.mixture),
     ),
+    "few_shot": Method(
+        "Few-shot with pictures",
+        "Plain RAG, with each report’s own picture before it.",
+        _mixture("pictures", "uniform"),
+    ),
     # Beams
     "opera": Method(
         "OPERA",
@@ -337,6 +342,8 @@ CONTROLS = (
 )
 # Rows that answer a yes or no as their namesakes do, since it is read at the first token.
 WRITING = ("pai_writing", "pasta_writing", "spotlight_writing")
+# Rows that :data:`EVERY` leaves out: these, and what few models were made for.
+BY_NAME = (*WRITING, "few_shot")
 RIVALS = tuple(name for name in ARENA if name not in METHODS)
 EVERY = "arena"  # the name that stands for all of them
 
@@ -345,7 +352,9 @@ def prompts_of(way: Way, k: int) -> int:
     """Return how many prompts are read for one answer after k reports."""
     if not isinstance(way, Rival) or way.mixture is None:
         return 1
-    return {"each report": max(1, k), "question twice": 1}.get(way.mixture.prompts, 2)
+    return {"each report": max(1, k), "question twice": 1, "pictures": 1}.get(
+        way.mixture.prompts, 2
+    )
 
 
 def group_of(name: str) -> str:
@@ -361,6 +370,6 @@ def group_of(name: str) -> str:
         return GROUPS[4]
     if prompts == "each report":
         return GROUPS[3]
-    if prompts == "question twice" or isinstance(method.way, Opera) or rival.shift:
+    if prompts in ("question twice", "pictures") or isinstance(method.way, Opera) or rival.shift:
         return GROUPS[5]
     return GROUPS[2] if prompts == "no reports" and not rival.emphases else GROUPS[1]

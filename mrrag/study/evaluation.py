@@ -22,7 +22,7 @@ from mrrag.data.records import Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.forms import lambdas
 from mrrag.model.answering import AnswerBatch, answer_batch
-from mrrag.model.backbone import encode_each
+from mrrag.model.backbone import encode_all, encode_each
 from mrrag.model.mixing import Group, answer_mixtures
 from mrrag.model.opera import answer_beams
 from mrrag.model.prefill import Branch, PrefixCache, read_batch
@@ -31,6 +31,7 @@ from mrrag.pipeline import Pipeline
 from mrrag.retrieval.mcr import retrieve
 from mrrag.study.metrics import Answers
 from mrrag.types import (
+    Image,
     Opera,
     QueryVectors,
     Retrieved,
@@ -233,11 +234,32 @@ def question_twice(pipeline: Pipeline, item: Asked, found: Sequence[Retrieved]) 
     return Group([Branch(prompt, item.features)], (0.0,))
 
 
+def with_pictures(pipeline: Pipeline, item: Asked, found: Sequence[Retrieved]) -> Group:
+    """Return one prompt, with each report after its own picture (few-shot, as Med-Flamingo).
+
+    The pictures are those that the knowledge base shows.
+    """
+    backbone = pipeline.backbone
+    pictures = pipeline.knowledge_base.pictures([r.number for r in found])
+    images = [Image(display=np.asarray(picture.convert("L"))) for picture in pictures]
+    prompt = backbone.prompt(
+        item.question.question,
+        [r.document.report for r in found],
+        image=item.grid or item.features is not None,
+        pictures=[backbone.grid_of(image) for image in images],
+    )
+    own = [] if item.features is None else [item.features]
+    shown = [encode_all(backbone, images)] if images else []
+    features = torch.cat(own + shown, dim=1) if own or shown else None
+    return Group([Branch(prompt, features)], (0.0,))
+
+
 PROMPTS: dict[str, Callable[[Pipeline, Asked, Sequence[Retrieved]], Group]] = {
     "no reports": without_reports,
     "no image": without_image,
     "each report": each_report,
     "question twice": question_twice,
+    "pictures": with_pictures,
 }
 
 

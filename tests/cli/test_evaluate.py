@@ -6,7 +6,7 @@ import pytest
 
 from mrrag.cli.evaluate import plan_of
 from mrrag.cli.main import parser
-from mrrag.study.arena import ARENA, WRITING
+from mrrag.study.arena import ARENA, BY_NAME
 from mrrag.study.plan import ALL_METHODS, Plan
 
 
@@ -23,7 +23,9 @@ def test_without_names_it_is_the_paper_s_methods_and_no_arena() -> None:
 def test_the_arena_is_every_rival_in_one_table() -> None:
     every = plan("--methods", "arena", "--heads", "heads.safetensors")
     assert every.methods == ()
-    assert every.arena == tuple(name for name in ARENA if name not in WRITING)
+    assert every.arena == tuple(name for name in ARENA if name not in BY_NAME)
+    few_shot = plan("--methods", "arena", "few_shot", "--heads", "heads.safetensors")
+    assert {*few_shot.arena} - {*every.arena} == {"few_shot"}
     without = plan("--methods", "arena")
     assert {*every.arena} - {*without.arena} == {"pasta_heads", "iti", "iti_random"}
     without = plan("--methods", "arena", "--heads", "heads.safetensors", "--no-wrong-picture")

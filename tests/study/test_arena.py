@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_experiment import LEARNT, MADE_OF, make_heads, make_pipeline, make_questions
 
 from mrrag.model.answering import answer_batch
+from mrrag.model.backbone import encode_all
 from mrrag.model.emphasis import COLUMNS, LOOKING, TRANSFORMS
 from mrrag.model.mixing import RULES
 from mrrag.report.experiment_page import experiment_to_html
@@ -26,7 +28,7 @@ from mrrag.study.metrics import brier, holm, log_loss, mcnemar
 from mrrag.study.plan import Plan, cells_of
 from mrrag.study.tables import metric_rows, tables
 from mrrag.study.text import tables_text
-from mrrag.types import PLAIN, Mixture, Opera, Rival
+from mrrag.types import PLAIN, Image, Mixture, Opera, Rival
 
 PLAN = Plan((3,), (0.0, 0.67), methods=(), arena=tuple(ARENA), wrong_picture=False)
 Made = tuple[Any, Experiment, dict[str, StoredAnswer]]
@@ -139,6 +141,27 @@ def test_a_fusion_is_the_mean_of_single_reports_and_a_cut_to_one_is_its_first(ma
         assert stored("uniform") == pytest.approx(yes / (yes + no), abs=1e-5)
         first = alone.p_yes[0] / (alone.p_yes[0] + alone.p_no[0])
         assert stored("top_report") == pytest.approx(first, abs=1e-5)
+
+
+def test_few_shot_shows_each_report_after_the_picture_of_its_own_document(made: Made) -> None:
+    pipeline, experiment, answers = made
+    (cell,) = [c for c in experiment.cells if c.name == "few_shot" and not c.reading.noise]
+    item = experiment.questions.items[0]
+    (encoded,) = encode_questions(pipeline, [(item.case, item.question)])
+    found = evidence_of(pipeline, encoded, cell.reading, experiment.seed(0))
+    (branch,) = PROMPTS["pictures"](pipeline, encoded, found).branches
+    base, backbone = pipeline.knowledge_base, pipeline.backbone
+    pictures = [Image(np.asarray(base.picture(r.number).convert("L"))) for r in found]
+    assert branch.features is not None
+    assert encoded.features is not None
+    shown = torch.cat([encoded.features, encode_all(backbone, pictures)], 1)
+    assert torch.equal(branch.features, shown)
+    names = [s.name for s in branch.prompt.spans if s.name.startswith(("picture", "report"))]
+    assert names == [f"{what} {k}" for k in (1, 2, 3) for what in ("picture", "report")]
+    direct = answer_batch(backbone, [branch])
+    said = float(direct.p_yes[0] / (direct.p_yes[0] + direct.p_no[0]))
+    key = experiment.keys(cell.reading, cell.steering)[0]
+    assert answers[key].p_yes == pytest.approx(said, abs=1e-5)
 
 
 def test_a_way_of_the_arena_has_keys_of_its_own(made: Made) -> None:
