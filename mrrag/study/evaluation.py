@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mrrag.data.images import load_image
+from mrrag.data.images import load_image, read_image
 from mrrag.data.records import Question, Record
 from mrrag.data.yes_no import UNPARSED, parse_yes_no
 from mrrag.forms import lambdas
@@ -31,7 +31,6 @@ from mrrag.pipeline import Pipeline
 from mrrag.retrieval.mcr import retrieve
 from mrrag.study.metrics import Answers
 from mrrag.types import (
-    Image,
     Opera,
     QueryVectors,
     Retrieved,
@@ -240,8 +239,8 @@ def with_pictures(pipeline: Pipeline, item: Asked, found: Sequence[Retrieved]) -
     The pictures are those that the knowledge base shows.
     """
     backbone = pipeline.backbone
-    pictures = pipeline.knowledge_base.pictures([r.number for r in found])
-    images = [Image(display=np.asarray(picture.convert("L"))) for picture in pictures]
+    files = pipeline.knowledge_base.thumbnails([r.number for r in found])
+    images = [read_image(file) for file in files]
     prompt = backbone.prompt(
         item.question.question,
         [r.document.report for r in found],

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_experiment import LEARNT, MADE_OF, make_heads, make_pipeline, make_questions
 
+from mrrag.data.images import read_image
 from mrrag.model.answering import answer_batch
 from mrrag.model.backbone import encode_all
 from mrrag.model.emphasis import COLUMNS, LOOKING, TRANSFORMS
@@ -28,7 +29,7 @@ from mrrag.study.metrics import brier, holm, log_loss, mcnemar
 from mrrag.study.plan import Plan, cells_of
 from mrrag.study.tables import metric_rows, tables
 from mrrag.study.text import tables_text
-from mrrag.types import PLAIN, Image, Mixture, Opera, Rival
+from mrrag.types import PLAIN, Mixture, Opera, Rival
 
 PLAN = Plan((3,), (0.0, 0.67), methods=(), arena=tuple(ARENA), wrong_picture=False)
 Made = tuple[Any, Experiment, dict[str, StoredAnswer]]
@@ -151,7 +152,7 @@ def test_few_shot_shows_each_report_after_the_picture_of_its_own_document(made: 
     found = evidence_of(pipeline, encoded, cell.reading, experiment.seed(0))
     (branch,) = PROMPTS["pictures"](pipeline, encoded, found).branches
     base, backbone = pipeline.knowledge_base, pipeline.backbone
-    pictures = [Image(np.asarray(base.picture(r.number).convert("L"))) for r in found]
+    pictures = [read_image(base.thumbnail(r.number)) for r in found]
     assert branch.features is not None
     assert encoded.features is not None
     shown = torch.cat([encoded.features, encode_all(backbone, pictures)], 1)
