@@ -55,6 +55,8 @@ class Offer:
         return Path(self.name).name
 
 
+# Ends many errors of models (mrrag.model.weights.OTHERWISE); on the page it says nothing new.
+OTHERWISE = " Or use the bundled model: --model bundled."
 GENERAL = "It was not made for medical pictures: expect wrong answers."
 # Pretrained models that answer on a laptop's processor.
 SMALL = (
@@ -116,7 +118,7 @@ def instead_of(choice: Choice, error: MRRAGError) -> Choice:
     """
     if not choice.replaceable:
         raise error
-    reason = str(error).removesuffix(" Or use the bundled model: --model bundled.")
+    reason = str(error).removesuffix(OTHERWISE)
     return Choice(BUNDLED, "cpu", why=f"It replaces {choice.model}. {reason}")
 
 

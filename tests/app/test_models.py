@@ -21,6 +21,7 @@ from app.frame import offers
 from app.models import Models
 from mrrag.case import Case, Settings
 from mrrag.errors import ModelError
+from mrrag.model.weights import OTHERWISE
 from mrrag.pipeline import Pipeline, answer, find_evidence
 from mrrag.types import Query
 
@@ -69,7 +70,8 @@ def test_a_model_that_cannot_be_loaded_says_why_changes_nothing_and_may_be_tried
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mrrag.hub.downloaded", lambda *_: Path("there"))
-    outcomes: list[Any] = [ModelError("The disk is full."), [backend("someone/other")]]
+    full = ModelError(f"The disk is full. {OTHERWISE}")
+    outcomes: list[Any] = [full, [backend("someone/other")]]
 
     def load(offer: Offer, number: int) -> Sequence[Backend]:
         outcome = outcomes.pop(0)
