@@ -113,7 +113,8 @@ def _may_join(other: Run | None, run: Run) -> bool:
 
 def _prepared(run: Run, evidence: Evidence | None = None) -> tuple[Evidence, Ready] | None:
     """Return a case as the model is to read it; None where it is declined or fails."""
-    from mrrag.pipeline import Ready, find_evidence, get_ready
+    from mrrag.evidence import find_evidence
+    from mrrag.pipeline import Ready, get_ready
 
     pipeline = run.backend.pipeline()
     try:

@@ -18,9 +18,10 @@ from typing import Any
 
 from mrrag.case import Case, Evidence, Progress, Settings
 from mrrag.data.images import load_image, read_image
+from mrrag.evidence import find_evidence
 from mrrag.explain import explain as explain_case
 from mrrag.loading import load_pipeline
-from mrrag.pipeline import Pipeline, answer, find_evidence
+from mrrag.pipeline import Pipeline, answer
 from mrrag.report.case_page import case_fragment, case_to_html
 from mrrag.report.export import case_to_json
 from mrrag.retrieval.address import Place, place_of

@@ -10,10 +10,11 @@ import pytest
 
 from mrrag.case import Case, PictureInfluence, Settings
 from mrrag.data.images import load_image, read_image
+from mrrag.evidence import find_evidence
 from mrrag.explain import picture_influence
 from mrrag.files import ASSETS
 from mrrag.loading import load_pipeline
-from mrrag.pipeline import Pipeline, answer, find_evidence, steering_of
+from mrrag.pipeline import Pipeline, answer, steering_of
 from mrrag.types import METHODS, Query
 
 QUESTION = "Is an enlarged heart present in this image?"

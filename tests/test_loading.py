@@ -13,9 +13,10 @@ from mrrag.case import Case, Settings
 from mrrag.cli.main import parser
 from mrrag.data.images import load_image
 from mrrag.errors import KnowledgeBaseError, ModelError
+from mrrag.evidence import find_evidence
 from mrrag.files import ASSETS
 from mrrag.loading import load_pipeline
-from mrrag.pipeline import answer, find_evidence
+from mrrag.pipeline import answer
 from mrrag.retrieval.bi_tower import paper_tower
 from mrrag.types import Query
 

@@ -14,12 +14,13 @@ import pytest
 from mrrag.case import Case, CaseCache, Progress, Settings
 from mrrag.data.images import load_image, read_image
 from mrrag.errors import ModelError, SettingsError
+from mrrag.evidence import find_evidence
 from mrrag.explain import explain
 from mrrag.files import ASSETS
 from mrrag.learnt import load_learnt
 from mrrag.loading import load_pipeline
 from mrrag.model.backbone import encode_images
-from mrrag.pipeline import Pipeline, Ready, answer, answer_together, find_evidence, get_ready
+from mrrag.pipeline import Pipeline, Ready, answer, answer_together, get_ready
 from mrrag.report.export import case_to_json
 from mrrag.retrieval.doubts import warnings_of
 from mrrag.types import METHODS, Document, Image, Query, Retrieved, Weights

@@ -228,7 +228,7 @@ def _choices(about: About, state: object, image: Image) -> tuple[tuple[str, ...]
 
 def _answer(run: Run, room: Room, turn: Turn) -> Generator[Update, None, CaseState | None]:
     """Retrieve, then answer; the last update says how far it came. Return the answered case."""
-    from mrrag.pipeline import find_evidence
+    from mrrag.evidence import find_evidence
 
     share: Share | None = turn.share
     if share is not None:

@@ -79,7 +79,7 @@ def rerank(
     if state is None:
         return no_evidence()
     try:
-        from mrrag.pipeline import find_evidence
+        from mrrag.evidence import find_evidence
 
         pipeline = backend.pipeline()
         pinned, excluded = state.settings.pinned, state.settings.excluded

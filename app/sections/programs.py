@@ -70,7 +70,7 @@ def ask_case(backends: Sequence[Backend], call: Call, room: Room, caller: str) -
     MRRAGError
         Whose sentence is the page's.
     """
-    from mrrag.pipeline import find_evidence
+    from mrrag.evidence import find_evidence
 
     checked = check(backends, call)
 
@@ -104,7 +104,7 @@ def retrieve_evidence(
     MRRAGError
         Whose sentence is the page's.
     """
-    from mrrag.pipeline import find_evidence
+    from mrrag.evidence import find_evidence
 
     checked = check(backends, call)
     with room.turn(caller) as turn:

@@ -29,13 +29,14 @@ from transformers import DynamicCache
 
 from mrrag.bench.watched import REFERENCES, watch
 from mrrag.case import Case, Settings
+from mrrag.evidence import find_evidence
 from mrrag.model import decoding
 from mrrag.model.attention import plan_pass
 from mrrag.model.backbone import Backbone, embed, encode_images
 from mrrag.model.decoding import decode, token_step
 from mrrag.model.prefill import Branch, fork, layout, prefill_batch, read_prefixes, run_batch, stack
 from mrrag.model.steering import DEFAULT_ROWS
-from mrrag.pipeline import Pipeline, answer, find_evidence
+from mrrag.pipeline import Pipeline, answer
 from mrrag.types import Image, Query, Steering
 
 QUESTION = "Is there a pleural effusion?"

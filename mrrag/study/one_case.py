@@ -15,13 +15,14 @@ from torch import Tensor
 from mrrag.case import Case, CaseCache, Evidence
 from mrrag.data.records import Question
 from mrrag.errors import SettingsError
+from mrrag.evidence import find_evidence
 from mrrag.forms import lambdas
 from mrrag.model.answering import AnswerBatch, answer_batch
 from mrrag.model.backbone import embed
 from mrrag.model.mixing import MixedBatch
 from mrrag.model.prefill import Branch, PrefixCache, read_batch, read_prefixes
 from mrrag.model.tracing import trace_pair
-from mrrag.pipeline import Pipeline, find_evidence, image_features, known_prefix, steering_of
+from mrrag.pipeline import Pipeline, image_features, known_prefix, steering_of
 from mrrag.study.arena import ARENA
 from mrrag.study.arena_answers import OFFERED, ArenaAnswer, Curve
 from mrrag.study.evaluation import PROMPTS, Asked, answer_each_way, branch_of

@@ -20,6 +20,7 @@ from app.waiting import Room
 from mrrag import pipeline as engine
 from mrrag.case import Case, Progress
 from mrrag.data.images import load_image
+from mrrag.evidence import find_evidence
 from mrrag.explain import explain
 from mrrag.files import ASSETS
 from mrrag.model import prefill
@@ -115,7 +116,7 @@ def three(heavy: Backend, images: list[Image]) -> Iterator[list[Waiting]]:
 def alone(backend: Backend, case: Case, image: Image) -> Case:
     """Answer a case's question and settings alone."""
     query = Query(image, case.question)
-    evidence = engine.find_evidence(backend.pipeline(), query, case.settings)
+    evidence = find_evidence(backend.pipeline(), query, case.settings)
     *_, answered = engine.answer(backend.pipeline(), query, evidence, case.settings)
     assert isinstance(answered, Case)
     return answered
@@ -164,14 +165,14 @@ def test_who_stops_or_leaves_ends_no_other_s_answers(
 def test_a_case_that_fails_is_left_out_and_says_so_to_its_own_visitor(
     three: list[Waiting], monkeypatch: pytest.MonkeyPatch, batches: list[int]
 ) -> None:
-    real = engine.find_evidence
+    real = find_evidence
 
     def failing(pipeline: Pipeline, query: Any, settings: Any) -> Any:
         if query.question == QUESTIONS[1]:
             raise RuntimeError("secret")
         return real(pipeline, query, settings)
 
-    monkeypatch.setattr(engine, "find_evidence", failing)
+    monkeypatch.setattr("mrrag.evidence.find_evidence", failing)
     first, second, third = three
     assert first.case().question == QUESTIONS[0]
     assert third.case().question == QUESTIONS[2]

@@ -21,8 +21,9 @@ from app.frame import offers
 from app.models import Models
 from mrrag.case import Case, Settings
 from mrrag.errors import ModelError
+from mrrag.evidence import find_evidence
 from mrrag.model.weights import OTHERWISE
-from mrrag.pipeline import Pipeline, answer, find_evidence
+from mrrag.pipeline import Pipeline, answer
 from mrrag.types import Query
 
 OTHER = Offer("someone/other", "Another one.")

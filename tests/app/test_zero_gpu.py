@@ -10,9 +10,10 @@ import pytest
 from mrrag.case import Case, Settings
 from mrrag.data.images import load_image
 from mrrag.errors import ModelError
+from mrrag.evidence import find_evidence
 from mrrag.explain import explain
 from mrrag.files import ASSETS
-from mrrag.pipeline import Pipeline, answer, find_evidence
+from mrrag.pipeline import Pipeline, answer
 from mrrag.types import Query
 
 SAMPLES = Path(ASSETS).parent / "sample_cases"

@@ -16,10 +16,11 @@ from mrrag.case import Case, Settings
 from mrrag.cli.main import main
 from mrrag.data.images import load_image
 from mrrag.errors import SettingsError
+from mrrag.evidence import find_evidence
 from mrrag.explain import explain
 from mrrag.files import ASSETS
 from mrrag.loading import load_pipeline
-from mrrag.pipeline import Pipeline, answer, find_evidence
+from mrrag.pipeline import Pipeline, answer
 from mrrag.report.case_page import case_to_html
 from mrrag.report.export import case_to_json, differences, read_case
 from mrrag.types import Image, Query, Weights

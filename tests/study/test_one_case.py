@@ -13,8 +13,9 @@ from mrrag.case import Case, Settings
 from mrrag.data.images import load_image
 from mrrag.data.records import Question, Record
 from mrrag.errors import SettingsError
+from mrrag.evidence import find_evidence
 from mrrag.model.answering import answer_batch
-from mrrag.pipeline import Pipeline, answer, find_evidence, steering_of
+from mrrag.pipeline import Pipeline, answer, steering_of
 from mrrag.study.arena import ARENA, CONTROLS
 from mrrag.study.arena_answers import OFFERED, ArenaAnswer
 from mrrag.study.evaluation import answer_ways, branch_of, encode_questions
