@@ -94,7 +94,7 @@ def test_a_very_long_report_is_cut_and_says_so() -> None:
 
 
 def test_the_fixed_sentences_are_on_the_page() -> None:
-    header = frame.header("a model", phantoms_only=True)
+    header = frame.header(ABOUT)
     assert "Research demonstration. Not a medical device." in header
     assert "phantoms (synthetic chest radiographs) only" in header
     assert "question tokens reading from report tokens" in answer_cards.attention_intro()

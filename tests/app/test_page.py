@@ -80,7 +80,7 @@ def test_an_idle_page_looks_for_events_less_often_than_gradio_would() -> None:
     async def pauses() -> tuple[float, float]:
         with gr.Blocks() as gradios:
             pass
-        page = build_page([Backend(ABOUT, Future())], ())
+        page = build_page(Models([Backend(ABOUT, Future())]), ())
         return gradios.queue()._queue.sleep_when_free, page._queue.sleep_when_free
 
     gradios, ours = asyncio.run(pauses())

@@ -56,7 +56,7 @@ def proxied(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if not nginx:
         pytest.skip("nginx was not found (in Debian: apt-get install nginx-light).")
-    folder = tmp_path_factory.mktemp("nginx")
+    folder = tmp_path_factory.mktemp("proxy")
     folder.parent.chmod(0o755)  # its workers are another user where the tests run as root
     (lines,) = LINES.findall((ROOT / "docs" / "the-page.md").read_text(encoding="utf-8"))
     port = free_port()
@@ -127,7 +127,7 @@ def test_a_large_upload_passes_and_nginx_keeps_nothing_of_it(
     Path(large.json()[0]).unlink()
     kept = [
         file
-        for folder in tmp_path_factory.getbasetemp().glob("nginx*")
+        for folder in tmp_path_factory.getbasetemp().glob("proxy*")
         for file in folder.rglob("*")
         if file.is_file()
     ]
