@@ -55,7 +55,7 @@ def _stays(value: object) -> bool:
 def rest(page: gr.Blocks) -> None:
     """Look for new events a hundred times a second.
 
-    gradio does so a thousand times, by which an idle page takes 7 % of a core.
+    gradio does so a thousand times, by which an idle page takes 8 % of a core.
     """
     page._queue.sleep_when_free = REST_SECONDS
 
