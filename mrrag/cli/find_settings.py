@@ -14,6 +14,7 @@ from mrrag.cli.options import (
     add_command,
     add_data,
     add_pipeline,
+    add_questions,
     load_chosen,
     ticker,
 )
@@ -49,16 +50,7 @@ def add_commands(commands: Commands) -> None:
     settings.add_argument(
         "--split", default="validation", help='split to ask, or "all" (default: %(default)s)'
     )
-    settings.add_argument(
-        "--questions",
-        type=int,
-        default=320,
-        metavar="N",
-        help="maximum number of questions (default: %(default)s)",
-    )
-    settings.add_argument(
-        "--k", type=int, default=8, help="reports in the prompt (default: %(default)s)"
-    )
+    add_questions(settings, 320)
     settings.add_argument(
         "--noise-shares",
         type=float,

@@ -13,6 +13,7 @@ from mrrag.cli.options import (
     add_command,
     add_data,
     add_pipeline,
+    add_questions,
     load_chosen,
     read_chosen,
     ticker,
@@ -33,17 +34,7 @@ def add_commands(commands: Commands) -> None:
     add_pipeline(heads)
     add_data(heads)
     add_ask(heads)
-    heads.add_argument(
-        "--questions",
-        type=int,
-        default=500,
-        metavar="N",
-        help="maximum number of questions, each of training and of validation "
-        "(default: %(default)s)",
-    )
-    heads.add_argument(
-        "--k", type=int, default=8, help="reports in the prompt (default: %(default)s)"
-    )
+    add_questions(heads, 500, of=", each of training and of validation")
     heads.add_argument(
         "--output",
         type=Path,

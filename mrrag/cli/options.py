@@ -169,6 +169,20 @@ def add_ask(command: argparse._ActionsContainer) -> None:
     )
 
 
+def add_questions(command: argparse.ArgumentParser, count: int, of: str = "") -> None:
+    """Add how many questions are asked, and with how many reports."""
+    command.add_argument(
+        "--questions",
+        type=int,
+        default=count,
+        metavar="N",
+        help=f"maximum number of questions{of} (default: %(default)s)",
+    )
+    command.add_argument(
+        "--k", type=int, default=8, help="reports in the prompt (default: %(default)s)"
+    )
+
+
 def add_json(command: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     command.add_argument("--json", action="store_true", help="print JSON instead of text")

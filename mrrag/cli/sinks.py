@@ -12,6 +12,7 @@ from mrrag.cli.options import (
     add_data,
     add_json,
     add_pipeline,
+    add_questions,
     load_chosen,
     print_json,
     ticker,
@@ -36,16 +37,7 @@ def add_commands(commands: Commands) -> None:
     sinks.add_argument(
         "--split", default="validation", help='split to ask, or "all" (default: %(default)s)'
     )
-    sinks.add_argument(
-        "--questions",
-        type=int,
-        default=128,
-        metavar="N",
-        help="maximum number of questions (default: %(default)s)",
-    )
-    sinks.add_argument(
-        "--k", type=int, default=8, help="reports in the prompt (default: %(default)s)"
-    )
+    add_questions(sinks, 128)
     add_json(sinks)
 
 

@@ -15,6 +15,7 @@ from mrrag.cli.options import (
     add_command,
     add_data,
     add_pipeline,
+    add_questions,
     draw_world,
     load_chosen,
     read_chosen,
@@ -109,16 +110,7 @@ def _add_learning(
     add_data(command)
     add_ask(command)
     _add_runs(command)
-    command.add_argument(
-        "--questions",
-        type=int,
-        default=questions,
-        metavar="N",
-        help="maximum number of questions (default: %(default)s)",
-    )
-    command.add_argument(
-        "--k", type=int, default=8, help="reports in the prompt (default: %(default)s)"
-    )
+    add_questions(command, questions)
     return command
 
 
