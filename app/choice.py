@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mrrag.errors import MRRAGError
+from mrrag.errors import OTHERWISE, MRRAGError
 from mrrag.types import BUNDLED, LLAVA_MED
 
 
@@ -55,8 +55,6 @@ class Offer:
         return Path(self.name).name
 
 
-# Ends many errors of models (mrrag.model.weights.OTHERWISE); on the page it says nothing new.
-OTHERWISE = " Or use the bundled model: --model bundled."
 GENERAL = "It was not made for medical pictures: expect wrong answers."
 # Pretrained models that answer on a laptop's processor.
 SMALL = (
@@ -118,7 +116,7 @@ def instead_of(choice: Choice, error: MRRAGError) -> Choice:
     """
     if not choice.replaceable:
         raise error
-    reason = str(error).removesuffix(OTHERWISE)
+    reason = str(error).removesuffix(f" {OTHERWISE}")
     return Choice(BUNDLED, "cpu", why=f"It replaces {choice.model}. {reason}")
 
 

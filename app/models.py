@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.backend import Backend
-from app.choice import OTHERWISE, Offer
+from app.choice import Offer
 from app.sections.visit import sentence_of
-from mrrag.errors import ModelError
+from mrrag.errors import OTHERWISE, ModelError
 
 HUB_TIMEOUT_S = 4.0
 
@@ -127,7 +127,7 @@ class Models:
             return Row(number, offer, "unreachable")
         failed = loading.exception() if loading is not None else None
         problem = sentence_of(failed) if isinstance(failed, Exception) else ""
-        return Row(number, offer, "offered", download, problem.removesuffix(OTHERWISE))
+        return Row(number, offer, "offered", download, problem.removesuffix(f" {OTHERWISE}"))
 
     def _to_download(self, number: int, name: str) -> int:
         """Return the bytes of a model that is not on this machine; the hub is asked once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "OTHERWISE",
     "ArchiveError",
     "CorpusError",
     "FetchError",
@@ -12,6 +13,9 @@ __all__ = [
     "ModelError",
     "SettingsError",
 ]
+
+# Ends errors of models that the bundled one can stand in for.
+OTHERWISE = "Or use the bundled model: --model bundled."
 
 
 class MRRAGError(Exception):

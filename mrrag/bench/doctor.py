@@ -20,11 +20,11 @@ import torch
 from huggingface_hub import constants
 
 from mrrag.bench.self_test import Check, self_test
-from mrrag.errors import ModelError, MRRAGError
+from mrrag.errors import OTHERWISE, ModelError, MRRAGError
 from mrrag.hub import downloaded, repository_bytes
 from mrrag.loading import load_pipeline
 from mrrag.model.checkpoint import FILES, check_loadable
-from mrrag.model.weights import OTHERWISE, room
+from mrrag.model.weights import room
 from mrrag.pipeline import PACKAGES, Pipeline
 from mrrag.types import BUNDLED, LLAVA_MED
 

@@ -28,11 +28,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from mrrag.errors import ModelError, SettingsError
+from mrrag.errors import OTHERWISE, ModelError, SettingsError
 from mrrag.hub import download, is_hub_name, one_line
 from mrrag.model.families import CLASS_TOKENS, FAMILIES, REFUSED, family_of
 from mrrag.model.weights import (
-    OTHERWISE,
     QUANTIZED_BYTES,
     check_room,
     default_dtype,

@@ -12,11 +12,11 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from mrrag.errors import ModelError
+from mrrag.errors import OTHERWISE, ModelError
 from mrrag.hub import one_line
 from mrrag.model.families import family_of
 from mrrag.model.prompt import HUATUO, IMAGE, MISTRAL_INSTRUCT, Template
-from mrrag.model.weights import OTHERWISE, stored_config
+from mrrag.model.weights import stored_config
 
 # Kinds in the layout of LLaVA's own code → the template that their own code writes, whatever
 # the text model's tokenizer brings along.

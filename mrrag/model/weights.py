@@ -17,11 +17,10 @@ import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mrrag.errors import ModelError
+from mrrag.errors import OTHERWISE, ModelError
 from mrrag.hub import one_line
 from mrrag.types import BUNDLED
 
-OTHERWISE = "Or use the bundled model: --model bundled."
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 LARGE = 10**9  # parameters
 QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5625}

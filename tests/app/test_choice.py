@@ -33,9 +33,8 @@ from app.choice import (
     on_zero_gpu,
 )
 from app.frame import header
-from mrrag.errors import ModelError
+from mrrag.errors import OTHERWISE, ModelError
 from mrrag.learnt import learnt_for
-from mrrag.model.weights import OTHERWISE
 from mrrag.types import BUNDLED, LLAVA_MED, Weights
 
 ROOT = Path(__file__).resolve().parents[2]

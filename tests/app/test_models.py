@@ -20,9 +20,8 @@ from app.choice import SMALL, Offer
 from app.frame import offers
 from app.models import Models
 from mrrag.case import Case, Settings
-from mrrag.errors import ModelError
+from mrrag.errors import OTHERWISE, ModelError
 from mrrag.evidence import find_evidence
-from mrrag.model.weights import OTHERWISE
 from mrrag.pipeline import Pipeline, answer
 from mrrag.types import Query
 

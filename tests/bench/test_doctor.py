@@ -25,9 +25,8 @@ from mrrag.bench.doctor import (
     without_paths,
 )
 from mrrag.bench.self_test import Check
-from mrrag.errors import ModelError
+from mrrag.errors import OTHERWISE, ModelError
 from mrrag.files import ASSETS
-from mrrag.model.weights import OTHERWISE
 from mrrag.types import BUNDLED, LLAVA_MED
 
 SIZE = 15_100_000_000
